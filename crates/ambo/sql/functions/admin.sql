@@ -1,0 +1,159 @@
+-- What operators and handles ask: results, lists, cancel, retry.
+
+-- The state of a run and, when it has ended, its result. No row: there is no such run.
+-- States: ready, delayed, running, then succeeded, failed, cancelled or dead.
+create or replace function ambo.run_result(p_run uuid)
+returns table (state text, output json, error json)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(o.status::text, ambo.live_state(r.id)), o.output, o.error
+    from ambo.run r left join ambo.outcome o on o.run_id = r.id
+    where r.id = p_run
+$$;
+
+create or replace function ambo.live_state(p_run uuid) returns text
+language sql stable
+as $$
+    select case when exists (select from ambo.claim c where c.run_id = p_run) then 'running'
+                when exists (select from ambo.timer t where t.run_id = p_run) then 'delayed'
+                else 'ready' end
+$$;
+
+-- The outcomes, so far, of the runs that somebody waits for.
+create or replace function ambo.outcomes(p_runs uuid[])
+returns table (run_id uuid, status text, output json, error json)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+    select o.run_id, o.status::text, o.output, o.error
+    from unnest(p_runs) g (id)
+    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
+$$;
+
+-- Runs, newest first, below the cursor p_before; every filter that is null is open.
+create or replace function ambo.list_runs(
+    p_workflow text default null, p_queue text default null, p_state text default null,
+    p_before uuid default null, p_limit integer default 50)
+returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
+               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_state is not null
+       and p_state <> all ('{ready,delayed,running,succeeded,failed,cancelled,dead}'::text[])
+    then
+        raise exception 'AMBO005: there is no state %', quote_literal(left(p_state, 100))
+            using errcode = 'AM005',
+                hint = 'States: ready, delayed, running, succeeded, failed, cancelled, dead.';
+    end if;
+    return query
+    select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
+           coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error
+    from ambo.run r
+    left join ambo.outcome o on o.run_id = r.id
+    left join ambo.claim c on c.run_id = r.id
+    where (p_before is null or r.id < p_before)
+      and (p_workflow is null or r.workflow = p_workflow)
+      and (p_queue is null or r.queue = p_queue)
+      and (p_state is null or coalesce(o.status::text, ambo.live_state(r.id)) = p_state)
+    order by r.id desc
+    limit p_limit;
+end $$;
+
+-- Asks a run to end. One that waits to be claimed ends at once; one in execution at its next durable call.
+-- Says what happened: 'cancelled', 'requested', or the state in which it had already ended.
+create or replace function ambo.cancel_run(p_run uuid, p_reason text default null) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run record;
+    v_attempt integer;
+begin
+    select r.queue, r.workflow, r.priority, o.status into v_run
+    from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
+    if not found then
+        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+    elsif v_run.status is not null then
+        return v_run.status;
+    end if;
+    insert into ambo.cancel_request (run_id, reason) values (p_run, left(p_reason, 1000)) on conflict do nothing;
+    with waiting as (
+        delete from ambo.ready d where d.ctid = any (array(
+            select r.ctid from ambo.ready r
+            where r.queue = v_run.queue and r.workflow = v_run.workflow and r.priority = v_run.priority
+              and r.run_id = p_run
+            for update skip locked))
+        returning d.attempt
+    ), sleeping as (
+        delete from ambo.timer d where d.ctid = any (array(
+            select t.ctid from ambo.timer t where t.run_id = p_run for update skip locked))
+        returning d.attempt
+    )
+    select w.attempt into v_attempt from (select * from waiting union all select * from sleeping) w;
+    if found then
+        insert into ambo.outcome (run_id, attempt, status, error)
+        values (p_run, v_attempt, 'cancelled', json_build_object(
+            'code', 'AMBO025', 'message', coalesce('cancelled: ' || left(p_reason, 1000), 'cancelled')));
+        delete from ambo.cancel_request q where q.run_id = p_run;
+        perform ambo.tell_waiters(array[p_run]);
+        return 'cancelled';
+    end if;
+    perform pg_notify('ambo.cancel', p_run::text);
+    return 'requested';
+end $$;
+
+-- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failure that ended it
+-- is forgotten, if nothing was recorded after it, and so are losses and the mark of a commit by hand.
+create or replace function ambo.retry_run(p_run uuid) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_outcome record;
+    v_xid xid8;
+begin
+    delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
+    returning o.attempt, o.status into v_outcome;
+    if not found then
+        if not exists (select from ambo.run r where r.id = p_run) then
+            raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        end if;
+        raise exception 'AMBO034: run % is %; only a failed, cancelled or dead run can be retried', p_run,
+            (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034';
+    end if;
+    delete from ambo.checkpoint c
+    where c.run_id = p_run and c.error is not null
+      and not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at);
+    delete from ambo.transaction_marker m where m.run_id = p_run;
+    delete from ambo.cancel_request q where q.run_id = p_run;
+    v_xid := pg_current_xact_id();
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
+    select nextval('ambo.ready_seq'), v_xid, r.id, v_outcome.attempt, 0, r.priority, r.queue, r.workflow, r.timeout
+    from ambo.run r where r.id = p_run;
+    perform ambo.wake();
+end $$;
+
+-- Stops or resumes the claiming of a queue's runs.
+create or replace function ambo.pause_queue(p_queue text, p_paused boolean) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ambo.queue q set paused = p_paused where q.name = p_queue;
+    if not found then
+        raise exception 'AMBO002: there is no queue %', quote_literal(left(p_queue, 200)) using errcode = 'AM002';
+    end if;
+    perform ambo.wake();
+end $$;
+
+-- Makes this database, restored or cloned from another, an installation of its own.
+create or replace function ambo.adopt() returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ambo.installation i
+    set system_identifier = (select s.system_identifier from pg_control_system() s),
+        database_oid = (select d.oid from pg_database d where d.datname = current_database());
+    -- The xids of the old server mean nothing here.
+    update ambo.ready r set xid = pg_current_xact_id();
+    delete from ambo.transaction_marker m where m.xid > pg_current_xact_id();
+    update ambo.keeper k set server = '', worker_id = null, renewed_at = now();
+end $$;

@@ -1,0 +1,209 @@
+-- Claim: takes up to p_limit runs from the lanes given, in their order, and returns all that is needed to
+-- run them. Nothing here walks over the dead: each lane is read above its low-water mark, and what
+-- committed late, below the mark, is found by the transactions that were in progress at the last claim.
+--
+-- Why no row is lost. A row's seq is drawn after its transaction has an xid. The mark of a lane is moved,
+-- by this statement's own snapshot S, to just below the lowest row that S sees and that was not taken, or,
+-- where S sees none, to a value that the sequence had reached before S. A row below it that S does not see
+-- then belongs to a transaction that is in progress in S, so it is in p_late of the next claim; and a row
+-- that S sees but that somebody else had locked holds the mark, or its xid, until it is gone.
+--
+-- The first row returned has no run_id and carries the marks (`lows`, in the order given) and `late`.
+create or replace function ambo.claim(
+    p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[],
+    p_lows bigint[], p_late xid8[])
+returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
+               priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean,
+               seq bigint, lows bigint[], late xid8[])
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    v_last bigint;
+    v_ids uuid[];
+    v_attempts integer[];
+    v_losses smallint[];
+    v_seqs bigint[];
+    v_deadlines timestamptz[];
+    v_lows bigint[];
+    v_late xid8[];
+    v_flood boolean;
+begin
+    select s.last_value into v_last from ambo.ready_seq s;  -- before the snapshot, see above
+    with lane as materialized (
+        select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
+            with ordinality as l (queue, workflow, priority, low, n)
+        where not exists (select from ambo.queue q where q.name = l.queue and q.paused)
+    ), late_seen as materialized (
+        -- `offset 0`: by the index on xid, whatever the planner believes.
+        select r.place, r.xid, r.seq
+        from unnest(p_late) x cross join lateral (
+            select r.ctid as place, r.* from ambo.ready r where r.xid = x offset 0) r
+        where exists (select from lane l where l.queue = r.queue and l.workflow = r.workflow
+                                           and l.priority = r.priority)
+        limit p_limit + 1
+    ), late_locked as materialized (
+        select r.ctid as place from ambo.ready r
+        where r.ctid = any (array(select s.place from late_seen s order by s.seq limit p_limit))
+        for update skip locked
+    ), fresh_locked as materialized (
+        select f.place from lane l cross join lateral (
+            select r.ctid as place from ambo.ready r
+            where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+              and r.seq > l.low
+            order by r.seq limit p_limit
+            for update skip locked) f
+        limit greatest(p_limit - (select count(*) from late_locked), 0)
+    ), taken as (
+        delete from ambo.ready r
+        where r.ctid = any (array(select place from late_locked union select place from fresh_locked))
+        returning r.*
+    ), claimed as (
+        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
+        select t.run_id, p_worker, t.attempt + 1, t.losses, coalesce(t.deadline, now() + t.timeout) from taken t
+    ), ordered as materialized (
+        select t.run_id, t.attempt + 1 as attempt, t.losses, t.seq, t.queue, t.workflow, t.priority,
+               coalesce(t.deadline, now() + t.timeout) as deadline
+        from taken t order by t.priority, t.seq
+    ), mark as (
+        -- Seen and taken, both in order: the first place where they differ is the lowest row left behind.
+        select l.n, coalesce(
+            (select min(p.seen) - 1
+             from unnest(
+                 array(select r.seq from ambo.ready r
+                       where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+                         and r.seq > l.low
+                       order by r.seq limit 1 + cardinality(g.seqs)),
+                 g.seqs) as p (seen, taken)
+             where p.seen is distinct from p.taken),
+            greatest(l.low, v_last, (select max(o.seq) from ordered o))) as low
+        from lane l cross join lateral (
+            select array(select o.seq from ordered o
+                         where o.queue = l.queue and o.workflow = l.workflow and o.priority = l.priority
+                           and o.seq > l.low) as seqs) g
+    )
+    select array_agg(o.run_id), array_agg(o.attempt), array_agg(o.losses), array_agg(o.seq), array_agg(o.deadline),
+        (select array_agg(coalesce(m.low, g.low) order by g.n)
+         from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
+        array(select x from pg_snapshot_xip(pg_current_snapshot()) x
+              union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),
+        (select count(*) > p_limit from late_seen)
+    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_lows, v_late, v_flood
+    from ordered o;
+
+    if v_flood then
+        -- One late transaction brought more than a claim takes: its lanes go back below it instead.
+        select array_agg(least(g.low, (
+                   select min(r.seq) - 1 from ambo.ready r
+                   where r.xid = any (p_late) and r.queue = g.queue and r.workflow = g.workflow
+                     and r.priority = g.priority)) order by g.n)
+        into v_lows
+        from unnest(p_queues, p_workflows, p_priorities, v_lows)
+            with ordinality as g (queue, workflow, priority, low, n);
+    end if;
+    lows := v_lows;
+    late := v_late;
+    return next;
+    if v_ids is not null then
+        return query
+        select r.id, r.workflow, r.queue, r.input, t.attempt, t.losses, r.priority, r.key, r.attempts_max,
+               (extract(epoch from t.deadline - now()) * 1000)::bigint,
+               exists (select from ambo.cancel_request c where c.run_id = r.id), t.seq,
+               null::bigint[], null::xid8[]
+        from unnest(v_ids, v_attempts, v_losses, v_deadlines, v_seqs)
+                 with ordinality as t (id, attempt, losses, deadline, seq, n)
+        cross join lateral (select r.* from ambo.run r where r.id = t.id offset 0) r
+        order by t.n;
+    end if;
+end $$;
+
+-- Lanes that hold runs and that the worker does not know yet: reads only the gaps between known priorities.
+create or replace function ambo.find_lanes(
+    p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[],
+    p_known_priorities smallint[])
+returns table (queue text, workflow text, priority smallint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    v_above integer;
+    v_below integer;
+    v_found smallint;
+begin
+    for queue, workflow in select q, w from unnest(p_queues) q, unnest(p_workflows) w loop
+        v_above := -32769;
+        loop
+            v_below := (select min(k.p) from unnest(p_known_queues, p_known_workflows, p_known_priorities)
+                            as k (q, w, p)
+                        where k.q = queue and k.w = workflow and k.p > v_above);
+            v_found := (select r.priority from ambo.ready r
+                        where r.queue = find_lanes.queue and r.workflow = find_lanes.workflow
+                          and r.priority > v_above and r.priority < coalesce(v_below, 32768)
+                        order by r.priority limit 1);
+            if v_found is not null then
+                priority := v_found;
+                return next;
+                v_above := v_found;
+            elsif v_below is not null then
+                v_above := v_below;
+            else
+                exit;
+            end if;
+        end loop;
+    end loop;
+end $$;
+
+-- The safety net below a lane's mark: the lowest run that stands in (p_above, p_upto], if any.
+create or replace function ambo.sweep(
+    p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint)
+returns bigint
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+    select r.seq from ambo.ready r
+    where r.queue = p_queue and r.workflow = p_workflow and r.priority = p_priority
+      and r.seq > p_above and r.seq <= p_upto
+    order by r.seq limit 1
+$$;
+
+-- The checkpoints of runs that were claimed before.
+create or replace function ambo.history(p_runs uuid[])
+returns table (run_id uuid, "position" text, name text, output json, error json)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+    -- One partition a run: pruned for each, which `= any` is not.
+    select c.run_id, c.position, c.name, c.output, c.error
+    from unnest(p_runs) g (id)
+    cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c
+$$;
+
+-- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.
+create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
+returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_xid xid8;
+    v_count integer;
+begin
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    v_xid := pg_current_xact_id();
+    with returned as (
+        delete from ambo.claim c using unnest(p_runs, p_attempts) as g (id, attempt)
+        where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt
+        returning c.run_id, c.attempt, c.losses, c.deadline)
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), v_xid, r.id, c.attempt, c.losses, r.priority, r.queue, r.workflow,
+           r.timeout, c.deadline
+    from returned c join ambo.run r on r.id = c.run_id;
+    get diagnostics v_count = row_count;
+    if v_count > 0 then
+        perform ambo.wake();
+    end if;
+    return v_count;
+end $$;

@@ -1,0 +1,239 @@
+-- Enqueue: a run exists if and only if the caller's transaction commits.
+
+-- Says what is wrong with an enqueue that failed the check, with a stable code.
+create or replace function ambo.refuse_enqueue(
+    p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
+    p_at timestamptz, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+returns void
+language plpgsql stable
+as $$
+begin
+    if p_workflow is null or octet_length(p_workflow) not between 1 and 200 then
+        raise exception 'AMBO001: the name of a workflow has 1 to 200 bytes, not %',
+            coalesce(octet_length(p_workflow)::text, 'null')
+            using errcode = 'AM001', hint = 'Pass the registered name of the workflow.';
+    elsif p_queue is null or not exists (select from ambo.queue q where q.name = p_queue) then
+        raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
+            using errcode = 'AM002',
+                hint = 'Create it with ambo.create_queue(name), or start a worker that serves it.';
+    elsif p_input is null then
+        raise exception 'AMBO005: the input is null' using errcode = 'AM005',
+            hint = 'Pass JSON; the JSON value null is written ''null''.';
+    elsif octet_length(p_input::text) > 2097152 then
+        raise exception 'AMBO004: the input has % bytes; the limit is 2097152', octet_length(p_input::text)
+            using errcode = 'AM004', hint = 'Store large data elsewhere and pass a reference.';
+    elsif octet_length(p_key) not between 1 and 512 then
+        raise exception 'AMBO001: a key has 1 to 512 bytes, not %', octet_length(p_key)
+            using errcode = 'AM001';
+    elsif p_priority is null or p_priority not between -32768 and 32767 then
+        raise exception 'AMBO005: priority is from -32768 (first) to 32767, not %', coalesce(p_priority::text, 'null')
+            using errcode = 'AM005';
+    elsif p_delay is not null and p_at is not null then
+        raise exception 'AMBO005: give delay or at, not both' using errcode = 'AM005';
+    elsif p_delay < interval '0' then
+        raise exception 'AMBO005: delay is negative: %', p_delay using errcode = 'AM005';
+    elsif p_delay > interval '10 years' or p_at > now() + interval '10 years' then
+        raise exception 'AMBO005: a run may be delayed for 10 years at most' using errcode = 'AM005';
+    elsif p_timeout <= interval '0' then
+        raise exception 'AMBO005: timeout must be above zero, not %', p_timeout using errcode = 'AM005';
+    elsif p_attempts is null or p_attempts not between 1 and 1000 then
+        raise exception 'AMBO005: attempts is from 1 to 1000, not %', coalesce(p_attempts::text, 'null')
+            using errcode = 'AM005';
+    elsif p_key_lifetime <= interval '0' then
+        raise exception 'AMBO005: key_lifetime must be above zero, not %', p_key_lifetime
+            using errcode = 'AM005';
+    end if;
+end $$;
+
+-- What makes two inputs the same input: the JSON value, not its spelling.
+create or replace function ambo.input_digest(p_input json) returns bytea
+language sql immutable
+return sha256(convert_to(
+    case when strpos(p_input::text, '\u0000') > 0 then p_input::text else p_input::jsonb::text end, 'UTF8'));
+
+-- Takes a key for a run, or finds the run that has it. Two open transactions with one key: the second waits.
+create or replace function ambo.take_key(
+    p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid,
+    out run_id uuid, out is_new boolean)
+language plpgsql volatile
+as $$
+declare
+    v_digest bytea := ambo.input_digest(p_input);
+    v_known bytea;
+begin
+    run_id := p_run_id;
+    is_new := true;
+    insert into ambo.run_key (workflow, key, run_id, input_digest, expires_at)
+    values (p_workflow, p_key, p_run_id, v_digest,
+            now() + coalesce(p_lifetime, (select i.key_lifetime from ambo.installation i)))
+    on conflict do nothing;
+    if found then
+        return;
+    end if;
+    is_new := false;
+    select k.run_id, k.input_digest into run_id, v_known
+    from ambo.run_key k where k.workflow = p_workflow and k.key = p_key;
+    if not found then
+        raise exception 'AMBO003: the key was released while it was looked up; enqueue again'
+            using errcode = '40001';
+    elsif v_known <> v_digest then
+        raise exception 'AMBO003: key % of workflow % names run %, which has another input',
+            quote_literal(p_key), quote_literal(p_workflow), run_id
+            using errcode = 'AM003', hint = 'A key means one run: use another key for another input.';
+    end if;
+end $$;
+
+-- One run. The Rust adapters call this; SQL callers use enqueue_workflow.
+create or replace function ambo.enqueue(
+    p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
+    p_at timestamptz, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval,
+    out run_id uuid, out is_new boolean)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_due timestamptz := coalesce(p_at, now() + p_delay);
+    v_xid xid8;
+begin
+    if (octet_length(p_workflow) between 1 and 200
+        and octet_length(p_input::text) <= 2097152
+        and (p_key is null or octet_length(p_key) between 1 and 512)
+        and p_priority between -32768 and 32767
+        and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
+             and coalesce(p_delay >= interval '0', true))
+        and coalesce(p_timeout > interval '0', true)
+        and p_attempts between 1 and 1000
+        and coalesce(p_key_lifetime > interval '0', true)
+        and exists (select from ambo.queue q where q.name = p_queue)) is not true
+    then
+        perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
+                                    p_timeout, p_attempts, p_key_lifetime);
+    end if;
+    run_id := ambo.new_run_id();
+    is_new := true;
+    if p_key is not null then
+        select t.run_id, t.is_new into run_id, is_new
+        from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;
+        if not is_new then
+            return;
+        end if;
+    end if;
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
+    values (run_id, p_attempts, p_priority, p_workflow, p_queue, p_input, p_key, p_timeout, p_attributes);
+    if v_due > clock_timestamp() then
+        insert into ambo.timer (run_id, due_at, attempt, losses) values (run_id, v_due, 0, 0);
+    else
+        -- The xid before the seq: a claimer's low-water mark rests on it.
+        v_xid := pg_current_xact_id();
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
+        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_queue, p_workflow, p_timeout);
+        perform ambo.wake();
+    end if;
+end $$;
+
+-- One run, from psql, a trigger or any driver: `select ambo.enqueue_workflow('fulfil', '{"id": 1001}')`.
+-- Runs whose `priority` is lower are claimed first. `attempts`: how many workers may die with the run,
+-- without progress, before it is dead-lettered.
+create or replace function ambo.enqueue_workflow(
+    workflow text, input json default 'null', queue text default 'default', key text default null,
+    priority integer default 0, delay interval default null, at timestamptz default null,
+    attributes jsonb default null, timeout interval default null, attempts integer default 5,
+    key_lifetime interval default null)
+returns uuid
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+    select e.run_id
+    from ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
+                      key_lifetime) e
+$$;
+
+-- Many runs in one call. An array that is not given, or an element that is null, means the default.
+-- Keys are taken in sorted order, so that two bulk calls cannot deadlock on them.
+create or replace function ambo.enqueue_workflows(
+    workflows text[], inputs json[], queues text[] default null, keys text[] default null,
+    priorities integer[] default null, delays interval[] default null, ats timestamptz[] default null,
+    attributes jsonb[] default null, timeouts interval[] default null, attempts integer[] default null,
+    key_lifetimes interval[] default null)
+returns table (run_id uuid, is_new boolean)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_n integer := cardinality(workflows);
+    v_ids uuid[];
+    v_new boolean[];
+    v_xid xid8;
+    r record;
+begin
+    if v_n is null or cardinality(inputs) is distinct from v_n
+       or coalesce(cardinality(queues), v_n) <> v_n or coalesce(cardinality(keys), v_n) <> v_n
+       or coalesce(cardinality(priorities), v_n) <> v_n or coalesce(cardinality(delays), v_n) <> v_n
+       or coalesce(cardinality(ats), v_n) <> v_n or coalesce(cardinality(attributes), v_n) <> v_n
+       or coalesce(cardinality(timeouts), v_n) <> v_n or coalesce(cardinality(attempts), v_n) <> v_n
+       or coalesce(cardinality(key_lifetimes), v_n) <> v_n
+    then
+        raise exception 'AMBO006: arrays of one call have one length; workflows has %', coalesce(v_n, 0)
+            using errcode = 'AM006';
+    elsif v_n > 100000 then
+        raise exception 'AMBO006: one call takes 100000 runs at most, not %', v_n using errcode = 'AM006';
+    end if;
+    perform ambo.refuse_enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.o,
+                                coalesce(u.m, 5), u.l)
+    from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes)
+        as u (w, i, q, k, p, d, t, o, m, l)
+    where (octet_length(u.w) between 1 and 200
+        and octet_length(u.i::text) <= 2097152
+        and (u.k is null or octet_length(u.k) between 1 and 512)
+        and coalesce(u.p, 0) between -32768 and 32767
+        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
+        and coalesce(u.q, 'default') = 'default') is not true;
+
+    select array_agg(ambo.new_run_id() order by g), array_agg(true)
+    into v_ids, v_new from generate_series(1, v_n) g;
+    if keys is not null then
+        for r in
+            select u.n, t.run_id, t.is_new
+            from (select * from unnest(workflows, keys, inputs, v_ids, key_lifetimes) with ordinality
+                      as u (w, k, i, id, l, n)
+                  where k is not null order by w, k, n offset 0) u,
+                 lateral ambo.take_key(u.w, u.k, u.i, u.l, u.id) t
+        loop
+            v_ids[r.n] := r.run_id;
+            v_new[r.n] := r.is_new;
+        end loop;
+    end if;
+
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
+    select u.id, coalesce(u.m, 5), coalesce(u.p, 0), u.w, coalesce(u.q, 'default'), u.i, u.k, u.o, u.a
+    from unnest(v_ids, v_new, attempts, priorities, workflows, queues, inputs, keys, timeouts, attributes)
+        as u (id, is_new, m, p, w, q, i, k, o, a)
+    where u.is_new;
+    if delays is not null or ats is not null then
+        insert into ambo.timer (run_id, due_at, attempt, losses)
+        select u.id, coalesce(u.t, now() + u.d), 0, 0
+        from unnest(v_ids, v_new, delays, ats) as u (id, is_new, d, t)
+        where u.is_new and coalesce(u.t, now() + u.d) > now();
+    end if;
+    v_xid := pg_current_xact_id();
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
+    select nextval('ambo.ready_seq'), v_xid, u.id, 0, 0, coalesce(u.p, 0), coalesce(u.q, 'default'), u.w, u.o
+    from unnest(v_ids, v_new, priorities, queues, workflows, timeouts, delays, ats)
+        as u (id, is_new, p, q, w, o, d, t)
+    where u.is_new and (coalesce(u.t, now() + u.d) > now()) is not true;
+    perform ambo.wake();
+    return query select * from unnest(v_ids, v_new);
+end $$;
+
+-- Creates a queue; to do so again is no error. Says whether it was new.
+create or replace function ambo.create_queue(name text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    if name is null or octet_length(name) not between 1 and 200 then
+        raise exception 'AMBO001: the name of a queue has 1 to 200 bytes, not %',
+            coalesce(octet_length(name)::text, 'null') using errcode = 'AM001';
+    end if;
+    insert into ambo.queue values (name) on conflict do nothing;
+    return found;
+end $$;

@@ -1,0 +1,82 @@
+-- Flush: one batch of the journal. Checkpoints and outcomes of many runs in one statement of the client.
+--
+-- The fence is a lock, then a look: the worker's fence lock is taken shared, and only then, with a newer
+-- snapshot, the claims are read. Whoever takes claims away from a worker holds that lock exclusively.
+-- Returns the runs of which facts were refused because their claim is gone.
+create or replace function ambo.flush(
+    p_worker bigint,
+    p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[],
+    p_errors json[], p_elapsed_ms integer[],
+    p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[],
+    p_ended_errors json[])
+returns uuid[]
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
+as $$
+declare
+    v_count integer;
+    v_fenced uuid[] := '{}';
+    v_held integer[];
+begin
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    if cardinality(p_runs) > 0 then
+        insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output, error)
+        select f.run_id, f.attempt, f.elapsed_ms, f.position, f.name, f.output, f.error
+        from unnest(p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms)
+            as f (run_id, attempt, position, name, output, error, elapsed_ms)
+        join ambo.claim c on c.run_id = f.run_id and c.worker_id = p_worker and c.attempt = f.attempt;
+        get diagnostics v_count = row_count;
+        if v_count < cardinality(p_runs) then
+            select array_agg(distinct f.run_id) into v_fenced from unnest(p_runs, p_attempts) as f (run_id, attempt)
+            where not exists (select from ambo.claim c where c.run_id = f.run_id
+                              and c.worker_id = p_worker and c.attempt = f.attempt);
+        end if;
+    end if;
+    if cardinality(p_ended_runs) > 0 then
+        with ended as (
+            delete from ambo.claim c using unnest(p_ended_runs, p_ended_attempts, p_statuses,
+                    p_ended_outputs, p_ended_errors) as e (run_id, attempt, status, output, error)
+            where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt
+            returning e.*)
+        insert into ambo.outcome (run_id, attempt, status, output, error)
+        select e.run_id, e.attempt, e.status::ambo.status, e.output, e.error from ended e;
+        get diagnostics v_count = row_count;
+        if v_count < cardinality(p_ended_runs) then
+            select v_fenced || coalesce(array_agg(e.run_id), '{}') into v_fenced
+            from unnest(p_ended_runs, p_ended_attempts) as e (run_id, attempt)
+            where not exists (select from ambo.outcome o
+                              where o.run_id = e.run_id and o.attempt = e.attempt);
+        end if;
+        if exists (select from ambo.cancel_request) then
+            delete from ambo.cancel_request r where r.run_id = any (p_ended_runs);
+        end if;
+        perform ambo.tell_waiters(p_ended_runs);
+    end if;
+    return v_fenced;
+end $$;
+
+-- Tells the processes that wait for outcomes, if there are any; a hint like every NOTIFY of ours.
+create or replace function ambo.tell_waiters(p_runs uuid[]) returns void
+language plpgsql volatile
+as $$
+begin
+    if ambo.is_awaited(hashtext('ambo.wait')) then
+        perform pg_notify('ambo.outcome',
+                          case when cardinality(p_runs) <= 100 then array_to_string(p_runs, ',') else '' end);
+    end if;
+end $$;
+
+-- Which facts of a batch are there, after the answer to its commit was lost: positions by run, and outcomes
+-- (position null).
+create or replace function ambo.recorded(p_runs uuid[])
+returns table (run_id uuid, "position" text)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+    select c.run_id, c.position from unnest(p_runs) g (id)
+    cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c
+    union all
+    select o.run_id, null from unnest(p_runs) g (id)
+    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
+$$;

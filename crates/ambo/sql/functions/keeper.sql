@@ -1,0 +1,127 @@
+-- The keeper's acts: idempotent, bounded, short.
+
+-- Takes the claims of a dead worker, up to p_limit of them, back to ready; a run that has lost too many
+-- workers without progress goes to the dead letters with that reason. The worker's fence lock is held
+-- exclusively, so no flush of it is under way, and the next one sees that the claims are gone. Claims that a
+-- committing transaction step has locked are left for the next time. `buried` when nothing is left.
+create or replace function ambo.bury_worker(
+    p_keeper bigint, p_worker bigint, p_limit integer,
+    out recovered integer, out dead_lettered integer, out buried boolean)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $$
+declare
+    v_xid xid8;
+    v_lease interval := (select i.lease from ambo.installation i);
+begin
+    recovered := 0;
+    dead_lettered := 0;
+    buried := false;
+    if not exists (select from ambo.keeper k where k.worker_id = p_keeper)
+       or not pg_try_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer)
+    then
+        return;
+    end if;
+    -- Once more, under the lock: it may have come back, or be buried already.
+    update ambo.worker w set dead_at = coalesce(w.dead_at, clock_timestamp())
+    where w.id = p_worker
+      and (w.dead_at is not null
+           or exists (select from ambo.heartbeat h where h.worker_id = p_worker
+                      and (h.at < clock_timestamp() - v_lease
+                           or w.session and h.at < clock_timestamp() - interval '2.5 seconds'
+                              and pg_try_advisory_xact_lock(hashtext('ambo.worker'), p_worker::integer))));
+    if not found then
+        return;
+    end if;
+    -- Its open transaction steps hold row locks that would stall the heir.
+    perform pg_terminate_backend(a.pid) from pg_stat_activity a
+    where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
+      and pg_has_role(current_user, a.usesysid, 'member');
+    v_xid := pg_current_xact_id();
+    with orphan as materialized (
+        select c.run_id from ambo.claim c where c.worker_id = p_worker limit p_limit for update skip locked
+    ), taken as (
+        delete from ambo.claim c using orphan o where c.run_id = o.run_id
+        returning c.run_id, c.attempt, c.losses, c.deadline
+    ), judged as materialized (
+        select t.run_id, t.attempt, t.deadline, r.priority, r.queue, r.workflow, r.timeout, r.attempts_max,
+               case when exists (select from ambo.checkpoint c
+                                 where c.run_id = t.run_id and c.attempt = t.attempt)
+                    then 0 else t.losses end + 1 as losses
+        from taken t join ambo.run r on r.id = t.run_id
+    ), revived as (
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+        select nextval('ambo.ready_seq'), v_xid, j.run_id, j.attempt, j.losses, j.priority, j.queue,
+               j.workflow, j.timeout, j.deadline
+        from judged j where j.losses < j.attempts_max
+        returning 1
+    ), dropped as (
+        insert into ambo.outcome (run_id, attempt, status, error)
+        select j.run_id, j.attempt, 'dead', json_build_object(
+                   'code', 'AMBO026',
+                   'message', format('%s workers died with this run and it made no progress', j.losses))
+        from judged j where j.losses >= j.attempts_max
+        returning run_id
+    )
+    select (select count(*) from revived), (select count(*) from dropped) into recovered, dead_lettered;
+    if recovered + dead_lettered > 0 then
+        perform ambo.wake();
+        perform ambo.tell_waiters('{}');
+    end if;
+    if not exists (select from ambo.claim c where c.worker_id = p_worker) then
+        delete from ambo.heartbeat h where h.worker_id = p_worker;
+        delete from ambo.worker w where w.id = p_worker;
+        buried := true;
+    end if;
+end $$;
+
+-- Makes due timers ready, up to p_limit. Returns how many.
+create or replace function ambo.fire_timers(p_limit integer) returns integer
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $$
+declare
+    v_xid xid8;
+    v_count integer;
+begin
+    if not exists (select from ambo.timer t where t.due_at <= clock_timestamp()) then
+        return 0;
+    end if;
+    v_xid := pg_current_xact_id();
+    with due as materialized (
+        select t.run_id from ambo.timer t where t.due_at <= clock_timestamp()
+        order by t.due_at, t.run_id limit p_limit for update skip locked
+    ), fired as (
+        delete from ambo.timer t using due d where t.run_id = d.run_id
+        returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline
+    )
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue, r.workflow,
+           r.timeout, f.deadline
+    from (select * from fired order by due_at) f join ambo.run r on r.id = f.run_id;
+    get diagnostics v_count = row_count;
+    if v_count > 0 then
+        perform ambo.wake();
+    end if;
+    return v_count;
+end $$;
+
+-- Releases keys whose lifetime is over and whose run has ended, up to p_limit. Returns how many.
+create or replace function ambo.expire_keys(p_limit integer) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_count integer;
+begin
+    delete from ambo.run_key k using (
+        select e.workflow, e.key from ambo.run_key e
+        where e.expires_at < now()
+          and (exists (select from ambo.outcome o where o.run_id = e.run_id)
+               or not exists (select from ambo.run r where r.id = e.run_id))
+        limit p_limit for update skip locked) d
+    where k.workflow = d.workflow and k.key = d.key;
+    get diagnostics v_count = row_count;
+    return v_count;
+end $$;

@@ -1,0 +1,102 @@
+-- History is partitioned by range of the run id, whose order is time, and dropped a partition at a time.
+-- Below the oldest partition stands `*_carried`, a partition too, so that every read and write knows it: runs
+-- that outlive their partition are moved there in the transaction that drops it.
+-- All DDL here gives up after 50 ms of waiting for a lock and is tried again later.
+
+-- Makes partitions until `partitions_ahead` of them lie in the future. Returns how many it made.
+create or replace function ambo.make_partitions() returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+as $$
+declare
+    v_width interval;
+    v_ahead integer;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_name text;
+    v_table text;
+    v_made integer := 0;
+begin
+    perform pg_advisory_xact_lock(hashtext('ambo.partition'));
+    select i.partition_width, i.partitions_ahead into v_width, v_ahead from ambo.installation i;
+    loop
+        v_from := coalesce((select max(p.ends_at) from ambo.history_partition p),
+                           date_trunc('day', now(), 'UTC'));
+        exit when v_from > now() + v_width * v_ahead;
+        v_to := v_from + v_width;
+        v_name := to_char(v_from at time zone 'UTC', 'YYYYMMDD_HH24MI');
+        foreach v_table in array array['run', 'outcome', 'checkpoint'] loop
+            execute format('create table ambo.%I (like ambo.%I including all)', v_table || '_' || v_name, v_table);
+            execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
+                           v_table, v_table || '_' || v_name,
+                           ambo.run_id_floor(v_from), ambo.run_id_floor(v_to));
+            if not exists (select from ambo.history_partition) then
+                -- The first one: the carried partition reaches up to it.
+                execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
+                execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',
+                               v_table, v_table || '_carried', ambo.run_id_floor(v_from));
+            end if;
+        end loop;
+        insert into ambo.history_partition values (v_from, v_to);
+        v_made := v_made + 1;
+    end loop;
+    return v_made;
+end $$;
+
+-- Drops the oldest partition if all of it is older than the retention and few of its runs are alive;
+-- those are carried over. Returns true if it dropped one.
+create or replace function ambo.drop_partition() returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_hashjoin = on
+as $$
+declare
+    v_part ambo.history_partition%rowtype;
+    v_name text;
+    v_table text;
+    v_key text;
+    v_live uuid[];
+begin
+    perform pg_advisory_xact_lock(hashtext('ambo.partition'));
+    select p.* into v_part from ambo.history_partition p order by p.starts_at limit 1;
+    if not found or v_part.ends_at > now() - (select i.retention from ambo.installation i) then
+        return false;
+    end if;
+    v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
+    if cardinality(v_live) > 1000 then
+        return false;
+    end if;
+    -- Whoever moves a run between ready, claim and timer reads ambo.run in the same transaction, so that with
+    -- these locks nothing is on its way.
+    lock table ambo.run, ambo.outcome, ambo.checkpoint in access exclusive mode;
+    v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
+    v_name := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
+    -- What was carried before and has ended long ago leaves now.
+    delete from ambo.run_carried r using ambo.outcome_carried o
+    where o.run_id = r.id and o.ended_at < now() - (select i.retention from ambo.installation i);
+    delete from ambo.outcome_carried o where not exists (select from ambo.run_carried r where r.id = o.run_id);
+    delete from ambo.checkpoint_carried c where not exists (select from ambo.run_carried r where r.id = c.run_id);
+    foreach v_table in array array['run', 'outcome', 'checkpoint'] loop
+        v_key := case v_table when 'run' then 'id' else 'run_id' end;
+        execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
+        execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_' || v_name);
+        execute format('insert into ambo.%I select * from ambo.%I p where p.%I = any ($1)',
+                       v_table || '_carried', v_table || '_' || v_name, v_key) using v_live;
+        execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',
+                       v_table, v_table || '_carried', ambo.run_id_floor(v_part.ends_at));
+        execute format('drop table ambo.%I', v_table || '_' || v_name);
+    end loop;
+    delete from ambo.history_partition p where p.starts_at = v_part.starts_at;
+    return true;
+end $$;
+
+-- The runs of a time range that have not ended, up to p_limit: they stand in ready, claim or timer.
+create or replace function ambo.live_runs(p_from timestamptz, p_to timestamptz, p_limit integer) returns uuid[]
+language sql volatile
+as $$
+    select array(
+        select l.run_id from (
+            select r.run_id from ambo.ready r union all
+            select c.run_id from ambo.claim c union all
+            select t.run_id from ambo.timer t) l
+        where l.run_id >= ambo.run_id_floor(p_from) and l.run_id < ambo.run_id_floor(p_to)
+        limit p_limit)
+$$;

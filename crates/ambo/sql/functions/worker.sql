@@ -1,0 +1,119 @@
+-- Workers: registration under an id never used before, one heartbeat a second, and leaving.
+
+-- Refuses a database that was restored or cloned until `ambo adopt` has been run on it.
+create or replace function ambo.check_installation() returns void
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (
+        select from ambo.installation i, pg_control_system() s, pg_database d
+        where i.system_identifier = s.system_identifier and i.database_oid = d.oid
+          and d.datname = current_database())
+    then
+        raise exception 'AMBO011: this database was restored or cloned from the one that Ambo was installed in'
+            using errcode = 'AM011',
+                hint = 'Its runs may still be running elsewhere. If they are not: ambo adopt.';
+    end if;
+end $$;
+
+create or replace function ambo.register_worker(
+    p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean,
+    out worker_id bigint, out lease_ms bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform ambo.check_installation();
+    perform ambo.create_queue(q) from unnest(p_queues) q
+    where not exists (select from ambo.queue k where k.name = q);
+    worker_id := nextval('ambo.worker_seq');
+    insert into ambo.worker (id, name, version, pid, queues, workflows, session)
+    values (worker_id, p_name, p_version, p_pid, p_queues, p_workflows, p_session);
+    insert into ambo.heartbeat (worker_id, at) values (worker_id, clock_timestamp());
+    lease_ms := (select (extract(epoch from i.lease) * 1000)::bigint from ambo.installation i);
+end $$;
+
+-- The session lock that shows at once when a worker's connection died.
+create or replace function ambo.hold_worker(p_worker bigint) returns boolean
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$;
+
+-- One call a second. Renews the lease and, if this worker is the keeper or finds none alive, the keepership.
+-- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew.
+-- To the keeper it also says which workers are dead and how long until the next timer is due.
+create or replace function ambo.heartbeat(
+    p_worker bigint, p_in_flight integer, p_draining boolean,
+    out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
+    out next_timer_ms bigint)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_keeper ambo.keeper%rowtype;
+    v_server text;
+    v_lease interval;
+    r record;
+begin
+    is_keeper := false;
+    update ambo.heartbeat h set at = v_now, in_flight = p_in_flight, draining = p_draining
+    where h.worker_id = p_worker
+      and exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null);
+    alive := found;
+    if not alive then
+        return;
+    end if;
+    if exists (select from ambo.cancel_request) then
+        cancelled := array(select q.run_id from ambo.cancel_request q join ambo.claim c on c.run_id = q.run_id
+                           where c.worker_id = p_worker);
+    end if;
+    select * into v_keeper from ambo.keeper for update skip locked;
+    if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_now - interval '2.5 seconds')
+       or (p_draining and v_keeper.worker_id is distinct from p_worker)
+    then
+        return;
+    end if;
+    is_keeper := true;
+    v_lease := (select i.lease from ambo.installation i);
+    -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
+    v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+    if v_keeper.server <> '' and v_keeper.server <> v_server then
+        v_keeper.grace_until := v_now + v_lease;
+    end if;
+    update ambo.keeper k
+    set worker_id = p_worker, renewed_at = v_now, server = v_server, grace_until = v_keeper.grace_until,
+        epoch = k.epoch + (k.worker_id is distinct from p_worker)::integer;
+    dead := array(select w.id from ambo.worker w where w.dead_at is not null);
+    if v_now > v_keeper.grace_until then
+        for r in
+            select h.worker_id, h.at, w.session from ambo.heartbeat h join ambo.worker w on w.id = h.worker_id
+            where w.dead_at is null and h.at < v_now - interval '2.5 seconds'
+        loop
+            if r.at < v_now - v_lease
+               or (r.session and pg_try_advisory_xact_lock(hashtext('ambo.worker'), r.worker_id::integer))
+            then
+                dead := dead || r.worker_id;
+            end if;
+        end loop;
+    end if;
+    next_timer_ms := (select greatest((extract(epoch from min(t.due_at) - clock_timestamp()) * 1000)::bigint, 0)
+                      from ambo.timer t);
+end $$;
+
+-- A worker leaves: what it still holds is handed back, without a loss counted.
+create or replace function ambo.leave(p_worker bigint) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_count integer;
+begin
+    select ambo.hand_back(p_worker, array_agg(c.run_id), array_agg(c.attempt)) into v_count
+    from ambo.claim c where c.worker_id = p_worker;
+    delete from ambo.heartbeat h where h.worker_id = p_worker;
+    delete from ambo.worker w where w.id = p_worker;
+    update ambo.keeper k set renewed_at = '-infinity' where k.worker_id = p_worker;
+    return coalesce(v_count, 0);
+end $$;
+
+-- The claims of a worker, to compare with what it knows after the answer to a claim was lost.
+create or replace function ambo.claims_of(p_worker bigint) returns table (run_id uuid, attempt integer)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$ select c.run_id, c.attempt from ambo.claim c where c.worker_id = p_worker $$;

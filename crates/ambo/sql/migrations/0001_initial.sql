@@ -1,0 +1,183 @@
+-- Tables of Ambo: a table for each fact, inserted and deleted, not updated.
+-- The schema is written `ambo` here and renamed when it is installed under another name.
+
+create type ambo.status as enum ('succeeded', 'failed', 'cancelled', 'dead');
+
+-- One row: which database this is, and the settings that hold for all workers.
+create table ambo.installation (
+    only_row boolean primary key default true check (only_row),
+    schema_version integer not null,
+    -- A restored or cloned database differs in one of these two and starts paused until `ambo adopt`.
+    system_identifier bigint not null,
+    database_oid oid not null,
+    -- How long a worker may be silent, its connection open, before its runs are given to others.
+    lease interval not null default '15 seconds' check (lease >= '2 seconds'),
+    -- History older than this is dropped, a partition at a time.
+    retention interval not null default '30 days' check (retention >= '1 hour'),
+    -- How long an idempotency key names its run at least; never shorter than the run.
+    key_lifetime interval not null default '30 days' check (key_lifetime > '0'),
+    partition_width interval not null default '1 day' check (partition_width >= '1 hour'),
+    partitions_ahead integer not null default 7 check (partitions_ahead between 2 and 100)
+);
+
+-- What was asked: immutable.
+create table ambo.run (
+    id uuid not null,
+    attempts_max smallint not null,
+    priority smallint not null,
+    workflow text collate "C" not null,
+    queue text collate "C" not null,
+    input json not null,
+    key text collate "C",
+    timeout interval,
+    attributes jsonb,
+    primary key (id)
+) partition by range (id);
+
+-- How it ended: immutable. `attempt` is the claim under which it ended.
+create table ambo.outcome (
+    run_id uuid not null,
+    ended_at timestamptz not null default now(),
+    attempt integer not null,
+    status ambo.status not null,
+    output json,
+    error json,
+    primary key (run_id)
+) partition by range (run_id);
+
+-- What was done: append-only. A position is a path: `3`, or `3.1` for the first call of the branch made at 3.
+create table ambo.checkpoint (
+    run_id uuid not null,
+    recorded_at timestamptz not null default now(),
+    attempt integer not null,
+    elapsed_ms integer not null,
+    position text collate "C" not null,
+    name text collate "C" not null,
+    output json,
+    error json,
+    primary key (run_id, position)
+) partition by range (run_id);
+
+-- The order of claims. Drawn after the transaction has its xid (see functions/enqueue.sql), cached by nobody.
+create sequence ambo.ready_seq as bigint cache 1;
+
+-- Runs that may be claimed now; deleted by the claim. A lane is (queue, workflow, priority).
+-- `xid` is the top-level transaction that made the row: by it a claimer finds what committed late.
+create table ambo.ready (
+    seq bigint not null,
+    xid xid8 not null,
+    run_id uuid not null,
+    attempt integer not null,
+    losses smallint not null,
+    priority smallint not null,
+    queue text collate "C" not null,
+    workflow text collate "C" not null,
+    timeout interval,
+    deadline timestamptz,
+    primary key (queue, workflow, priority, seq)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index ready_xid on ambo.ready (xid);
+
+-- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
+-- `losses` counts the workers that died with this run since it last made progress.
+create table ambo.claim (
+    run_id uuid primary key,
+    worker_id bigint not null,
+    claimed_at timestamptz not null default now(),
+    attempt integer not null,
+    losses smallint not null,
+    deadline timestamptz
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+
+-- What becomes ready later.
+create table ambo.timer (
+    run_id uuid primary key,
+    due_at timestamptz not null,
+    attempt integer not null,
+    losses smallint not null,
+    deadline timestamptz
+);
+create index timer_due on ambo.timer (due_at, run_id);
+
+-- Idempotency keys, with their own lifetime.
+create table ambo.run_key (
+    workflow text collate "C" not null,
+    key text collate "C" not null,
+    run_id uuid not null,
+    input_digest bytea not null,
+    expires_at timestamptz not null,
+    primary key (workflow, key)
+);
+create index run_key_expiry on ambo.run_key (expires_at);
+
+-- A cancel is a recorded request: the owner of the run acts on it, or whoever claims it next.
+create table ambo.cancel_request (
+    run_id uuid primary key,
+    requested_at timestamptz not null default now(),
+    reason text
+);
+
+-- Written before the body of a transaction step and deleted after it, in the same transaction: a row that
+-- anyone can see proves that a body committed by hand.
+create table ambo.transaction_marker (
+    run_id uuid not null,
+    position text collate "C" not null,
+    xid xid8 not null,
+    primary key (run_id, position)
+);
+
+create table ambo.queue (
+    name text collate "C" primary key,
+    created_at timestamptz not null default now(),
+    paused boolean not null default false
+);
+insert into ambo.queue (name) values ('default');
+
+create sequence ambo.worker_seq as bigint cache 1;
+
+-- A worker's registration. `dead_at` is set by the keeper, which then takes the claims and deletes the row.
+create table ambo.worker (
+    id bigint primary key,
+    started_at timestamptz not null default now(),
+    dead_at timestamptz,
+    name text not null,
+    version text not null,
+    pid integer not null,
+    -- Whether it holds its session lock; behind a transaction pooler it cannot.
+    session boolean not null,
+    queues text[] not null,
+    workflows text[] not null
+);
+
+-- The one row that a worker updates, once a second: narrow, and apart from everything that is locked.
+create table ambo.heartbeat (
+    worker_id bigint primary key,
+    at timestamptz not null,
+    in_flight integer not null default 0,
+    draining boolean not null default false
+) with (fillfactor = 50);
+
+-- The keeper: an epoch in a row. `grace_until`: nobody is dead before (a server start or a promotion).
+create table ambo.keeper (
+    only_row boolean primary key default true check (only_row),
+    epoch bigint not null default 0,
+    worker_id bigint,
+    renewed_at timestamptz not null default now(),
+    server text not null default '',
+    grace_until timestamptz not null default now()
+) with (fillfactor = 50);
+insert into ambo.keeper default values;
+
+-- The ranges that run, outcome and checkpoint are partitioned by; what is older stands in the *_carried ones.
+create table ambo.history_partition (
+    starts_at timestamptz primary key,
+    ends_at timestamptz not null check (ends_at > starts_at)
+);
+create table ambo.run_carried partition of ambo.run
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.outcome_carried partition of ambo.outcome
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.checkpoint_carried partition of ambo.checkpoint
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
