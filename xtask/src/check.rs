@@ -1,0 +1,45 @@
+//! What the gate checks beyond the tests. All of it runs, also after a failure, so that one round shows everything.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::run::{cargo, has_cargo_command, locked, show};
+use crate::{exit_code, root, tidy};
+
+pub(crate) fn check() -> Result<ExitCode> {
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, command: &mut Command| -> Result<()> {
+        if !show(command)?.success() {
+            failed.push(name);
+        }
+        Ok(())
+    };
+    let all = ["--workspace", "--all-features"];
+
+    step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    if Path::new(&root()).join("bench/Cargo.toml").exists() {
+        step("format of bench", &mut cargo(&["fmt", "--manifest-path", "bench/Cargo.toml", "--check"]))?;
+    }
+    let mut clippy = cargo(&["clippy", "--all-targets"]);
+    step("lints", clippy.args(all).args(locked()).args(["--", "-D", "warnings"]))?;
+    let mut docs = cargo(&["doc", "--no-deps"]);
+    step("documentation", docs.args(all).args(locked()).env("RUSTDOCFLAGS", "-D warnings"))?;
+    if has_cargo_command("deny") {
+        step("licences and advisories", &mut cargo(&["deny", "check"]))?;
+    } else {
+        eprintln!("cargo-deny is not installed; licences and advisories stay unchecked");
+    }
+    eprintln!("$ cargo xtask tidy");
+    if !tidy::tidy()? {
+        failed.push("tidiness");
+    }
+
+    if failed.is_empty() {
+        eprintln!("check: all is well");
+    } else {
+        eprintln!("check: failed: {}", failed.join(", "));
+    }
+    Ok(exit_code(failed.is_empty()))
+}
