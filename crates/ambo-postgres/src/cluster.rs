@@ -2,7 +2,6 @@
 
 mod launch;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -152,6 +151,9 @@ impl Cluster {
         // Stopped first, so that it cannot start another child while we look for them.
         guard.signal("STOP");
         let children = children(guard.pid());
+        let mut memory = shared_memory(&guard.pid().to_string());
+        // Some of it only the children have mapped.
+        memory.extend(children.iter().flat_map(|child| shared_memory(child)));
         guard.signal("KILL");
         if !children.is_empty() {
             let mut kill = Command::new("/bin/sh");
@@ -159,10 +161,12 @@ impl Cluster {
             // Children that have gone by themselves make it fail; that is as well.
             let _ = kill.status();
         }
-        match guard.wait(PATIENCE) {
-            Some(_) => Ok(()),
-            None => Err(Error::new("the killed server does not end")),
+        let ended = guard.wait(PATIENCE);
+        // The next start would remove these, but there may be none.
+        for file in memory {
+            let _ = fs::remove_file(file);
         }
+        ended.map(drop).ok_or_else(|| Error::new("the killed server does not end"))
     }
 
     /// Starts a server that was stopped or killed, or that fell, on the same data and port. One that runs is left alone.
@@ -218,18 +222,25 @@ fn discard(home: &Home) {
 }
 
 /// The processes whose parent is `pid`.
-fn children(pid: u32) -> Vec<OsString> {
+fn children(pid: u32) -> Vec<String> {
     let Ok(processes) = fs::read_dir("/proc") else {
         let found = Command::new("pgrep").arg("-P").arg(pid.to_string()).output();
         let found =
             found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        return found.split_whitespace().map(OsString::from).collect();
+        return found.split_whitespace().map(str::to_owned).collect();
     };
     processes
         .flatten()
         .filter(|process| parent(&process.path()) == Some(pid))
-        .map(|process| process.file_name())
+        .filter_map(|process| process.file_name().into_string().ok())
         .collect()
+}
+
+/// The files of shared memory that the process `pid` has mapped; only Linux shows them as files.
+fn shared_memory(pid: &str) -> Vec<PathBuf> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let files = maps.lines().filter_map(|line| line.find("/dev/shm/PostgreSQL.").map(|at| &line[at..]));
+    files.filter(|file| !file.contains(' ')).map(PathBuf::from).collect()
 }
 
 /// The parent of a process, from its `stat`: the second field after the name, which may itself hold parentheses.
