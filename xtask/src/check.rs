@@ -24,7 +24,8 @@ pub(crate) fn check() -> Result<ExitCode> {
     }
     let mut clippy = cargo(&["clippy", "--all-targets"]);
     step("lints", clippy.args(all).args(locked()).args(["--", "-D", "warnings"]))?;
-    let mut docs = cargo(&["doc", "--no-deps"]);
+    // Only libraries: the program `ambo` and the library `ambo` would be written to the same place.
+    let mut docs = cargo(&["doc", "--no-deps", "--lib"]);
     step("documentation", docs.args(all).args(locked()).env("RUSTDOCFLAGS", "-D warnings"))?;
     if has_cargo_command("deny") {
         step("licences and advisories", &mut cargo(&["deny", "check"]))?;
