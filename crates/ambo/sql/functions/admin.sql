@@ -30,6 +30,15 @@ as $$
     cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
 $$;
 
+-- Those of the runs that do not exist: whoever waits for one of them would wait for ever.
+create or replace function ambo.unknown_runs(p_runs uuid[]) returns setof uuid
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+    select g.id from unnest(p_runs) g (id)
+    where not exists (select from ambo.run r where r.id = g.id)
+$$;
+
 -- Runs, newest first, below the cursor p_before; every filter that is null is open.
 create or replace function ambo.list_runs(
     p_workflow text default null, p_queue text default null, p_state text default null,
@@ -157,3 +166,53 @@ begin
     delete from ambo.transaction_marker m where m.xid > pg_current_xact_id();
     update ambo.keeper k set server = '', worker_id = null, renewed_at = now();
 end $$;
+
+-- One run with its input and output, in the columns of list_runs and three more.
+create or replace function ambo.show_run(p_run uuid)
+returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
+               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json,
+               input json, output json, cancel_requested boolean)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
+           coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
+           r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
+    from ambo.run r
+    left join ambo.outcome o on o.run_id = r.id
+    left join ambo.claim c on c.run_id = r.id
+    where r.id = p_run
+$$;
+
+create or replace function ambo.show_steps(p_run uuid)
+returns table ("position" text, name text, attempt integer, recorded_at timestamptz, elapsed_ms integer,
+               output json, error json)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select c.position, c.name, c.attempt, c.recorded_at, c.elapsed_ms, c.output, c.error
+    from ambo.checkpoint c where c.run_id = p_run
+    order by string_to_array(c.position, '.')::integer[]
+$$;
+
+-- Queues with their depth, counted up to 10,000, and the age of the oldest run that waits.
+create or replace function ambo.list_queues()
+returns table (name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select q.name, q.paused, d.ready, d.ready >= 10000, d.oldest
+    from ambo.queue q cross join lateral (
+        select count(*) as ready, min(ambo.run_time(r.run_id)) as oldest
+        from (select r.run_id from ambo.ready r where r.queue = q.name limit 10000) r) d
+    order by q.name
+$$;
+
+create or replace function ambo.list_workers()
+returns table (id bigint, name text, version text, pid integer, started_at timestamptz, silent_ms bigint,
+               in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select w.id, w.name, w.version, w.pid, w.started_at,
+           (extract(epoch from clock_timestamp() - h.at) * 1000)::bigint, h.in_flight, h.draining,
+           k.worker_id is not distinct from w.id, w.queues, w.workflows
+    from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id cross join ambo.keeper k
+    order by w.id
+$$;

@@ -13,11 +13,11 @@ returns uuid[]
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
+set lock_timeout = '2s'
 as $$
 declare
     v_count integer;
     v_fenced uuid[] := '{}';
-    v_held integer[];
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     if cardinality(p_runs) > 0 then
@@ -68,15 +68,15 @@ begin
 end $$;
 
 -- Which facts of a batch are there, after the answer to its commit was lost: positions by run, and outcomes
--- (position null).
+-- (position null), each with the attempt that recorded it: another attempt's fact is not ours.
 create or replace function ambo.recorded(p_runs uuid[])
-returns table (run_id uuid, "position" text)
+returns table (run_id uuid, "position" text, attempt integer)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set jit = off
 as $$
-    select c.run_id, c.position from unnest(p_runs) g (id)
+    select c.run_id, c.position, c.attempt from unnest(p_runs) g (id)
     cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c
     union all
-    select o.run_id, null from unnest(p_runs) g (id)
+    select o.run_id, null, o.attempt from unnest(p_runs) g (id)
     cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
 $$;

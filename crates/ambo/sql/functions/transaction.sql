@@ -63,3 +63,12 @@ begin
     end if;
     return coalesce(pg_xact_status(p_xid), 'aborted');
 end $$;
+
+-- Whether the transaction is still the one that the step began: after a body that failed.
+create or replace function ambo.step_is_open(p_run uuid, p_position text) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from ambo.transaction_marker m
+                   where m.run_id = p_run and m.position = p_position
+                     and m.xid = pg_current_xact_id_if_assigned())
+$$;

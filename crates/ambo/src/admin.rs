@@ -1,0 +1,155 @@
+//! What an operator sees: runs, queues, workers, and the health of the installation. All of it serialises, for
+//! `--json` and dashboards.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::id::RunId;
+
+/// Which runs to list; the default is the newest 50.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// Only runs of this workflow.
+    pub workflow: Option<String>,
+    /// Only runs of this queue.
+    pub queue: Option<String>,
+    /// Only runs in this state: ready, delayed, running, succeeded, failed, cancelled or dead.
+    pub state: Option<String>,
+    /// Only runs older than this one: the last of a page gives the next page.
+    pub before: Option<RunId>,
+    /// How many at most.
+    pub limit: u32,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Filter { workflow: None, queue: None, state: None, before: None, limit: 50 }
+    }
+}
+
+/// A run in a list.
+#[derive(Debug, Serialize)]
+pub struct RunSummary {
+    /// Its id.
+    pub id: RunId,
+    /// The name of its workflow.
+    pub workflow: String,
+    /// The queue that it came through.
+    pub queue: String,
+    /// ready, delayed, running, succeeded, failed, cancelled or dead.
+    pub state: String,
+    /// How often it was claimed.
+    pub attempt: i32,
+    /// Its idempotency key.
+    pub key: Option<String>,
+    /// Its priority; lower is first.
+    pub priority: i16,
+    /// When it was enqueued.
+    pub enqueued_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// The worker that holds it.
+    pub worker: Option<i64>,
+    /// Why it failed, was cancelled or is dead.
+    pub error: Option<Box<RawValue>>,
+}
+
+/// A run with its payloads and steps.
+#[derive(Debug, Serialize)]
+pub struct RunDetail {
+    /// What the list shows.
+    #[serde(flatten)]
+    pub summary: RunSummary,
+    /// What it was given.
+    pub input: Option<Box<RawValue>>,
+    /// What it returned.
+    pub output: Option<Box<RawValue>>,
+    /// Somebody asked to cancel it and it has not ended yet.
+    pub cancel_requested: bool,
+    /// What it recorded, in the order of positions.
+    pub steps: Vec<StepSummary>,
+}
+
+/// A recorded call of a run.
+#[derive(Debug, Serialize)]
+pub struct StepSummary {
+    /// Its position.
+    pub position: String,
+    /// Its name.
+    pub name: String,
+    /// The claim of the run under which it was recorded.
+    pub attempt: i32,
+    /// When it was recorded.
+    pub recorded_at: Timestamp,
+    /// How long it took, its retries included, in milliseconds.
+    pub elapsed_ms: i32,
+    /// Its result.
+    pub output: Option<Box<RawValue>>,
+    /// Its error.
+    pub error: Option<Box<RawValue>>,
+}
+
+/// A queue.
+#[derive(Debug, Serialize)]
+pub struct QueueSummary {
+    /// Its name.
+    pub name: String,
+    /// Nothing is claimed from it.
+    pub paused: bool,
+    /// How many runs wait, counted up to 10,000.
+    pub ready: i64,
+    /// There may be more than were counted.
+    pub ready_is_capped: bool,
+    /// When the oldest of those counted was enqueued.
+    pub oldest_ready_at: Option<Timestamp>,
+}
+
+/// A worker.
+#[derive(Debug, Serialize)]
+pub struct WorkerSummary {
+    /// Its id.
+    pub id: i64,
+    /// The name that it gave itself.
+    pub name: String,
+    /// The version of its program.
+    pub version: String,
+    /// Its process id, on its machine.
+    pub pid: i32,
+    /// When it registered.
+    pub started_at: Timestamp,
+    /// Since its last heartbeat, in milliseconds.
+    pub silent_ms: i64,
+    /// Runs in its memory.
+    pub in_flight: i32,
+    /// It finishes what it has and claims no more.
+    pub draining: bool,
+    /// It does the housekeeping at present.
+    pub is_keeper: bool,
+    /// The queues that it serves.
+    pub queues: Vec<String>,
+    /// The workflows that it knows.
+    pub workflows: Vec<String>,
+}
+
+/// One figure of the installation's health.
+#[derive(Debug, Serialize)]
+pub struct VitalSign {
+    /// What it is.
+    pub name: String,
+    /// Its value, as text.
+    pub value: String,
+}
+
+/// What a request to cancel did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// The run waited to be claimed and has ended as cancelled.
+    AtOnce,
+    /// The run is in execution; it ends at its next durable call.
+    Requested,
+    /// The run had ended before, in this state.
+    AlreadyEnded(String),
+}

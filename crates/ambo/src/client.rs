@@ -1,0 +1,248 @@
+//! The client: enqueue without a transaction of one's own, await results, and operate.
+
+pub(crate) mod enqueuer;
+pub(crate) mod waiter;
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::admin::{Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary};
+use crate::enqueue::Enqueued;
+use crate::error::{Code, Error, Result};
+use crate::handle::Handle;
+use crate::id::RunId;
+use crate::on::sealed;
+use crate::store::admin::{self, Outcome};
+use crate::store::connect::{Link, Session, Target};
+use crate::store::enqueue::NewRun;
+use crate::store::{Schema, migrate};
+use enqueuer::Enqueuer;
+use waiter::Waiter;
+
+/// A client of an Ambo installation: cheap to clone, connections opened when first needed and healed when cut.
+///
+/// It opens up to five: one to ask, two that commit enqueues together, one for enqueues with keys, one to
+/// await results.
+///
+/// # Example
+/// ```no_run
+/// # async fn example() -> ambo::Result<()> {
+/// let client = ambo::Client::connect("postgres://localhost/shop").await?;
+/// let run = ambo::Enqueue::named("fulfil", &serde_json::json!({"id": 1001})).key("order-1001").on(&client).await?;
+/// let again = ambo::Enqueue::named("fulfil", &serde_json::json!({"id": 1001})).key("order-1001").on(&client).await?;
+/// assert!(again.run == run.run && !again.is_new);      // a key means one run
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    target: Target,
+    /// For questions and operators' acts; a tokio mutex because it is held while the database is asked.
+    link: Mutex<Link>,
+    enqueuer: Enqueuer,
+    waiter: Arc<Waiter>,
+}
+
+impl Client {
+    /// Connects, to the schema `ambo`, and checks that it fits.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database cannot be reached, `AMBO041` if the URL cannot be read, `AMBO010` if the schema is not
+    /// there or has another version.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Client::connect_in(url, "ambo").await
+    }
+
+    /// Connects to an installation under another schema name.
+    ///
+    /// # Errors
+    /// As [`connect`](Client::connect).
+    pub async fn connect_in(url: &str, schema: &str) -> Result<Self> {
+        let client = Client::connect_unchecked(url, schema).await?;
+        let session = client.session().await?;
+        migrate::check(&session, &client.inner.target.schema).await?;
+        Ok(client)
+    }
+
+    /// Connects without a look at the schema: to [`migrate`](Client::migrate).
+    ///
+    /// # Errors
+    /// `AMBO040` and `AMBO041` as [`connect`](Client::connect).
+    pub async fn connect_unchecked(url: &str, schema: &str) -> Result<Self> {
+        let mut target = Target::parse(url, Schema::new(schema)?)?;
+        target.detect_pooler().await?;
+        Ok(Client {
+            inner: Arc::new(Inner {
+                link: Mutex::new(Link::new(target.clone(), "ambo client")),
+                enqueuer: Enqueuer::new(target.clone()),
+                waiter: Arc::new(Waiter::new(target.clone())),
+                target,
+            }),
+        })
+    }
+
+    /// Installs or upgrades the schema; safe from any number of processes at once. Answers the version before, 0 if
+    /// there was none, and the version now.
+    ///
+    /// # Errors
+    /// `AMBO010` if the schema is newer than this program; `AMBO050` with what the database says.
+    pub async fn migrate(&self) -> Result<(i32, i32)> {
+        let session = self.session().await?;
+        let before = migrate::migrate(&session, &self.inner.target.schema).await?;
+        Ok((before, migrate::SCHEMA_VERSION))
+    }
+
+    /// The SQL that [`migrate`](Client::migrate) would run on an empty database.
+    ///
+    /// # Errors
+    /// `AMBO041` for a schema name that would need quoting.
+    pub fn migration_script(schema: &str) -> Result<String> {
+        Ok(migrate::script(&Schema::new(schema)?))
+    }
+
+    pub(crate) async fn session(&self) -> Result<Session> {
+        self.inner.link.lock().await.session().await.cloned()
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.inner.target
+    }
+
+    pub(crate) fn waiter(&self) -> &Arc<Waiter> {
+        &self.inner.waiter
+    }
+
+    pub(crate) fn enqueuer(&self) -> &Enqueuer {
+        &self.inner.enqueuer
+    }
+
+    fn schema(&self) -> &Schema {
+        &self.inner.target.schema
+    }
+
+    pub(crate) async fn enqueue_all(&self, runs: Vec<NewRun>) -> Result<Vec<Enqueued>> {
+        if runs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let session = self.session().await?;
+        let answers = crate::store::enqueue::enqueue(&session, self.schema(), &runs).await?;
+        Ok(answers.into_iter().map(|(run, is_new)| Enqueued { run: run.into(), is_new }).collect())
+    }
+
+    /// A handle to a run, to await its result. No question is asked of the database yet.
+    pub fn handle<W>(&self, run: RunId) -> Handle<W> {
+        Handle::new(self.clone(), run)
+    }
+
+    pub(crate) async fn outcome(&self, run: RunId) -> Result<Outcome> {
+        self.inner.waiter.outcome(run.as_uuid()).await
+    }
+
+    /// Runs, newest first.
+    ///
+    /// # Errors
+    /// `AMBO005` for a state that there is not.
+    pub async fn list_runs(&self, filter: &Filter) -> Result<Vec<RunSummary>> {
+        admin::list_runs(&self.session().await?, self.schema(), filter).await
+    }
+
+    /// One run, with its payloads and steps.
+    ///
+    /// # Errors
+    /// `AMBO033` if there is no such run.
+    pub async fn show_run(&self, run: RunId) -> Result<RunDetail> {
+        let detail = admin::show_run(&self.session().await?, self.schema(), run.as_uuid()).await?;
+        detail.ok_or_else(|| unknown(run))
+    }
+
+    /// Asks a run to end: one that waits to be claimed at once, one in execution at its next durable call.
+    ///
+    /// # Errors
+    /// `AMBO033` if there is no such run.
+    pub async fn cancel(&self, run: RunId, reason: &str) -> Result<Cancelled> {
+        let said = admin::cancel_run(&self.session().await?, self.schema(), run.as_uuid(), reason).await?;
+        Ok(match said.as_str() {
+            "requested" => Cancelled::Requested,
+            "cancelled" => Cancelled::AtOnce,
+            _ => Cancelled::AlreadyEnded(said),
+        })
+    }
+
+    /// Runs a failed, cancelled or dead run again, from its checkpoints.
+    ///
+    /// # Errors
+    /// `AMBO033` if there is no such run, `AMBO034` if it has not ended or has succeeded.
+    pub async fn retry(&self, run: RunId) -> Result<()> {
+        admin::retry_run(&self.session().await?, self.schema(), run.as_uuid()).await
+    }
+
+    /// Creates a queue; says whether it is new.
+    ///
+    /// # Errors
+    /// `AMBO001` for a name that is empty or longer than 200 bytes.
+    pub async fn create_queue(&self, name: &str) -> Result<bool> {
+        admin::create_queue(&self.session().await?, self.schema(), name).await
+    }
+
+    /// Stops (or resumes) the claiming of a queue's runs.
+    ///
+    /// # Errors
+    /// `AMBO002` if there is no such queue.
+    pub async fn pause_queue(&self, name: &str, paused: bool) -> Result<()> {
+        admin::pause_queue(&self.session().await?, self.schema(), name, paused).await
+    }
+
+    /// The queues, by name.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn list_queues(&self) -> Result<Vec<QueueSummary>> {
+        admin::list_queues(&self.session().await?, self.schema()).await
+    }
+
+    /// The workers that are registered, by id.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn list_workers(&self) -> Result<Vec<WorkerSummary>> {
+        admin::list_workers(&self.session().await?, self.schema()).await
+    }
+
+    /// The figures that `ambo doctor` looks at.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn vital_signs(&self) -> Result<Vec<VitalSign>> {
+        admin::vital_signs(&self.session().await?, self.schema()).await
+    }
+
+    /// Whether a transaction pooler stands before the database; Ambo polls then.
+    pub fn is_pooled(&self) -> bool {
+        self.inner.target.pooled
+    }
+
+    /// Makes this database, restored or cloned from another, an installation of its own: only when the one that it
+    /// came from does not run any more, or its runs would run twice.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn adopt(&self) -> Result<()> {
+        admin::adopt(&self.session().await?, self.schema()).await
+    }
+}
+
+impl sealed::Enqueue for &Client {
+    #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+    async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
+        self.inner.enqueuer.enqueue(run).await
+    }
+}
+
+pub(crate) fn unknown(run: RunId) -> Error {
+    Error::new(Code::UnknownRun, format!("there is no run {run}"))
+}

@@ -1,0 +1,212 @@
+//! One waiter a process: everyone who awaits an outcome waits here, on one connection.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::engine::clock;
+use crate::error::{Error, Result};
+use crate::store::admin::{self, Outcome};
+use crate::store::connect::{Link, Notice, Session, Target};
+use crate::store::flush::NewOutcome;
+use crate::store::worker;
+
+/// Between looks when no notification came: it covers those that were lost.
+const POLL: Duration = Duration::from_secs(2);
+/// Between looks where there are no notifications.
+const POLL_POOLED: Duration = Duration::from_millis(100);
+/// Runs asked about in one statement.
+const ASK: usize = 5000;
+
+type Answer = oneshot::Sender<Result<Outcome>>;
+
+/// Those who wait, by run.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    target: Target,
+    waiting: Mutex<HashMap<Uuid, Waiting>>,
+    /// Somebody began to wait for a run that nobody in this process runs.
+    arrived: Arc<Notify>,
+    running: AtomicBool,
+    /// Where the watching task lives: the runtime that the client was made in.
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    answers: Vec<Answer>,
+    /// The run is executed in this process, which will tell: the database is asked only now and then.
+    local: bool,
+    /// The database was asked once whether there is such a run.
+    known: bool,
+}
+
+impl Waiter {
+    pub(crate) fn new(target: Target) -> Self {
+        let arrived = Arc::new(Notify::new());
+        let runtime = tokio::runtime::Handle::current();
+        Waiter { target, waiting: Mutex::default(), arrived, running: AtomicBool::new(false), runtime }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run is started in this process: whoever asks for it later need not ask the database.
+    pub(crate) fn expect(&self, run: Uuid) {
+        self.waiting().insert(run, Waiting { local: true, known: true, answers: Vec::new() });
+    }
+
+    /// Waits for the outcome of a run.
+    pub(crate) async fn outcome(self: &Arc<Self>, run: Uuid) -> Result<Outcome> {
+        let (answer, answered) = oneshot::channel();
+        let local = {
+            let mut all = self.waiting();
+            let waiting = all.entry(run).or_default();
+            waiting.answers.push(answer);
+            waiting.local
+        };
+        if !local {
+            self.watch();
+        }
+        match answered.await {
+            Ok(outcome) => outcome,
+            // The task ended with its runtime; another one may have the client still.
+            Err(_) => Err(Error::new(crate::Code::Unavailable, "the runtime that waited has ended")),
+        }
+    }
+
+    fn watch(self: &Arc<Self>) {
+        if !self.running.swap(true, Ordering::AcqRel) {
+            self.runtime.spawn(watch(self.clone()));
+        }
+        self.arrived.notify_one();
+    }
+
+    /// An outcome became durable in this process.
+    pub(crate) fn settle(&self, run: Uuid, outcome: &NewOutcome) {
+        let Some(waiting) = self.waiting().remove(&run) else { return };
+        let outcome = Outcome {
+            status: outcome.status.to_owned(),
+            output: outcome.output.clone(),
+            error: outcome.error.clone(),
+        };
+        for answer in waiting.answers {
+            let _ = answer.send(Ok(outcome.clone()));
+        }
+    }
+
+    /// A run left this process without an outcome: from now on the database is asked.
+    pub(crate) fn lose(self: &Arc<Self>, run: Uuid) {
+        let somebody_waits = {
+            let mut all = self.waiting();
+            match all.get_mut(&run) {
+                Some(waiting) if !waiting.answers.is_empty() => {
+                    waiting.local = false;
+                    true
+                }
+                Some(_) => {
+                    all.remove(&run);
+                    false
+                }
+                None => false,
+            }
+        };
+        if somebody_waits {
+            self.watch();
+        }
+    }
+
+    /// The runs to ask the database about.
+    fn wanted(&self) -> Vec<Uuid> {
+        let mut all = self.waiting();
+        all.retain(|_, waiting| waiting.local || waiting.answers.iter().any(|answer| !answer.is_closed()));
+        all.iter().filter(|(_, waiting)| !waiting.local).map(|(run, _)| *run).collect()
+    }
+
+    fn answer(&self, run: Uuid, outcome: &Outcome) {
+        if let Some(waiting) = self.waiting().remove(&run) {
+            for answer in waiting.answers {
+                let _ = answer.send(Ok(outcome.clone()));
+            }
+        }
+    }
+}
+
+/// Asks for outcomes while somebody waits; ends when nobody has for a while.
+async fn watch(waiter: Arc<Waiter>) {
+    let (sender, mut notices) = mpsc::unbounded_channel();
+    let mut link = Link::new(waiter.target.clone(), "ambo client waiter").with_notices(sender);
+    let mut listening: Option<i32> = None;
+    loop {
+        let wanted = waiter.wanted();
+        if wanted.is_empty() {
+            if let (Some(_), Ok(session)) = (listening.take(), link.session().await) {
+                let _ = worker::show_asleep(session, &waiter.target.schema, "wait", false).await;
+            }
+            waiter.arrived.notified().await;
+            continue;
+        }
+        if let Err(error) = look(&waiter, &mut link, &mut listening, &wanted).await {
+            listening = None;
+            link.recover(&error).await;
+            continue;
+        }
+        link.recovered();
+        let poll = if waiter.target.pooled { POLL_POOLED } else { POLL };
+        tokio::select! {
+            () = waiter.arrived.notified() => {}
+            Some(notice) = notices.recv() => {
+                // What came meanwhile is covered by the same look.
+                let mut lost = matches!(notice, Notice::Lost);
+                while let Ok(more) = notices.try_recv() {
+                    lost |= matches!(more, Notice::Lost);
+                }
+                if lost {
+                    listening = None;
+                }
+            }
+            () = tokio::time::sleep(poll.mul_f64(0.75 + 0.5 * clock::jitter())) => {}
+        }
+    }
+}
+
+/// One look. Shows first that somebody waits, so that whatever commits after the look is told.
+async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<i32>, wanted: &[Uuid]) -> Result<()> {
+    let session: Session = link.session().await?.clone();
+    let schema = &waiter.target.schema;
+    if !waiter.target.pooled && *listening != Some(session.backend) {
+        session.batch(&format!("listen \"{}\"", schema.channel("outcome"))).await?;
+        worker::show_asleep(&session, schema, "wait", true).await?;
+        *listening = Some(session.backend);
+    }
+    for some in wanted.chunks(ASK) {
+        for (run, outcome) in admin::outcomes(&session, schema, some).await? {
+            waiter.answer(run, &outcome);
+        }
+    }
+    refuse_unknown(waiter, &session, wanted).await
+}
+
+/// Whoever waits for a run that there is not learns it, once and at first.
+async fn refuse_unknown(waiter: &Waiter, session: &Session, wanted: &[Uuid]) -> Result<()> {
+    let new: Vec<Uuid> = {
+        let mut all = waiter.waiting();
+        wanted.iter().copied().filter(|run| all.get_mut(run).is_some_and(|w| !std::mem::replace(&mut w.known, true))).collect()
+    };
+    if new.is_empty() {
+        return Ok(());
+    }
+    for run in admin::unknown_runs(session, &waiter.target.schema, &new).await? {
+        if let Some(waiting) = waiter.waiting().remove(&run) {
+            for answer in waiting.answers {
+                let _ = answer.send(Err(super::unknown(run.into())));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Steps: replayed if recorded, else tried until they succeed or the retry policy gives up.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::Instrument as _;
+
+use crate::engine::run::Run;
+use crate::engine::{clock, executor, failpoint};
+use crate::error::{ApplicationError, Code, Error, Failure, to_error, to_failure};
+use crate::payload;
+use crate::retry::Retry;
+use crate::store::claim::Checkpoint;
+use crate::telemetry;
+
+/// What a step's body is told: which attempt it is, and the key to hand to the outside.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    number: u32,
+    key: Arc<str>,
+}
+
+impl Attempt {
+    /// The number of this attempt in this worker, from 1. A crash begins again at 1.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// A key that is the same for every attempt of this step of this run, in whatever worker, and for no other
+    /// step: hand it to the outside system, and it can tell a repetition from a second order.
+    pub fn idempotency_key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// A step that was built: configure it, then await it. See [`Ctx::step`](crate::Ctx::step).
+#[must_use = "a step does nothing until it is awaited"]
+pub struct Step<'a, T, E, F> {
+    plan: Option<Plan<'a, E, F>>,
+    running: Option<Pin<Box<dyn Future<Output = Result<T, Failure<E>>> + Send + 'a>>>,
+}
+
+struct Plan<'a, E, F> {
+    run: &'a Arc<Run>,
+    position: String,
+    name: Cow<'static, str>,
+    body: F,
+    retry: Retry,
+    retry_if: Option<Predicate<'a, E>>,
+    timeout: Option<Duration>,
+    error: PhantomData<fn() -> E>,
+}
+
+type Predicate<'a, E> = Box<dyn Fn(&E) -> bool + Send + Sync + 'a>;
+
+impl<'a, T, E, F> Step<'a, T, E, F> {
+    pub(crate) fn new(run: &'a Arc<Run>, position: String, name: Cow<'static, str>, body: F) -> Self {
+        let plan = Plan {
+            run,
+            position,
+            name,
+            body,
+            retry: Retry::none(),
+            retry_if: None,
+            timeout: None,
+            error: PhantomData,
+        };
+        Step { plan: Some(plan), running: None }
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Plan<'a, E, F>)) -> Self {
+        if let Some(plan) = &mut self.plan {
+            change(plan);
+        }
+        self
+    }
+
+    /// How failed attempts are tried again. Default: not at all. The attempts are counted in memory: after a crash
+    /// they begin anew.
+    pub fn retry(self, retry: Retry) -> Self {
+        self.set(|plan| plan.retry = retry)
+    }
+
+    /// Which of the application's errors are worth another attempt. Default: all. Time limits and panics are
+    /// always tried again while the policy allows it.
+    pub fn retry_if(self, worth_it: impl Fn(&E) -> bool + Send + Sync + 'a) -> Self {
+        self.set(|plan| plan.retry_if = Some(Box::new(worth_it)))
+    }
+
+    /// How long one attempt may take; its future is dropped then. Default: no limit.
+    pub fn timeout(self, limit: Duration) -> Self {
+        self.set(|plan| plan.timeout = Some(limit))
+    }
+}
+
+// The body is never pinned: it is moved into the boxed future at the first poll.
+impl<T, E, F> Unpin for Step<'_, T, E, F> {}
+
+impl<'a, T, E, F, Fut> Future for Step<'a, T, E, F>
+where
+    F: FnMut(Attempt) -> Fut + Send + 'a,
+    Fut: Future<Output = Result<T, E>> + Send + 'a,
+    T: Serialize + DeserializeOwned + Send + 'a,
+    E: ApplicationError,
+{
+    type Output = Result<T, Failure<E>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(plan) = self.plan.take() {
+            self.running = Some(Box::pin(perform(plan)));
+        }
+        match &mut self.running {
+            Some(running) => running.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+async fn perform<T, E, F, Fut>(plan: Plan<'_, E, F>) -> Result<T, Failure<E>>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    T: Serialize + DeserializeOwned,
+    E: ApplicationError,
+{
+    let Plan { run, position, name, body, retry, retry_if, timeout, .. } = plan;
+    if let Some(answer) = replay(run, &position, &name).await {
+        return answer;
+    }
+    let started = Instant::now();
+    let span = tracing::info_span!("step", position, name = %name);
+    let result = attempts(run, &position, &name, body, &retry, retry_if, timeout).instrument(span).await;
+    // A value that cannot be recorded is a failure of the step for good: its effect has happened.
+    let result = result.and_then(|value| match payload::encode("the result of the step", &value) {
+        Ok(json) => Ok((value, json)),
+        Err(error) => Err(Failure::Ambo(error)),
+    });
+    telemetry::step_ended(&run.workflow, result.is_ok(), started.elapsed());
+    match result {
+        Ok((value, json)) => {
+            run.record(position, name, Ok(json), started.elapsed());
+            failpoint::reach("step-after");
+            Ok(value)
+        }
+        Err(failure) => {
+            let error = match failure {
+                Failure::Application(error) => to_error(error),
+                Failure::Ambo(error) => error,
+            };
+            run.record(position, name, Err(executor::encode_error(&error)), started.elapsed());
+            Err(to_failure(error))
+        }
+    }
+}
+
+/// What stands before every durable call: a recorded answer, or a reason not to act.
+pub(crate) async fn replay<T, E>(run: &Run, position: &str, name: &str) -> Option<Result<T, Failure<E>>>
+where
+    T: DeserializeOwned,
+    E: ApplicationError,
+{
+    if let Err(error) = super::check_name(name) {
+        return Some(Err(Failure::Ambo(error)));
+    }
+    let recorded = match run.replay(position, name) {
+        Ok(recorded) => recorded,
+        Err(error) => run.die(error).await,
+    };
+    match recorded {
+        Some(checkpoint) => Some(match answer(&checkpoint, position) {
+            Ok(answer) => answer,
+            Err(error) => run.die(error).await,
+        }),
+        None if run.is_cancelled() => {
+            Some(Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled"))))
+        }
+        None => None,
+    }
+}
+
+fn answer<T, E>(checkpoint: &Checkpoint, position: &str) -> Result<Result<T, Failure<E>>, Error>
+where
+    T: DeserializeOwned,
+    E: ApplicationError,
+{
+    if let Some(error) = &checkpoint.error {
+        let error: Error = payload::decode("a recorded error", error)?;
+        return Ok(Err(to_failure(error)));
+    }
+    let what = format!("the recorded result of {:?} at position {position}", checkpoint.name);
+    payload::decode(&what, checkpoint.output.as_deref().unwrap_or("null")).map(Ok)
+}
+
+async fn attempts<T, E, F, Fut>(
+    run: &Arc<Run>,
+    position: &str,
+    name: &str,
+    mut body: F,
+    retry: &Retry,
+    retry_if: Option<Predicate<'_, E>>,
+    timeout: Option<Duration>,
+) -> Result<T, Failure<E>>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    let mut attempt = Attempt { number: 1, key: format!("{}/{position}", run.id).into() };
+    loop {
+        run.barrier().await;
+        failpoint::reach("step-before");
+        let failure = match one(&mut body, &attempt, timeout).await {
+            Ok(value) => return Ok(value),
+            Err(failure) => failure,
+        };
+        let worth_it = match &failure {
+            Failure::Application(error) => retry_if.as_ref().is_none_or(|worth_it| worth_it(error)),
+            Failure::Ambo(_) => true,
+        };
+        let Some(pause) = retry.pause_after(attempt.number, clock::jitter()).filter(|_| worth_it) else {
+            return Err(failure);
+        };
+        telemetry::step_retried(&run.workflow);
+        tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
+        tokio::time::sleep(pause).await;
+        if run.is_cancelled() {
+            return Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled between two attempts")));
+        }
+        attempt.number += 1;
+    }
+}
+
+/// One attempt: a panic and a time limit are failures of it, not of the worker.
+async fn one<T, E, F, Fut>(body: &mut F, attempt: &Attempt, timeout: Option<Duration>) -> Result<T, Failure<E>>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    let call = AssertUnwindSafe(async { body(attempt.clone()).await }).catch_unwind();
+    let ended = match timeout {
+        Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| {
+            Failure::Ambo(Error::new(Code::StepTimeout, format!("the attempt took longer than {limit:?}")))
+        })?,
+        None => call.await,
+    };
+    match ended {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Failure::Application(error)),
+        Err(panic) => Err(Failure::Ambo(executor::panicked("the step", &*panic))),
+    }
+}
+
+impl<T, E, F> fmt::Debug for Step<'_, T, E, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("begun", &self.plan.is_none()).finish_non_exhaustive()
+    }
+}

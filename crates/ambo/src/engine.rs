@@ -1,0 +1,91 @@
+//! The loops of one worker process, on a thread of their own: user code that blocks must not cost the lease.
+//!
+//! A worker lives one or more *lives*: each has an id never used before. When it learns that it was declared dead
+//! it drops all that it holds and begins another life.
+
+pub(crate) mod claimer;
+pub(crate) mod clock;
+pub(crate) mod control;
+pub(crate) mod executor;
+pub(crate) mod failpoint;
+pub(crate) mod journal;
+pub(crate) mod keeper;
+pub(crate) mod life;
+pub(crate) mod run;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::waiter::Waiter;
+use crate::error::Result;
+use crate::store::connect::{Link, Target};
+use crate::store::worker::Registration;
+use crate::workflow::{Registry, States};
+pub(crate) use life::Life;
+
+/// What does not change over a worker's lives.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) target: Target,
+    pub(crate) registration: Registration,
+    pub(crate) registry: Registry,
+    pub(crate) states: States,
+    /// How many runs are in memory at most: each holds its input, history and task.
+    pub(crate) max_in_flight: usize,
+    /// How long a claimer that finds nothing sleeps when no notification wakes it.
+    pub(crate) poll: Duration,
+    /// Where user code runs.
+    pub(crate) runtime: tokio::runtime::Handle,
+    /// Those in this process who wait for outcomes.
+    pub(crate) waiter: Arc<Waiter>,
+    /// The present life, once registered.
+    pub(crate) life: watch::Sender<Option<Arc<Life>>>,
+    /// No more claims: finish or hand back.
+    pub(crate) draining: AtomicBool,
+    pub(crate) drain_begun: Notify,
+    /// The end: whatever still runs is handed back.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Engine {
+    /// Stops claiming. The loops notice at once.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.drain_begun.notify_waiters();
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// Lives until the engine is stopped. The first registration is made by the caller's own attempt, so that a wrong
+/// configuration is an error of `start`, not a loop.
+pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
+    let mut first = Some(first);
+    let mut control = Link::new(engine.target.clone(), "ambo worker control");
+    while !engine.stop.is_cancelled() {
+        match life::begin(&engine, &mut control).await {
+            Ok(next) => {
+                if let Some(first) = first.take() {
+                    let _ = first.send(Ok(()));
+                }
+                control = life::lead(&engine, next, control).await;
+            }
+            Err(error) => {
+                if let Some(first) = first.take() {
+                    let _ = first.send(Err(error));
+                    return;
+                }
+                tokio::select! {
+                    () = control.recover(&error) => {}
+                    () = engine.stop.cancelled() => {}
+                }
+            }
+        }
+    }
+}

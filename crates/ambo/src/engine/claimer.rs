@@ -1,0 +1,270 @@
+//! The claimer: one a process. Claims as much as there is room for, and sleeps, visibly, when there is nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Engine, Life, clock, failpoint};
+use crate::error::Result;
+use crate::store::claim::{self, Claimed, ClaimedRun, Lane};
+use crate::store::connect::{Link, Session};
+use crate::store::types::Xid8;
+use crate::store::worker;
+use crate::telemetry;
+
+/// Runs in one claim: a bigger batch is no cheaper by the run and holds its locks longer.
+const BATCH: usize = 500;
+/// Lanes that a claimer keeps marks for; beyond it the one that was empty longest is forgotten and found anew.
+const LANES_MAX: usize = 1000;
+/// Pauses between claims that find nothing, before the claimer goes to sleep.
+const PAUSES: [u64; 6] = [1, 2, 3, 4, 5, 5];
+/// How often new lanes are looked for while the known ones keep the claimer busy.
+const DISCOVER: Duration = Duration::from_millis(50);
+/// The sweep below the marks looks at so many places of a lane at a time, once a second.
+const SWEEP_STEP: i64 = 50_000;
+
+/// What the claimer knows of the lanes.
+#[derive(Debug)]
+struct Claimer {
+    engine: Arc<Engine>,
+    life: Arc<Life>,
+    link: Link,
+    lanes: Vec<Lane>,
+    /// Transactions that were in progress at the last claim: what they commit may lie below the marks.
+    late: Vec<Xid8>,
+    discovered: Option<Instant>,
+    /// Runs that were claimed once too often while a worker died: run alone, so that no neighbour dies with them.
+    suspects: VecDeque<ClaimedRun>,
+    /// The backend on which the sleep locks are held.
+    asleep_on: Option<i32>,
+    swept: Instant,
+    sweep_from: HashMap<(String, String, i16), i64>,
+}
+
+/// Claims until the life is over.
+pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
+    let link = Link::new(engine.target.clone(), "ambo worker claims");
+    let over = life.over.clone();
+    let mut claimer = Claimer {
+        engine,
+        life,
+        link,
+        lanes: Vec::new(),
+        late: Vec::new(),
+        discovered: None,
+        suspects: VecDeque::new(),
+        asleep_on: None,
+        swept: Instant::now(),
+        sweep_from: HashMap::new(),
+    };
+    let looped = async {
+        let mut empty = 0usize;
+        loop {
+            claimer.await_room().await;
+            match claimer.round(empty).await {
+                Ok(found) => {
+                    claimer.link.recovered();
+                    empty = if found { 0 } else { empty + 1 };
+                }
+                Err(error) => {
+                    // The answer may be lost and the claim not: the control loop compares. All marks are doubtful.
+                    claimer.life.suspicion.store(true, Ordering::Release);
+                    claimer.lanes.clear();
+                    claimer.late.clear();
+                    claimer.asleep_on = None;
+                    claimer.link.recover(&error).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = over.cancelled() => {}
+        () = looped => {}
+    }
+    claimer.wake_up().await;
+}
+
+impl Claimer {
+    /// Waits until the worker may claim: not draining, and room for a run.
+    async fn await_room(&mut self) {
+        loop {
+            if self.engine.is_draining() {
+                self.wake_up().await;
+                std::future::pending::<()>().await;
+            }
+            let in_flight = self.life.in_flight();
+            if let Some(suspect) = self.next_suspect(in_flight) {
+                tracing::warn!(run = %suspect.id, workflow = suspect.workflow, losses = suspect.losses,
+                    "workers died with this run; it runs alone");
+                self.life.adopt(&self.engine, suspect);
+                continue;
+            }
+            if in_flight < self.engine.max_in_flight && self.suspects.is_empty() {
+                return;
+            }
+            let drain = self.engine.drain_begun.notified();
+            tokio::select! {
+                () = self.life.room.notified() => {}
+                () = drain => {}
+            }
+        }
+    }
+
+    /// A suspect may begin when nothing else runs here.
+    fn next_suspect(&mut self, in_flight: usize) -> Option<ClaimedRun> {
+        if in_flight == 0 { self.suspects.pop_front() } else { None }
+    }
+
+    /// One claim, and the pause that follows from it. Says whether it found something.
+    async fn round(&mut self, empty: usize) -> Result<bool> {
+        let busy = empty == 0;
+        if !busy || self.discovered.is_none_or(|at| at.elapsed() > DISCOVER) {
+            self.discover().await?;
+        }
+        let room = self.engine.max_in_flight.saturating_sub(self.life.in_flight()).min(BATCH);
+        let found = self.claim(room).await?;
+        if found == room {
+            return Ok(true);
+        }
+        if found > 0 {
+            if self.asleep_on.is_some() && found > 8 {
+                self.wake_up().await;
+            }
+            // Let some gather: a claim costs the same for one run as for many.
+            self.pause(Duration::from_millis(1)).await;
+            return Ok(true);
+        }
+        match PAUSES.get(empty) {
+            Some(ms) if self.asleep_on.is_none() => self.pause(Duration::from_millis(*ms)).await,
+            _ => self.sleep(empty).await?,
+        }
+        Ok(false)
+    }
+
+    async fn claim(&mut self, room: usize) -> Result<usize> {
+        if room == 0 {
+            return Ok(0);
+        }
+        failpoint::reach("claim-before");
+        let started = std::time::Instant::now();
+        let limit = i32::try_from(room).unwrap_or(i32::MAX);
+        let schema = self.link.schema().clone();
+        let session = self.link.session().await?.clone();
+        self.sort_lanes();
+        let Claimed { runs, lows, late } =
+            claim::claim(&session, &schema, self.life.worker, limit, &self.lanes, &self.late).await?;
+        failpoint::reach("claim-answered");
+        for (lane, low) in self.lanes.iter_mut().zip(lows) {
+            lane.low = low;
+        }
+        self.late = late;
+        let found = runs.len();
+        telemetry::claimed(found, started.elapsed());
+        for run in runs {
+            // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
+            if run.losses > 0 && run.losses + 1 >= run.attempts_max {
+                self.suspects.push_back(run);
+            } else {
+                self.life.adopt(&self.engine, run);
+            }
+        }
+        if self.swept.elapsed() > Duration::from_secs(1) {
+            self.sweep(&session).await?;
+        }
+        Ok(found)
+    }
+
+    /// Most urgent first; among equals the lane that was served last comes last.
+    fn sort_lanes(&mut self) {
+        if self.lanes.len() > 1 {
+            self.lanes.rotate_left(1);
+            self.lanes.sort_by_key(|lane| lane.priority);
+        }
+    }
+
+    /// Looks for lanes that are not known yet.
+    async fn discover(&mut self) -> Result<()> {
+        let schema = self.link.schema().clone();
+        let session = self.link.session().await?.clone();
+        let registration = &self.engine.registration;
+        let found =
+            claim::find_lanes(&session, &schema, &registration.queues, &registration.workflows, &self.lanes).await?;
+        self.lanes.extend(found);
+        let excess = self.lanes.len().saturating_sub(LANES_MAX);
+        self.lanes.drain(..excess);
+        self.discovered = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Waits a little; a hint or the drain ends it.
+    async fn pause(&self, span: Duration) {
+        let drain = self.engine.drain_begun.notified();
+        tokio::select! {
+            () = tokio::time::sleep(span) => {}
+            () = drain => {}
+        }
+    }
+
+    /// Sleeps until a hint or the poll. The first time it only shows itself and returns: whoever enqueued before
+    /// that did not see a sleeper, so there is one more claim, and short pauses while those that were in
+    /// progress then have not ended.
+    async fn sleep(&mut self, empty: usize) -> Result<()> {
+        let session = self.life.control.borrow().clone();
+        if let Some(session) = session
+            && !self.engine.target.pooled
+            && self.asleep_on != Some(session.backend)
+        {
+            worker::show_asleep(&session, self.link.schema(), "sleep", true).await?;
+            self.asleep_on = Some(session.backend);
+            return Ok(());
+        }
+        let nap = if self.asleep_on.is_none() {
+            // Nobody will tell us: behind a pooler, or while the control connection is cut.
+            Duration::from_millis(250).min(self.engine.poll)
+        } else if self.late.is_empty() {
+            self.engine.poll
+        } else {
+            Duration::from_millis(5u64 << empty.saturating_sub(PAUSES.len()).min(8)).min(self.engine.poll)
+        };
+        let drain = self.engine.drain_begun.notified();
+        tokio::select! {
+            () = self.life.hint.notified() => {}
+            () = tokio::time::sleep(nap.mul_f64(0.75 + 0.5 * clock::jitter())) => {}
+            () = drain => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the sleep locks back: enqueuers need not notify any more.
+    async fn wake_up(&mut self) {
+        let Some(backend) = self.asleep_on.take() else { return };
+        let session = self.life.control.borrow().clone();
+        if let Some(session) = session
+            && session.backend == backend
+        {
+            // If it fails the connection is gone, and the locks with it.
+            let _ = worker::show_asleep(&session, self.link.schema(), "sleep", false).await;
+        }
+    }
+
+    /// The safety net: a bounded look below the marks, a piece a second. That it finds something is a bug.
+    async fn sweep(&mut self, session: &Session) -> Result<()> {
+        self.swept = Instant::now();
+        let schema = self.link.schema().clone();
+        for lane in &mut self.lanes {
+            let place = (lane.queue.clone(), lane.workflow.clone(), lane.priority);
+            let above = *self.sweep_from.get(&place).unwrap_or(&0);
+            let upto = lane.low.min(above + SWEEP_STEP);
+            if let Some(seq) = claim::sweep(session, &schema, lane, above, upto).await? {
+                tracing::error!(queue = lane.queue, workflow = lane.workflow, seq, "a run stood below the mark");
+                telemetry::sweep_found();
+                lane.low = seq - 1;
+            }
+            self.sweep_from.insert(place, if upto >= lane.low { 0 } else { upto });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! The control connection: heartbeat, notifications, session locks, and the keeper's duties when it falls to us.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Engine, Life, keeper, life};
+use crate::error::Result;
+use crate::store::connect::{Link, Notice, Session};
+use crate::store::worker;
+use crate::telemetry;
+
+/// Between heartbeats. A worker is dead after 2.5 s of silence with its connection gone, so one may be lost.
+const BEAT: Duration = Duration::from_secs(1);
+/// Between two looks for claims that this worker does not know, when nothing is suspected.
+const RECONCILE: Duration = Duration::from_secs(60);
+
+/// Why a life ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The worker was declared dead.
+    Fenced,
+    /// The worker stops.
+    Stopped,
+}
+
+/// The state of the control loop.
+#[derive(Debug)]
+pub(crate) struct Control {
+    engine: Arc<Engine>,
+    life: Arc<Life>,
+    pub(crate) link: Link,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    /// The backend for which channels and locks were set up; another one needs them again.
+    prepared: Option<i32>,
+    keeper: keeper::Duties,
+    unknown: Vec<(Uuid, i32)>,
+    reconciled: Instant,
+}
+
+impl Control {
+    pub(crate) fn new(engine: Arc<Engine>, life: Arc<Life>, link: Link) -> Self {
+        let (sender, notices) = mpsc::unbounded_channel();
+        // The connection on which the life was registered holds its lock, but does not listen yet.
+        Control {
+            engine,
+            life,
+            link: link.with_notices(sender),
+            notices,
+            prepared: None,
+            keeper: keeper::Duties::default(),
+            unknown: Vec::new(),
+            reconciled: Instant::now(),
+        }
+    }
+
+    /// The session, listening and holding the worker's lock.
+    async fn session(&mut self) -> Result<Session> {
+        let session = self.link.session().await?.clone();
+        if self.prepared != Some(session.backend) {
+            if !self.engine.target.pooled {
+                let schema = &self.engine.target.schema;
+                session
+                    .batch(&format!("listen \"{}\"; listen \"{}\"", schema.channel("wake"), schema.channel("cancel")))
+                    .await?;
+                // The old connection may hold it for a moment longer: the next beat tries again.
+                if !worker::hold(&session, schema, self.life.worker).await? {
+                    tracing::debug!(worker = self.life.worker, "the session lock is still held by the old connection");
+                }
+            }
+            self.prepared = Some(session.backend);
+            self.life.control.send_replace(Some(session.clone()));
+            // What was sent while nobody listened is found by looking.
+            self.life.hint.notify_one();
+        }
+        Ok(session)
+    }
+
+    /// One heartbeat and what follows from its answer. `Ok(false)`: declared dead.
+    async fn beat(&mut self) -> Result<bool> {
+        let session = self.session().await?;
+        let schema = self.engine.target.schema.clone();
+        let in_flight = i32::try_from(self.life.in_flight()).unwrap_or(i32::MAX);
+        let draining = self.engine.is_draining();
+        let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining).await?;
+        self.link.recovered();
+        telemetry::in_flight(self.life.in_flight());
+        if !pulse.alive {
+            return Ok(false);
+        }
+        for run in &pulse.cancelled {
+            if let Some(run) = self.life.run(run) {
+                run.cancel();
+            }
+        }
+        if pulse.is_keeper {
+            self.keeper.perform(&session, &schema, self.life.worker, &pulse).await?;
+        }
+        if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > RECONCILE {
+            life::reconcile(&self.engine, &self.life, &session, &mut self.unknown).await?;
+            self.reconciled = Instant::now();
+        }
+        Ok(true)
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Notified(channel, payload) => {
+                if channel.ends_with(".cancel") {
+                    if let Some(run) = payload.parse().ok().and_then(|id| self.life.run(&id)) {
+                        run.cancel();
+                    }
+                } else {
+                    self.life.hint.notify_one();
+                }
+            }
+            Notice::Lost => {
+                self.life.control.send_replace(None);
+                self.prepared = None;
+            }
+        }
+    }
+}
+
+/// Beats until the worker stops or is declared dead.
+pub(crate) async fn control_loop(control: &mut Control) -> End {
+    let engine = control.engine.clone();
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            () = engine.stop.cancelled() => return End::Stopped,
+            Some(notice) = control.notices.recv() => {
+                control.notice(&notice);
+                if matches!(notice, Notice::Lost) {
+                    next = Instant::now();
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(next) => {}
+        }
+        match control.beat().await {
+            Ok(true) => next = Instant::now() + control.keeper.next_duty(BEAT),
+            Ok(false) => return End::Fenced,
+            Err(error) => {
+                control.life.control.send_replace(None);
+                control.prepared = None;
+                tokio::select! {
+                    () = control.link.recover(&error) => {}
+                    () = engine.stop.cancelled() => return End::Stopped,
+                }
+                next = Instant::now();
+            }
+        }
+    }
+}

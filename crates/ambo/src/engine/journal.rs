@@ -1,0 +1,235 @@
+//! The journal: group commit of all durable facts of all runs of a process.
+//!
+//! Two lanes, each with a connection: a lane flushes what has gathered in one statement while the next batch
+//! gathers; no timer. A run always uses the same lane, so its facts commit in the order in which it made them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use uuid::Uuid;
+
+use super::failpoint;
+use super::run::{Run, Stop};
+use crate::error::{Code, Error};
+use crate::store::connect::Link;
+use crate::store::flush::{self, NewCheckpoint, NewOutcome};
+use crate::telemetry;
+
+/// Connections, each with its own batch under way: one commits while the other gathers.
+pub(crate) const LANES: usize = 2;
+/// Facts in one flush: past a thousand a batch is not cheaper by the row, only later.
+const BATCH_FACTS: usize = 2000;
+/// Bytes in the journal above which the next effect waits: a database that is down must not fill the memory.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A durable fact of a run.
+#[derive(Debug)]
+pub(crate) enum Fact {
+    Checkpoint(NewCheckpoint),
+    Outcome(NewOutcome),
+}
+
+impl Fact {
+    fn bytes(&self) -> usize {
+        let of = |json: &Option<Box<str>>| json.as_ref().map_or(0, |text| text.len());
+        200 + match self {
+            Fact::Checkpoint(c) => c.name.len() + of(&c.output) + of(&c.error),
+            Fact::Outcome(o) => of(&o.output) + of(&o.error),
+        }
+    }
+}
+
+/// A fact and the run that it is of.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) run: Arc<Run>,
+    pub(crate) fact: Fact,
+}
+
+/// The way into the journal.
+#[derive(Debug, Clone)]
+pub(crate) struct Journal {
+    lanes: [mpsc::UnboundedSender<Entry>; LANES],
+    gauge: Arc<Gauge>,
+}
+
+#[derive(Debug, Default)]
+struct Gauge {
+    bytes: AtomicUsize,
+    drained: Notify,
+}
+
+/// The other end of a lane.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    entries: mpsc::UnboundedReceiver<Entry>,
+    gauge: Arc<Gauge>,
+}
+
+pub(crate) fn open() -> (Journal, [Lane; LANES]) {
+    let gauge = Arc::new(Gauge::default());
+    let (first, first_entries) = mpsc::unbounded_channel();
+    let (second, second_entries) = mpsc::unbounded_channel();
+    let lane = |entries| Lane { entries, gauge: gauge.clone() };
+    let lanes = [lane(first_entries), lane(second_entries)];
+    (Journal { lanes: [first, second], gauge }, lanes)
+}
+
+impl Journal {
+    pub(crate) fn record(&self, run: Arc<Run>, fact: Fact) {
+        self.gauge.bytes.fetch_add(fact.bytes(), Ordering::AcqRel);
+        let lane = run.id.as_bytes()[15] as usize % LANES;
+        // The lane outlives the runs of its life; after it, they are fenced and nothing of theirs counts.
+        let _ = self.lanes[lane].send(Entry { run, fact });
+    }
+
+    /// Waits while the journal is full. It delays the next effect and never fails after one.
+    pub(crate) async fn room(&self) {
+        while self.gauge.bytes.load(Ordering::Acquire) > BYTES_MAX {
+            let drained = self.gauge.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.gauge.bytes.load(Ordering::Acquire) > BYTES_MAX {
+                drained.await;
+            }
+        }
+    }
+}
+
+/// Told of every fact that became durable, and of every run that turned out not to be ours.
+pub(crate) trait Witness: Send + Sync {
+    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome);
+}
+
+/// Flushes a lane until all senders are gone.
+pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witness: Arc<dyn Witness>) {
+    let mut batch = Vec::with_capacity(BATCH_FACTS);
+    while lane.entries.recv_many(&mut batch, BATCH_FACTS).await > 0 {
+        let bytes: usize = batch.iter().map(|entry| entry.fact.bytes()).sum();
+        let started = std::time::Instant::now();
+        let facts = batch.len();
+        commit(&mut link, worker, std::mem::take(&mut batch), &*witness).await;
+        telemetry::flushed(facts, started.elapsed());
+        lane.gauge.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        lane.gauge.drained.notify_waiters();
+        batch.reserve(BATCH_FACTS);
+    }
+}
+
+/// Makes a batch durable, whatever it takes: through reconnects, reading back what a lost answer left open, and
+/// setting apart a fact that the database refuses.
+async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn Witness) {
+    // Batches still to be flushed, in order: a refused one is split and its halves take its place.
+    let mut pending = vec![batch];
+    while let Some(mut batch) = pending.pop() {
+        batch.retain(|entry| !matches!(entry.run.reason(), Some(Stop::Fenced)));
+        if batch.is_empty() {
+            continue;
+        }
+        match attempt(link, worker, &mut batch, witness).await {
+            Ok(()) => link.recovered(),
+            Err(error) if is_passing(&error) => {
+                link.recover(&error).await;
+                pending.push(batch);
+            }
+            Err(error) => split(batch, &error, &mut pending),
+        }
+    }
+}
+
+/// One try. On success the entries are settled; on failure `batch` holds what is not known to be durable.
+async fn attempt(link: &mut Link, worker: i64, batch: &mut Vec<Entry>, witness: &dyn Witness) -> Result<(), Error> {
+    if link.session().await.is_ok() && link.predecessor.is_some() {
+        link.await_predecessor().await?;
+        read_back(link, batch, witness).await?;
+    }
+    let schema = link.schema().clone();
+    let session = link.session().await?.clone();
+    failpoint::reach("flush-before");
+    let mut checkpoints = Vec::with_capacity(batch.len());
+    let mut outcomes = Vec::new();
+    for entry in batch.iter() {
+        match &entry.fact {
+            Fact::Checkpoint(checkpoint) => checkpoints.push(checkpoint),
+            Fact::Outcome(outcome) => outcomes.push(outcome),
+        }
+    }
+    let fenced = flush::flush(&session, &schema, worker, &checkpoints, &outcomes).await?;
+    failpoint::reach("flush-answered");
+    for entry in batch.drain(..) {
+        if !fenced.is_empty() && fenced.contains(&entry.run.id) {
+            entry.run.stop(Stop::Fenced);
+        } else {
+            settle(&entry, witness);
+        }
+    }
+    Ok(())
+}
+
+fn settle(entry: &Entry, witness: &dyn Witness) {
+    entry.run.advance();
+    if let Fact::Outcome(outcome) = &entry.fact {
+        witness.ended(&entry.run, outcome);
+    }
+}
+
+/// After a lost answer, with the old backend gone: settles what did commit and keeps the rest.
+async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witness) -> Result<(), Error> {
+    let schema = link.schema().clone();
+    let mut runs: Vec<Uuid> = batch.iter().map(|entry| entry.run.id).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    let mut there: HashMap<(Uuid, Option<String>), i32> = HashMap::new();
+    for (run, position, attempt) in flush::recorded(link.session().await?, &schema, &runs).await? {
+        there.insert((run, position), attempt);
+    }
+    batch.retain(|entry| {
+        let position = match &entry.fact {
+            Fact::Checkpoint(checkpoint) => Some(checkpoint.position.clone()),
+            Fact::Outcome(_) => None,
+        };
+        let ours = there.get(&(entry.run.id, position)) == Some(&entry.run.attempt);
+        if ours {
+            settle(entry, witness);
+        }
+        !ours
+    });
+    Ok(())
+}
+
+/// Whether the same batch may succeed later: the database away or full, a lock not to be had, a deadlock.
+fn is_passing(error: &Error) -> bool {
+    error.is_unavailable()
+        || matches!(error.sqlstate(), Some("55P03" | "40001" | "40P01" | "57014"))
+        || error.sqlstate().is_some_and(|s| s.starts_with("53") || s.starts_with("58"))
+        || matches!(error.code(), Code::NoPartition)
+}
+
+/// A batch was refused for what it holds: halves it, runs kept whole, until the offender is alone; that run
+/// ends as dead if that can be recorded, and is left for recovery if not.
+fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>) {
+    let mut runs: Vec<Uuid> = batch.iter().map(|entry| entry.run.id).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    if let [_] = runs[..] {
+        let run = batch[0].run.clone();
+        tracing::error!(run = %run.id, workflow = run.workflow, %error, "the database refused what a run recorded");
+        let only_outcome = matches!(&batch[..], [Entry { fact: Fact::Outcome(o), .. }] if o.status == "dead");
+        run.stop(if only_outcome {
+            Stop::Fenced
+        } else {
+            Stop::Dead(Error::new(error.code(), format!("what the run recorded was refused: {}", error.text())))
+        });
+        return;
+    }
+    let half = runs[runs.len() / 2];
+    let upper: Vec<Entry> = batch.extract_if(.., |entry| entry.run.id >= half).collect();
+    pending.push(upper);
+    pending.push(batch);
+}
+
+/// How long a stopping worker waits for its last facts.
+pub(crate) const LAST_FLUSH: Duration = Duration::from_secs(5);

@@ -1,0 +1,80 @@
+//! The keeper's duties: bury the dead, fire timers, keep partitions. They fall to the worker whose heartbeat
+//! renewed the keepership; they are idempotent, so that two who both believe to be keeper do no harm.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::Result;
+use crate::store::connect::Session;
+use crate::store::schema::Schema;
+use crate::store::worker::{self, Pulse};
+use crate::telemetry;
+
+/// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
+const BURY_BATCH: i32 = 5000;
+/// Timers fired in one transaction.
+const TIMER_BATCH: i32 = 5000;
+/// Between looks at partitions and keys.
+const HOUSE: Duration = Duration::from_secs(60);
+
+/// What the keeper remembers between heartbeats.
+#[derive(Debug, Default)]
+pub(crate) struct Duties {
+    kept_house: Option<Instant>,
+    next_timer: Option<Duration>,
+}
+
+impl Duties {
+    pub(crate) async fn perform(
+        &mut self,
+        session: &Session,
+        schema: &Schema,
+        keeper: i64,
+        pulse: &Pulse,
+    ) -> Result<()> {
+        for dead in &pulse.dead {
+            bury(session, schema, keeper, *dead).await?;
+        }
+        self.next_timer = pulse.next_timer;
+        if pulse.next_timer.is_some_and(|wait| wait.is_zero()) {
+            // At most this many batches between two heartbeats.
+            for _ in 0..4 {
+                if worker::fire_timers(session, schema, TIMER_BATCH).await? < TIMER_BATCH {
+                    break;
+                }
+            }
+            self.next_timer = None;
+        }
+        if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
+            worker::keep_house(session, schema).await?;
+            self.kept_house = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// When to beat again: a timer that is due sooner than the next heartbeat is fired on time.
+    pub(crate) fn next_duty(&self, beat: Duration) -> Duration {
+        self.next_timer.map_or(beat, |timer| timer.max(Duration::from_millis(5)).min(beat))
+    }
+}
+
+async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Result<()> {
+    loop {
+        let burial = worker::bury(session, schema, keeper, dead, BURY_BATCH).await?;
+        let moved = burial.recovered + burial.dead_lettered;
+        if moved > 0 || burial.buried {
+            telemetry::recovered(burial.recovered, burial.dead_lettered);
+            tracing::warn!(
+                worker = dead,
+                recovered = burial.recovered,
+                dead_lettered = burial.dead_lettered,
+                "a worker died; its runs are given to others"
+            );
+        }
+        if burial.buried || moved < BURY_BATCH {
+            // What is left is locked by a commit under way: the next heartbeat tries again.
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! One life of a worker: from registration to leaving, or to learning that it was declared dead.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::control::{self, Control};
+use super::journal::{self, Journal, LANES, Lane};
+use super::run::{Identity, Run, Stop};
+use super::{Engine, claimer, executor};
+use crate::error::{Code, Error, Result};
+use crate::id::WorkerId;
+use crate::store::claim::{self, ClaimedRun};
+use crate::store::connect::{Link, Session};
+use crate::store::flush::NewOutcome;
+use crate::store::{migrate, worker};
+use crate::telemetry;
+
+/// What the loops of one life share.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) worker: i64,
+    pub(crate) lease: Duration,
+    pub(crate) journal: Journal,
+    runs: Mutex<HashMap<Uuid, Arc<Run>>>,
+    /// Runs claimed or started and not yet ended, including those whose outcome is on its way.
+    in_flight: AtomicUsize,
+    /// A run ended: there is room for another.
+    pub(crate) room: Notify,
+    /// Something may be waiting: a notification came.
+    pub(crate) hint: Notify,
+    /// The session that heartbeats, listens and holds locks; `None` while it is cut.
+    pub(crate) control: watch::Sender<Option<Session>>,
+    /// The answer to a claim was lost: there may be claims that this worker does not know.
+    pub(crate) suspicion: AtomicBool,
+    /// The end of this life.
+    pub(crate) over: CancellationToken,
+    outcomes: Arc<crate::client::waiter::Waiter>,
+}
+
+impl Life {
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Takes a run into memory and runs it on the users' runtime.
+    pub(crate) fn adopt(self: &Arc<Self>, engine: &Arc<Engine>, claimed: ClaimedRun) {
+        let identity = Identity {
+            id: claimed.id,
+            attempt: claimed.attempt,
+            workflow: claimed.workflow,
+            queue: claimed.queue,
+            key: claimed.key,
+        };
+        let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
+        telemetry::run_started(&run.workflow);
+        let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input, claimed.time_left);
+        engine.runtime.spawn(execution);
+    }
+
+    pub(crate) fn knows(&self, run: &Uuid) -> bool {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run)
+    }
+
+    pub(crate) fn run(&self, run: &Uuid) -> Option<Arc<Run>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(run).cloned()
+    }
+
+    pub(crate) fn all_runs(&self) -> Vec<Arc<Run>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// A run is out of memory: ended, handed back or lost.
+    pub(crate) fn forget(&self, run: &Uuid) {
+        if self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run).is_some() {
+            self.in_flight.fetch_sub(1, Ordering::AcqRel);
+            self.room.notify_one();
+            self.outcomes.lose(*run);
+        }
+    }
+}
+
+impl journal::Witness for Life {
+    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome) {
+        telemetry::run_ended(&run.workflow, outcome.status);
+        run.settle();
+        self.outcomes.settle(run.id, outcome);
+        self.forget(&run.id);
+    }
+}
+
+/// A life that has just begun, with the ends that its loops will hold.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    life: Arc<Life>,
+    lanes: [Lane; LANES],
+}
+
+/// Checks the schema and registers.
+pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> {
+    let schema = control.schema().clone();
+    let session = control.session().await?.clone();
+    migrate::check(&session, &schema).await?;
+    let holds = !engine.target.pooled;
+    let (id, lease) = worker::register(&session, &schema, &engine.registration, holds).await?;
+    if holds && !worker::hold(&session, &schema, id).await? {
+        return Err(Error::new(Code::Database, format!("the session lock of worker {id} is taken")));
+    }
+    control.recovered();
+    let (journal, lanes) = journal::open();
+    let life = Arc::new(Life {
+        worker: id,
+        lease,
+        journal,
+        runs: Mutex::new(HashMap::new()),
+        in_flight: AtomicUsize::new(0),
+        room: Notify::new(),
+        hint: Notify::new(),
+        control: watch::channel(Some(session)).0,
+        suspicion: AtomicBool::new(false),
+        over: CancellationToken::new(),
+        outcomes: engine.waiter.clone(),
+    });
+    tracing::info!(worker = id, name = engine.registration.name, "worker registered");
+    Ok(Birth { life, lanes })
+}
+
+/// Runs the loops of a life to its end; answers the control connection for the next one.
+pub(crate) async fn lead(engine: &Arc<Engine>, birth: Birth, control: Link) -> Link {
+    let Birth { life, lanes } = birth;
+    engine.life.send_replace(Some(life.clone()));
+    let mut flushers = tokio::task::JoinSet::new();
+    for lane in lanes {
+        let link = Link::new(engine.target.clone(), "ambo worker journal");
+        flushers.spawn_local(journal::flush_lane(lane, link, life.worker, life.clone()));
+    }
+    let claims = tokio::task::spawn_local(claimer::claim_loop(engine.clone(), life.clone()));
+    let mut control = Control::new(engine.clone(), life.clone(), control);
+    let end = control::control_loop(&mut control).await;
+    life.over.cancel();
+    let _ = claims.await;
+    engine.life.send_replace(None);
+    if let control::End::Fenced = end {
+        tracing::warn!(worker = life.worker, "this worker was declared dead; it drops its runs and begins anew");
+        telemetry::fenced();
+        for run in life.all_runs() {
+            run.stop(Stop::Fenced);
+        }
+    } else {
+        settle_down(engine, &life, &mut control).await;
+    }
+    // The runs hold the last senders of the journal; the lanes end with them. A run that does not yield is left.
+    flushers.abort_all();
+    control.link
+}
+
+/// The last act of a stopping worker: what still runs is handed back, then it leaves.
+async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control) {
+    for run in life.all_runs() {
+        run.stop(Stop::HandBack);
+    }
+    // Outcomes that are in the journal may still land; what is handed back then is no longer ours.
+    let emptied = async {
+        while life.in_flight() > 0 {
+            life.room.notified().await;
+        }
+    };
+    if tokio::time::timeout(journal::LAST_FLUSH, emptied).await.is_err() {
+        let stuck: Vec<String> =
+            life.all_runs().iter().take(5).map(|run| format!("{} {}", run.workflow, run.id)).collect();
+        tracing::warn!(worker = life.worker, runs = life.in_flight(), first = ?stuck, "these runs did not yield");
+    }
+    let left = async {
+        let schema = engine.target.schema.clone();
+        let session = control.link.session().await?.clone();
+        worker::leave(&session, &schema, life.worker).await
+    };
+    match tokio::time::timeout(journal::LAST_FLUSH, left).await {
+        Ok(Ok(handed_back)) => tracing::info!(worker = life.worker, handed_back, "worker left"),
+        Ok(Err(error)) => tracing::warn!(worker = life.worker, %error, "the worker could not leave; its lease will run out"),
+        Err(_) => tracing::warn!(worker = life.worker, "the worker could not leave in time; its lease will run out"),
+    }
+}
+
+/// Compares the claims that the database holds with the runs in memory: a claim whose answer was lost belongs to a
+/// worker that does not know it. Only what is unknown twice is handed back: a start may be on its way.
+pub(crate) async fn reconcile(
+    engine: &Engine,
+    life: &Life,
+    session: &Session,
+    unknown_before: &mut Vec<(Uuid, i32)>,
+) -> Result<()> {
+    let schema = &engine.target.schema;
+    let unknown: Vec<(Uuid, i32)> = claim::claims_of(session, schema, life.worker)
+        .await?
+        .into_iter()
+        .filter(|(run, _)| !life.knows(run))
+        .collect();
+    let lost: Vec<(Uuid, i32)> = unknown.iter().copied().filter(|claim| unknown_before.contains(claim)).collect();
+    if !lost.is_empty() {
+        let count = claim::hand_back(session, schema, life.worker, &lost).await?;
+        tracing::warn!(worker = life.worker, count, "claims whose answer was lost were handed back");
+    }
+    life.suspicion.store(!unknown.is_empty() && lost.len() < unknown.len(), Ordering::Release);
+    *unknown_before = unknown;
+    Ok(())
+}
+
+impl Life {
+    pub(crate) fn id(&self) -> WorkerId {
+        WorkerId(self.worker)
+    }
+}

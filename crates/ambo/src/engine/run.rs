@@ -1,0 +1,236 @@
+//! A run in memory: what it has recorded, what of that is durable, and what ends it from outside.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::journal::{Fact, Journal};
+use crate::error::{Code, Error};
+use crate::payload::Json;
+use crate::store::claim::Checkpoint;
+use crate::store::flush::NewCheckpoint;
+use crate::workflow::States;
+
+/// Why a run is taken from its body.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Another worker owns it, or may: nothing is recorded.
+    Fenced,
+    /// The worker stops: the run is given back.
+    HandBack,
+    /// It ends as dead: its code does not fit its history, or what it did cannot be recorded.
+    Dead(Error),
+}
+
+/// A run in execution.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) id: Uuid,
+    pub(crate) attempt: i32,
+    pub(crate) workflow: String,
+    pub(crate) queue: String,
+    pub(crate) key: Option<String>,
+    pub(crate) worker: i64,
+    pub(crate) journal: Journal,
+    pub(crate) states: States,
+    pub(crate) target: crate::store::connect::Target,
+    /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
+    history: Mutex<HashMap<String, Checkpoint>>,
+    /// How many facts were given to the journal, and how many of them are durable.
+    sent: AtomicU64,
+    durable: AtomicU64,
+    moved: Notify,
+    ended: AtomicBool,
+    cancelled: AtomicBool,
+    stop: OnceLock<Stop>,
+    stopped: Notify,
+}
+
+/// What identifies a run and where its facts go.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) id: Uuid,
+    pub(crate) attempt: i32,
+    pub(crate) workflow: String,
+    pub(crate) queue: String,
+    pub(crate) key: Option<String>,
+}
+
+impl Run {
+    pub(crate) fn new(
+        identity: Identity,
+        history: Vec<Checkpoint>,
+        cancelled: bool,
+        life: &super::Life,
+        engine: &super::Engine,
+    ) -> Self {
+        Run {
+            id: identity.id,
+            attempt: identity.attempt,
+            workflow: identity.workflow,
+            queue: identity.queue,
+            key: identity.key,
+            worker: life.worker,
+            journal: life.journal.clone(),
+            states: engine.states.clone(),
+            target: engine.target.clone(),
+            history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
+            sent: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            moved: Notify::new(),
+            ended: AtomicBool::new(false),
+            cancelled: AtomicBool::new(cancelled),
+            stop: OnceLock::new(),
+            stopped: Notify::new(),
+        }
+    }
+
+    /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it
+    /// waits among the dead, with its history, until code that fits it is there.
+    pub(crate) fn replay(&self, position: &str, name: &str) -> Result<Option<Checkpoint>, Error> {
+        let recorded =
+            self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(position);
+        match recorded {
+            Some(recorded) if recorded.name != name => Err(Error::new(
+                Code::NonDeterminism,
+                format!(
+                    "position {position} of run {} holds {:?}, but the code now calls {name:?} there; \
+                     deploy code that makes the same calls, then retry the run",
+                    self.id, recorded.name
+                ),
+            )),
+            other => Ok(other),
+        }
+    }
+
+    /// Gives a checkpoint to the journal. The caller may go on: what must wait for it is the next effect.
+    pub(crate) fn record(
+        self: &Arc<Self>,
+        position: String,
+        name: Cow<'static, str>,
+        result: Result<Json, Json>,
+        elapsed: std::time::Duration,
+    ) {
+        let (output, error) = match result {
+            Ok(output) => (Some(output), None),
+            Err(error) => (None, Some(error)),
+        };
+        self.sent.fetch_add(1, Ordering::AcqRel);
+        self.journal.record(
+            self.clone(),
+            Fact::Checkpoint(NewCheckpoint {
+                run: self.id,
+                attempt: self.attempt,
+                position,
+                name,
+                output,
+                error,
+                elapsed_ms: i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX),
+            }),
+        );
+    }
+
+    /// Waits until all that was recorded so far is durable and the journal has room: before every effect. Never
+    /// returns for a run that was stopped, whose body is about to be dropped.
+    pub(crate) async fn barrier(&self) {
+        let target = self.sent.load(Ordering::Acquire);
+        loop {
+            if self.stop.get().is_some() {
+                std::future::pending::<()>().await;
+            }
+            if self.durable.load(Ordering::Acquire) >= target {
+                break;
+            }
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.durable.load(Ordering::Acquire) < target && self.stop.get().is_none() {
+                moved.await;
+            }
+        }
+        self.journal.room().await;
+    }
+
+    /// Waits until all that was recorded so far is durable, also for a run that was stopped; a fenced run has
+    /// nothing to wait for.
+    pub(crate) async fn flushed(&self) {
+        let target = self.sent.load(Ordering::Acquire);
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.durable.load(Ordering::Acquire) >= target || matches!(self.reason(), Some(Stop::Fenced)) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// One more fact of this run is durable.
+    pub(crate) fn advance(&self) {
+        self.durable.fetch_add(1, Ordering::AcqRel);
+        self.moved.notify_waiters();
+    }
+
+    /// Returns when the outcome is durable.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// The outcome is durable.
+    pub(crate) fn settle(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.moved.notify_waiters();
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Takes the run from its body; the first reason counts.
+    pub(crate) fn stop(&self, reason: Stop) {
+        if self.stop.set(reason).is_ok() {
+            self.stopped.notify_waiters();
+            self.moved.notify_waiters();
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Option<&Stop> {
+        self.stop.get()
+    }
+
+    /// Returns when the run was stopped.
+    pub(crate) async fn stopped(&self) -> &Stop {
+        loop {
+            let stopped = self.stopped.notified();
+            tokio::pin!(stopped);
+            stopped.as_mut().enable();
+            if let Some(reason) = self.stop.get() {
+                return reason;
+            }
+            stopped.await;
+        }
+    }
+
+    /// Stops the run as dead and never returns: what a durable call does that does not fit the history.
+    pub(crate) async fn die<T>(&self, error: Error) -> T {
+        self.stop(Stop::Dead(error));
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,239 @@
+//! Enqueue and start: the options of a new run, and where it goes.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::error::{Code, Error, Result};
+use crate::handle::Handle;
+use crate::id::RunId;
+use crate::on::On;
+use crate::payload;
+use crate::store::Schema;
+use crate::store::enqueue::NewRun;
+use crate::worker::Worker;
+use crate::workflow::Workflow;
+
+/// A run to be: options with defaults, then [`on`](Enqueue::on) a transaction, the client, or
+/// [`start`](Enqueue::start) in a worker.
+///
+/// # Example: both or neither
+/// ```no_run
+/// # use ambo::{Ctx, Result};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Order { id: u64 }
+/// #[ambo::workflow]
+/// async fn fulfil(cx: Ctx, order: Order) -> Result<()> {
+///     cx.step("ship", || async { Ok::<_, ambo::Error>(()) }).await?;
+///     Ok(())
+/// }
+///
+/// # async fn example(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let tx = client.transaction().await?;
+/// tx.execute("insert into orders values (1001)", &[]).await?;
+/// let run = fulfil::enqueue(Order { id: 1001 }).key("order-1001").on(&tx).await?;
+/// tx.rollback().await?;                    // neither: no order, no run
+/// # Ok(()) }
+/// ```
+#[must_use = "nothing is enqueued until `.on(...)` or `.start(...)` is awaited"]
+pub struct Enqueue<W> {
+    run: Result<NewRun>,
+    workflow: PhantomData<fn() -> W>,
+}
+
+/// A run that was enqueued, or found by its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enqueued {
+    /// The id of the run.
+    pub run: RunId,
+    /// False if the key named a run that was there already; nothing was enqueued then.
+    pub is_new: bool,
+}
+
+impl Enqueued {
+    /// Reads the answer of the SQL function: id and `true` or `false`.
+    pub(crate) fn read(row: &[Option<String>]) -> Result<Self> {
+        match row {
+            [Some(run), Some(is_new)] => Ok(Enqueued { run: run.parse()?, is_new: is_new == "true" }),
+            _ => Err(Error::new(Code::Database, "the enqueue gave no answer")),
+        }
+    }
+}
+
+/// The workflow of a run that is enqueued by name only.
+#[derive(Debug)]
+pub struct Untyped;
+
+impl Enqueue<Untyped> {
+    /// A run of a workflow that this program knows only by name.
+    pub fn named(workflow: impl Into<String>, input: &impl Serialize) -> Self {
+        Enqueue::build(workflow.into(), input)
+    }
+}
+
+impl<W: Workflow> Enqueue<W> {
+    /// A run of the workflow `W`.
+    pub fn new(input: W::Input) -> Self {
+        Enqueue::build(W::NAME.to_owned(), &input)
+    }
+
+    /// Starts the run at once in `worker`, without a queue. Run, key and claim are durable when this returns, before
+    /// the first effect. If the key names a run that is there already, the handle is that run's.
+    ///
+    /// # Errors
+    /// What [`on`](Enqueue::on) may report; `AMBO005` if a delay was given; `AMBO020` if the worker does not know the
+    /// workflow; `AMBO043` if it is stopping.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped the run may have started all the same; with a key, asking again finds it.
+    pub async fn start(self, worker: &Worker) -> Result<Handle<W>> {
+        let enqueued = worker.start_run(self.run?).await?;
+        Ok(worker.client().handle(enqueued.run))
+    }
+}
+
+impl<W> Enqueue<W> {
+    fn build(workflow: String, input: &impl Serialize) -> Self {
+        let run = payload::encode("the input", input).map(|input| NewRun {
+            schema: Schema::default(),
+            workflow,
+            input,
+            queue: "default".to_owned(),
+            key: None,
+            priority: 0,
+            delay: None,
+            at: None,
+            attributes: None,
+            timeout: None,
+            attempts: 5,
+            key_lifetime: None,
+        });
+        Enqueue { run, workflow: PhantomData }
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut NewRun)) -> Self {
+        if let Ok(run) = &mut self.run {
+            change(run);
+        }
+        self
+    }
+
+    /// The schema in which Ambo is installed, for a transaction of the caller's. Default: `ambo`. The client and the
+    /// worker know theirs.
+    pub fn schema(mut self, name: &str) -> Self {
+        match Schema::new(name) {
+            Ok(schema) => self.set(|run| run.schema = schema),
+            Err(error) => {
+                self.run = Err(error);
+                self
+            }
+        }
+    }
+
+    /// The queue in which the run waits. Default: `default`. It must exist.
+    pub fn queue(self, queue: impl Into<String>) -> Self {
+        self.set(|run| run.queue = queue.into())
+    }
+
+    /// An idempotency key, 1 to 512 bytes: for its lifetime it means one run of the workflow. The same key with
+    /// another input is an error (`AMBO003`).
+    pub fn key(self, key: impl Into<String>) -> Self {
+        self.set(|run| run.key = Some(key.into()))
+    }
+
+    /// How long the key names the run at least; never shorter than the run. Default: 30 days.
+    pub fn key_lifetime(self, lifetime: Duration) -> Self {
+        self.set(|run| run.key_lifetime = Some(lifetime))
+    }
+
+    /// Lower is claimed first, -32768 to 32767. Default: 0.
+    pub fn priority(self, priority: i32) -> Self {
+        self.set(|run| run.priority = priority)
+    }
+
+    /// The run is claimed this long after the enqueue at the earliest, up to 10 years.
+    pub fn delay(self, delay: Duration) -> Self {
+        self.set(|run| run.delay = Some(delay))
+    }
+
+    /// The run is claimed at this time, of the database's clock, at the earliest.
+    pub fn at(self, at: Timestamp) -> Self {
+        self.set(|run| run.at = Some(at))
+    }
+
+    /// How long the run may take, from its first claim. Default: no limit. After it, it has failed (`AMBO024`).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.set(|run| run.timeout = Some(timeout))
+    }
+
+    /// How many workers may die with the run, without progress, before it is dead-lettered: 1 to 1000. Default: 5.
+    pub fn attempts(self, attempts: u32) -> Self {
+        self.set(|run| run.attempts = i32::try_from(attempts).unwrap_or(i32::MAX))
+    }
+
+    /// Attributes to find the run by: a JSON object. They are stored as `jsonb`.
+    pub fn attributes(mut self, attributes: &impl Serialize) -> Self {
+        match payload::encode("the attributes", attributes) {
+            Ok(json) => self.set(|run| run.attributes = Some(json)),
+            Err(error) => {
+                self.run = Err(error);
+                self
+            }
+        }
+    }
+
+    /// Enqueues on a connection or transaction of the caller's: the run exists if and only if that commits; nothing
+    /// of ours is awaited after it. On `&client` it is durable when this returns, in a commit shared with others.
+    ///
+    /// # Errors
+    /// `AMBO001` name or key, `AMBO002` no such queue, `AMBO003` key with another input, `AMBO004` input too large,
+    /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO010` no schema; `AMBO040` if the database is away.
+    /// A refused enqueue leaves the caller's transaction failed, as every error does in PostgreSQL.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped the run may have been enqueued.
+    pub async fn on(self, connection: impl On) -> Result<Enqueued> {
+        let run = self.run?;
+        check(&run)?;
+        connection.enqueue(run).await
+    }
+
+    pub(crate) fn into_run(self) -> Result<NewRun> {
+        self.run
+    }
+}
+
+/// What PostgreSQL could not even be sent: text has no NUL there.
+fn check(run: &NewRun) -> Result<()> {
+    let texts = [("workflow", Some(&run.workflow)), ("queue", Some(&run.queue)), ("key", run.key.as_ref())];
+    for (what, text) in texts {
+        if text.is_some_and(|text| text.contains('\0')) {
+            return Err(Error::new(Code::InvalidName, format!("the {what} holds a NUL byte")));
+        }
+    }
+    Ok(())
+}
+
+/// Enqueues many runs in one call, each with its own options; answers in their order. For up to 100,000 runs.
+///
+/// # Errors
+/// As [`Enqueue::on`]; one refused run refuses all.
+pub async fn enqueue_all<W>(client: &Client, runs: impl IntoIterator<Item = Enqueue<W>>) -> Result<Vec<Enqueued>> {
+    let mut new = Vec::new();
+    for run in runs {
+        let run = run.into_run()?;
+        check(&run)?;
+        new.push(run);
+    }
+    client.enqueue_all(new).await
+}
+
+impl<W> fmt::Debug for Enqueue<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let workflow = self.run.as_ref().map(|run| run.workflow.as_str());
+        f.debug_struct("Enqueue").field("workflow", &workflow).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,118 @@
+//! The caller's own connection or transaction, whatever driver it belongs to.
+//!
+//! All that Ambo does there is one call of a SQL function at a time, text in and text out, so an adapter is a few
+//! lines and driver types appear nowhere else.
+
+#[cfg(feature = "diesel-async")]
+mod diesel_async;
+#[cfg(feature = "sea-orm")]
+mod sea_orm;
+#[cfg(feature = "sqlx")]
+mod sqlx;
+mod tokio_postgres;
+
+pub use self::tokio_postgres::TokioPostgres;
+
+use std::future::Future;
+
+use crate::error::Result;
+
+/// Where an enqueue goes: a connection or an open transaction of the caller's, or the [`Client`](crate::Client).
+///
+/// Implemented for `&mut sqlx::PgConnection`, `&mut sqlx::Transaction<Postgres>`, `&sqlx::PgPool`,
+/// `&tokio_postgres::{Client, Transaction}`, `&mut diesel_async::AsyncPgConnection` and
+/// `&sea_orm::{DatabaseConnection, DatabaseTransaction}`, each behind the feature named after the driver. Sealed.
+#[diagnostic::on_unimplemented(
+    message = "Ambo cannot enqueue on `{Self}`",
+    note = "pass the caller's transaction or connection (`&mut *tx` with sqlx, `&tx` with tokio-postgres or SeaORM, \
+            `&mut conn` with diesel-async, with the feature of that name), or `&client`"
+)]
+pub trait On: sealed::Enqueue + Send {}
+impl<C: sealed::Enqueue + Send> On for C {}
+
+/// A database in which transaction steps run: opens a transaction and commits it. Sealed; implemented for the
+/// pools of the drivers named at [`On`].
+#[diagnostic::on_unimplemented(
+    message = "Ambo cannot run a transaction step in `{Self}`",
+    note = "pass the pool of the driver, with the feature of its name: `sqlx::PgPool`, `sea_orm::DatabaseConnection`, \
+            `diesel_async::pooled_connection::deadpool::Pool`, or `ambo::TokioPostgres`"
+)]
+pub trait Database: Sync {
+    /// What the body of the step works with.
+    type Connection: std::ops::DerefMut + Send;
+
+    #[doc(hidden)]
+    fn begin(&self, isolation: Isolation, _: sealed::Token) -> impl Future<Output = Result<Self::Connection>> + Send;
+
+    #[doc(hidden)]
+    fn call(
+        connection: &mut Self::Connection,
+        sql: &str,
+        args: &[Option<String>],
+        _: sealed::Token,
+    ) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
+
+    #[doc(hidden)]
+    fn commit(connection: Self::Connection, _: sealed::Token) -> impl Future<Output = Result<()>> + Send;
+
+    #[doc(hidden)]
+    fn rollback(connection: Self::Connection, _: sealed::Token) -> impl Future<Output = ()> + Send;
+}
+
+/// The isolation of a transaction step. Conflicts that it causes are tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Each statement sees what was committed before it: the default.
+    #[default]
+    ReadCommitted,
+    /// All statements see what was committed before the first.
+    RepeatableRead,
+    /// As if transactions ran one after the other.
+    Serializable,
+}
+
+impl Isolation {
+    /// The statement that opens a transaction so.
+    pub(crate) const fn begin(self) -> &'static str {
+        match self {
+            Isolation::ReadCommitted => "begin isolation level read committed",
+            Isolation::RepeatableRead => "begin isolation level repeatable read",
+            Isolation::Serializable => "begin isolation level serializable",
+        }
+    }
+}
+
+pub(crate) use sealed::{Call, Token};
+
+pub(crate) mod sealed {
+    //! What only Ambo implements and calls.
+
+    use super::{Future, Result};
+    use crate::enqueue::Enqueued;
+    use crate::store::enqueue::{ENQUEUE_ONE, NewRun};
+
+    /// Shows that a caller is Ambo itself.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Token(pub(crate) ());
+
+    /// One call of a SQL function: text parameters, the columns of the first row as text.
+    pub trait Call {
+        /// Calls.
+        fn call(self, sql: &str, args: &[Option<String>]) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
+    }
+
+    /// What can enqueue: whatever can call, and the client.
+    pub trait Enqueue {
+        /// Enqueues one run.
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        fn enqueue(self, run: NewRun) -> impl Future<Output = Result<Enqueued>> + Send;
+    }
+
+    impl<C: Call + Send> Enqueue for C {
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
+            let row = self.call(&run.schema.sql(ENQUEUE_ONE), &run.texts()).await?;
+            Enqueued::read(&row)
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Rows in and out: the only code, besides `on`, that speaks SQL. One file a verb, named as its function.
+
+pub(crate) mod admin;
+pub(crate) mod claim;
+pub(crate) mod connect;
+pub(crate) mod enqueue;
+pub(crate) mod flush;
+pub(crate) mod migrate;
+pub(crate) mod schema;
+pub(crate) mod start;
+pub(crate) mod types;
+pub(crate) mod worker;
+
+
+pub(crate) use schema::Schema;

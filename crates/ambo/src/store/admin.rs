@@ -1,0 +1,184 @@
+//! What operators and handles ask of the database.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use super::types::JsonText;
+use crate::admin::{Filter, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary};
+use crate::error::Result;
+use crate::payload::Json;
+
+type DriverResult<T> = Result<T, tokio_postgres::Error>;
+
+fn all<T>(rows: &[Row], read: impl Fn(&Row) -> DriverResult<T>) -> Result<Vec<T>> {
+    rows.iter().map(read).collect::<DriverResult<_>>().map_err(from_driver)
+}
+
+fn json(row: &Row, column: usize) -> DriverResult<Option<Json>> {
+    Ok(row.try_get::<_, Option<JsonText<Box<str>>>>(column)?.map(|json| json.0))
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) status: String,
+    pub(crate) output: Option<Json>,
+    pub(crate) error: Option<Json>,
+}
+
+/// The outcomes, so far, of some runs.
+pub(crate) async fn outcomes(session: &Session, schema: &Schema, runs: &[Uuid]) -> Result<Vec<(Uuid, Outcome)>> {
+    let rows =
+        session.query(&schema.sql("select * from ambo.outcomes($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
+    all(&rows, |row| {
+        Ok((row.try_get(0)?, Outcome { status: row.try_get(1)?, output: json(row, 2)?, error: json(row, 3)? }))
+    })
+}
+
+/// Those of the runs that do not exist.
+pub(crate) async fn unknown_runs(session: &Session, schema: &Schema, runs: &[Uuid]) -> Result<Vec<Uuid>> {
+    let rows =
+        session.query(&schema.sql("select * from ambo.unknown_runs($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
+    all(&rows, |row| row.try_get(0))
+}
+
+pub(crate) async fn list_runs(session: &Session, schema: &Schema, filter: &Filter) -> Result<Vec<RunSummary>> {
+    let before = filter.before.map(crate::RunId::as_uuid);
+    let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.list_runs($1, $2, $3, $4, $5)"),
+            &[
+                (&filter.workflow, Type::TEXT),
+                (&filter.queue, Type::TEXT),
+                (&filter.state, Type::TEXT),
+                (&before, Type::UUID),
+                (&limit, Type::INT4),
+            ],
+        )
+        .await?;
+    all(&rows, read_summary)
+}
+
+fn read_summary(row: &Row) -> DriverResult<RunSummary> {
+    Ok(RunSummary {
+        id: row.try_get::<_, Uuid>(0)?.into(),
+        workflow: row.try_get(1)?,
+        queue: row.try_get(2)?,
+        state: row.try_get(3)?,
+        attempt: row.try_get(4)?,
+        key: row.try_get(5)?,
+        priority: row.try_get(6)?,
+        enqueued_at: row.try_get(7)?,
+        ended_at: row.try_get(8)?,
+        worker: row.try_get(9)?,
+        error: raw(json(row, 10)?),
+    })
+}
+
+fn raw(json: Option<Json>) -> Option<Box<serde_json::value::RawValue>> {
+    json.and_then(|text| serde_json::value::RawValue::from_string(text.into()).ok())
+}
+
+pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<RunDetail>> {
+    let rows = session.query(&schema.sql("select * from ambo.show_run($1)"), &[(&run, Type::UUID)]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let steps = session
+        .query(&schema.sql("select * from ambo.show_steps($1)"), &[(&run, Type::UUID)])
+        .await?;
+    let steps = all(&steps, |row| {
+        Ok(StepSummary {
+            position: row.try_get(0)?,
+            name: row.try_get(1)?,
+            attempt: row.try_get(2)?,
+            recorded_at: row.try_get(3)?,
+            elapsed_ms: row.try_get(4)?,
+            output: raw(json(row, 5)?),
+            error: raw(json(row, 6)?),
+        })
+    })?;
+    let detail = || -> DriverResult<RunDetail> {
+        Ok(RunDetail {
+            summary: read_summary(row)?,
+            input: raw(json(row, 11)?),
+            output: raw(json(row, 12)?),
+            cancel_requested: row.try_get(13)?,
+            steps,
+        })
+    };
+    detail().map(Some).map_err(from_driver)
+}
+
+pub(crate) async fn cancel_run(session: &Session, schema: &Schema, run: Uuid, reason: &str) -> Result<String> {
+    let row = session
+        .query_one(
+            &schema.sql("select ambo.cancel_run($1, $2)"),
+            &[(&run, Type::UUID), (&reason, Type::TEXT)],
+        )
+        .await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+pub(crate) async fn retry_run(session: &Session, schema: &Schema, run: Uuid) -> Result<()> {
+    session.query(&schema.sql("select ambo.retry_run($1)::text"), &[(&run, Type::UUID)]).await.map(drop)
+}
+
+pub(crate) async fn create_queue(session: &Session, schema: &Schema, name: &str) -> Result<bool> {
+    let row = session.query_one(&schema.sql("select ambo.create_queue($1)"), &[(&name, Type::TEXT)]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+pub(crate) async fn pause_queue(session: &Session, schema: &Schema, name: &str, paused: bool) -> Result<()> {
+    session
+        .query(
+            &schema.sql("select ambo.pause_queue($1, $2)::text"),
+            &[(&name, Type::TEXT), (&paused, Type::BOOL)],
+        )
+        .await
+        .map(drop)
+}
+
+pub(crate) async fn list_queues(session: &Session, schema: &Schema) -> Result<Vec<QueueSummary>> {
+    let rows = session.query(&schema.sql("select * from ambo.list_queues()"), &[]).await?;
+    all(&rows, |row| {
+        Ok(QueueSummary {
+            name: row.try_get(0)?,
+            paused: row.try_get(1)?,
+            ready: row.try_get(2)?,
+            ready_is_capped: row.try_get(3)?,
+            oldest_ready_at: row.try_get(4)?,
+        })
+    })
+}
+
+pub(crate) async fn list_workers(session: &Session, schema: &Schema) -> Result<Vec<WorkerSummary>> {
+    let rows = session.query(&schema.sql("select * from ambo.list_workers()"), &[]).await?;
+    all(&rows, |row| {
+        Ok(WorkerSummary {
+            id: row.try_get(0)?,
+            name: row.try_get(1)?,
+            version: row.try_get(2)?,
+            pid: row.try_get(3)?,
+            started_at: row.try_get(4)?,
+            silent_ms: row.try_get(5)?,
+            in_flight: row.try_get(6)?,
+            draining: row.try_get(7)?,
+            is_keeper: row.try_get(8)?,
+            queues: row.try_get(9)?,
+            workflows: row.try_get(10)?,
+        })
+    })
+}
+
+pub(crate) async fn vital_signs(session: &Session, schema: &Schema) -> Result<Vec<VitalSign>> {
+    let rows = session.query(&schema.sql("select * from ambo.vital_signs()"), &[]).await?;
+    all(&rows, |row| Ok(VitalSign { name: row.try_get(0)?, value: row.try_get(1)? }))
+}
+
+pub(crate) async fn adopt(session: &Session, schema: &Schema) -> Result<()> {
+    session.query(&schema.sql("select ambo.adopt()::text"), &[]).await.map(drop)
+}
+

@@ -1,0 +1,222 @@
+//! Claim: batches of runs out of lanes, and back.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use super::types::{JsonText, Xid8};
+use crate::error::Result;
+use crate::payload::Json;
+
+/// Where runs of one queue, workflow and priority wait, with the claimer's low-water mark: no row at or below
+/// `low` is waiting, except those of transactions that were in progress at the last claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lane {
+    pub(crate) queue: String,
+    pub(crate) workflow: String,
+    pub(crate) priority: i16,
+    pub(crate) low: i64,
+}
+
+/// A run as the claim hands it over.
+#[derive(Debug)]
+pub(crate) struct ClaimedRun {
+    pub(crate) id: Uuid,
+    pub(crate) workflow: String,
+    pub(crate) queue: String,
+    pub(crate) input: Json,
+    /// The number of this claim of the run, from 1.
+    pub(crate) attempt: i32,
+    /// How many workers died with it since it last made progress.
+    pub(crate) losses: i16,
+    pub(crate) attempts_max: i16,
+    pub(crate) key: Option<String>,
+    pub(crate) time_left: Option<Duration>,
+    pub(crate) cancelled: bool,
+    pub(crate) seq: i64,
+    pub(crate) history: Vec<Checkpoint>,
+}
+
+/// A recorded call of a run.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) position: String,
+    pub(crate) name: String,
+    pub(crate) output: Option<Json>,
+    pub(crate) error: Option<Json>,
+}
+
+/// What a claim found: runs, the new marks in the order of the lanes, and the transactions to look for next time.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) runs: Vec<ClaimedRun>,
+    pub(crate) lows: Vec<i64>,
+    pub(crate) late: Vec<Xid8>,
+}
+
+pub(crate) async fn claim(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    limit: i32,
+    lanes: &[Lane],
+    late: &[Xid8],
+) -> Result<Claimed> {
+    let queues: Vec<&str> = lanes.iter().map(|lane| lane.queue.as_str()).collect();
+    let workflows: Vec<&str> = lanes.iter().map(|lane| lane.workflow.as_str()).collect();
+    let priorities: Vec<i16> = lanes.iter().map(|lane| lane.priority).collect();
+    let lows: Vec<i64> = lanes.iter().map(|lane| lane.low).collect();
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.claim($1, $2, $3, $4, $5, $6, $7)"),
+            &[
+                (&worker, Type::INT8),
+                (&limit, Type::INT4),
+                (&queues, Type::TEXT_ARRAY),
+                (&workflows, Type::TEXT_ARRAY),
+                (&priorities, Type::INT2_ARRAY),
+                (&lows, Type::INT8_ARRAY),
+                (&late, Type::XID8_ARRAY),
+            ],
+        )
+        .await?;
+    let mut claimed = Claimed { runs: Vec::with_capacity(rows.len()), lows: Vec::new(), late: Vec::new() };
+    for row in rows {
+        let Some(id) = row.try_get::<_, Option<Uuid>>(0).map_err(from_driver)? else {
+            claimed.lows = row.try_get::<_, Option<_>>(12).map_err(from_driver)?.unwrap_or_default();
+            claimed.late = row.try_get(13).map_err(from_driver)?;
+            continue;
+        };
+        claimed.runs.push(read_run(&row, id).map_err(from_driver)?);
+    }
+    let again: Vec<Uuid> = claimed.runs.iter().filter(|run| run.attempt > 1).map(|run| run.id).collect();
+    if !again.is_empty() {
+        add_history(session, schema, &mut claimed.runs, &again).await?;
+    }
+    Ok(claimed)
+}
+
+fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_postgres::Error> {
+    Ok(ClaimedRun {
+        id,
+        workflow: row.try_get(1)?,
+        queue: row.try_get(2)?,
+        input: row.try_get::<_, JsonText<Box<str>>>(3)?.0,
+        attempt: row.try_get(4)?,
+        losses: row.try_get(5)?,
+        key: row.try_get(7)?,
+        attempts_max: row.try_get(8)?,
+        time_left: row
+            .try_get::<_, Option<i64>>(9)?
+            .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
+        cancelled: row.try_get(10)?,
+        seq: row.try_get(11)?,
+        history: Vec::new(),
+    })
+}
+
+async fn add_history(session: &Session, schema: &Schema, runs: &mut [ClaimedRun], ids: &[Uuid]) -> Result<()> {
+    let rows = session
+        .query(&schema.sql("select * from ambo.history($1)"), &[(&ids, Type::UUID_ARRAY)])
+        .await?;
+    let mut by_run: std::collections::HashMap<Uuid, Vec<Checkpoint>> = std::collections::HashMap::new();
+    for row in rows {
+        let checkpoint = Checkpoint {
+            position: row.try_get(1).map_err(from_driver)?,
+            name: row.try_get(2).map_err(from_driver)?,
+            output: row.try_get::<_, Option<JsonText<Box<str>>>>(3).map_err(from_driver)?.map(|json| json.0),
+            error: row.try_get::<_, Option<JsonText<Box<str>>>>(4).map_err(from_driver)?.map(|json| json.0),
+        };
+        by_run.entry(row.try_get(0).map_err(from_driver)?).or_default().push(checkpoint);
+    }
+    for run in runs {
+        run.history = by_run.remove(&run.id).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Lanes with waiting runs that are not in `known`.
+pub(crate) async fn find_lanes(
+    session: &Session,
+    schema: &Schema,
+    queues: &[String],
+    workflows: &[String],
+    known: &[Lane],
+) -> Result<Vec<Lane>> {
+    let known_queues: Vec<&str> = known.iter().map(|lane| lane.queue.as_str()).collect();
+    let known_workflows: Vec<&str> = known.iter().map(|lane| lane.workflow.as_str()).collect();
+    let known_priorities: Vec<i16> = known.iter().map(|lane| lane.priority).collect();
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.find_lanes($1, $2, $3, $4, $5)"),
+            &[
+                (&queues, Type::TEXT_ARRAY),
+                (&workflows, Type::TEXT_ARRAY),
+                (&known_queues, Type::TEXT_ARRAY),
+                (&known_workflows, Type::TEXT_ARRAY),
+                (&known_priorities, Type::INT2_ARRAY),
+            ],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Lane { queue: row.try_get(0)?, workflow: row.try_get(1)?, priority: row.try_get(2)?, low: 0 })
+        })
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(from_driver)
+}
+
+/// The lowest waiting run of a lane in `(above, upto]`: what the marks should never have left behind.
+pub(crate) async fn sweep(
+    session: &Session,
+    schema: &Schema,
+    lane: &Lane,
+    above: i64,
+    upto: i64,
+) -> Result<Option<i64>> {
+    let row = session
+        .query_one(
+            &schema.sql("select ambo.sweep($1, $2, $3, $4, $5)"),
+            &[
+                (&lane.queue, Type::TEXT),
+                (&lane.workflow, Type::TEXT),
+                (&lane.priority, Type::INT2),
+                (&above, Type::INT8),
+                (&upto, Type::INT8),
+            ],
+        )
+        .await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// Gives runs back unfinished; no loss is counted. Returns how many were still this worker's.
+pub(crate) async fn hand_back(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    runs: &[(Uuid, i32)],
+) -> Result<i32> {
+    let ids: Vec<Uuid> = runs.iter().map(|(id, _)| *id).collect();
+    let attempts: Vec<i32> = runs.iter().map(|(_, attempt)| *attempt).collect();
+    let row = session
+        .query_one(
+            &schema.sql("select ambo.hand_back($1, $2, $3)"),
+            &[(&worker, Type::INT8), (&ids, Type::UUID_ARRAY), (&attempts, Type::INT4_ARRAY)],
+        )
+        .await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// The claims that the database holds for a worker.
+pub(crate) async fn claims_of(session: &Session, schema: &Schema, worker: i64) -> Result<Vec<(Uuid, i32)>> {
+    let rows = session
+        .query(&schema.sql("select * from ambo.claims_of($1)"), &[(&worker, Type::INT8)])
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(from_driver)
+}

@@ -1,0 +1,319 @@
+//! Connections of our own: opened with TLS where asked, pinned against role defaults, healed when cut.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Config, Row};
+
+use super::schema::Schema;
+use crate::error::{Code, Error, Result};
+
+/// A parameter with its type: statements are unnamed, one round trip, and safe behind a transaction pooler.
+pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// What every connection of ours is opened with.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) config: Config,
+    pub(crate) schema: Schema,
+    /// Behind a transaction pooler: notifications vanish, session locks and settings leak, so none are used.
+    pub(crate) pooled: bool,
+}
+
+impl Target {
+    pub(crate) fn parse(url: &str, schema: Schema) -> Result<Self> {
+        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
+            // The text of the driver's error does not hold the URL, which may hold a password.
+            Error::new(Code::Configuration, "the database URL cannot be read; expected postgres://user@host/database")
+                .with_source(error)
+        })?;
+        // A peer that vanished must show in seconds, not in hours.
+        config
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(5))
+            .keepalives_interval(Duration::from_secs(2))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(15));
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Duration::from_secs(5));
+        }
+        Ok(Target { config, schema, pooled: false })
+    }
+
+    /// Finds out whether a transaction pooler stands in between: two open connections with one backend.
+    pub(crate) async fn detect_pooler(&mut self) -> Result<()> {
+        self.pooled = true;
+        let first = self.open("ambo probe", None).await?;
+        let second = self.open("ambo probe", None).await?;
+        self.pooled = first.backend == second.backend;
+        if self.pooled {
+            tracing::info!("a transaction pooler stands before the database: polling, no notifications");
+        }
+        Ok(())
+    }
+
+    /// Opens a connection. `role` says in `pg_stat_activity` what it is for; notifications go to `notices`.
+    pub(crate) async fn open(&self, role: &str, notices: Option<mpsc::UnboundedSender<Notice>>) -> Result<Session> {
+        let mut config = self.config.clone();
+        config.application_name(role);
+        let client = tls::connect(&config, notices).await?;
+        let session = Session { client: Arc::new(client), backend: 0 };
+        if !self.pooled {
+            session.batch(SETTINGS).await?;
+        }
+        let row = session.query_one("select pg_backend_pid()", &[]).await?;
+        Ok(Session { backend: row.try_get(0).map_err(from_driver)?, ..session })
+    }
+}
+
+/// What every session of ours pins, whatever the role or database has for defaults.
+const SETTINGS: &str = "set statement_timeout = '60s'; set lock_timeout = '2s';
+    set idle_in_transaction_session_timeout = '10s'; set default_transaction_isolation = 'read committed';
+    set default_transaction_read_only = off; set jit = off;
+    select set_config('synchronous_commit', 'on', false)
+    where current_setting('synchronous_commit') in ('off', 'local')";
+
+/// One open connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    pub(crate) client: Arc<Client>,
+    /// The process id of the backend: asked about when the answer to a commit was lost.
+    pub(crate) backend: i32,
+}
+
+impl Session {
+    pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.client.query_typed(sql, params).await.map_err(from_driver)
+    }
+
+    pub(crate) async fn query_one(&self, sql: &str, params: &[Param<'_>]) -> Result<Row> {
+        let rows = self.query(sql, params).await?;
+        rows.into_iter().next().ok_or_else(|| Error::new(Code::Database, "a statement returned no row"))
+    }
+
+    pub(crate) async fn batch(&self, sql: &str) -> Result<()> {
+        self.client.batch_execute(sql).await.map_err(from_driver)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+/// What arrives on a connection without having been asked for.
+#[derive(Debug, Clone)]
+pub(crate) enum Notice {
+    /// A notification: channel and payload.
+    Notified(String, String),
+    /// The connection is gone.
+    Lost,
+}
+
+/// A connection that is opened again when it was cut, waiting longer each time.
+#[derive(Debug)]
+pub(crate) struct Link {
+    target: Target,
+    role: String,
+    notices: Option<mpsc::UnboundedSender<Notice>>,
+    session: Option<Session>,
+    /// The backend of the connection before this one, which may still be at work.
+    pub(crate) predecessor: Option<i32>,
+    failures: u32,
+}
+
+impl Link {
+    pub(crate) fn new(target: Target, role: impl Into<String>) -> Self {
+        Link { target, role: role.into(), notices: None, session: None, predecessor: None, failures: 0 }
+    }
+
+    pub(crate) fn with_notices(mut self, notices: mpsc::UnboundedSender<Notice>) -> Self {
+        self.notices = Some(notices);
+        self
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.target.schema
+    }
+
+    /// The open session, or a new one; an error if the database cannot be reached now.
+    pub(crate) async fn session(&mut self) -> Result<&Session> {
+        if self.session.as_ref().is_none_or(Session::is_closed) {
+            if let Some(old) = self.session.take() {
+                self.predecessor = Some(old.backend);
+            }
+            let opened = tokio::time::timeout(
+                Duration::from_secs(10),
+                self.target.open(&self.role, self.notices.clone()),
+            )
+            .await
+            .unwrap_or_else(|_| Err(Error::new(Code::Unavailable, "the database did not answer within 10 s")))?;
+            self.session = Some(opened);
+        }
+        self.session.as_ref().ok_or_else(|| Error::new(Code::Unavailable, "no session"))
+    }
+
+    /// Notes a failure, drops the session if it may be unusable, and pauses: 10 ms doubled up to 1 s, jittered.
+    pub(crate) async fn recover(&mut self, error: &Error) {
+        if self.failures == 0 {
+            tracing::warn!(role = self.role, %error, "the database is out of reach; trying again");
+        }
+        self.failures = self.failures.saturating_add(1);
+        if let Some(old) = self.session.take() {
+            self.predecessor = Some(old.backend);
+        }
+        tokio::time::sleep(pause(self.failures)).await;
+    }
+
+    /// Notes a success after failures.
+    pub(crate) fn recovered(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(role = self.role, failures = self.failures, "the database answers again");
+            self.failures = 0;
+        }
+    }
+
+    /// Waits until the backend of the connection before this one is gone: until then, what it was asked to do
+    /// may still commit. It is ended if it does not go by itself.
+    pub(crate) async fn await_predecessor(&mut self) -> Result<()> {
+        let Some(backend) = self.predecessor else { return Ok(()) };
+        let role = self.role.clone();
+        let session = self.session().await?.clone();
+        loop {
+            let row = session
+                .query_one(
+                    "select count(*), count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
+                     where pid = $1 and application_name = $2 and pid <> pg_backend_pid()",
+                    &[(&backend, Type::INT4), (&role, Type::TEXT)],
+                )
+                .await?;
+            if row.try_get::<_, i64>(0).map_err(from_driver)? == 0 {
+                self.predecessor = None;
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    let full = 10u64 << failures.min(7).saturating_sub(1);
+    Duration::from_millis(full.min(1000)).mul_f64(0.5 + 0.5 * crate::engine::clock::jitter())
+}
+
+/// Classifies what the driver reports. The message of the server is kept, its detail (which may quote rows) not.
+pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
+    let Some(db) = error.as_db_error() else {
+        let closed = error.is_closed() || error.code().is_none();
+        let code = if closed { Code::Unavailable } else { Code::Database };
+        let text = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        return Error::new(code, text).with_source(error);
+    };
+    let sqlstate = db.code().code().to_owned();
+    let code = classify(&sqlstate, db.message());
+    let text = match (code, db.hint()) {
+        (Code::SchemaMismatch, _) => "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned(),
+        (_, Some(hint)) => format!("{} ({hint})", db.message()),
+        _ => db.message().to_owned(),
+    };
+    Error::new(code, text).with_sqlstate(&sqlstate).with_source(error)
+}
+
+/// The code for a SQLSTATE of the server.
+pub(crate) fn classify(sqlstate: &str, message: &str) -> Code {
+    if let Some(code) = Code::parse(sqlstate) {
+        return code;
+    }
+    match sqlstate {
+        // Connection failures, shutdown, recovery, a server that is read-only after a failover.
+        "57P01" | "57P02" | "57P03" | "25006" | "53300" => Code::Unavailable,
+        s if s.starts_with("08") => Code::Unavailable,
+        "3F000" | "42883" | "42P01" | "42703" if message.contains("ambo") => Code::SchemaMismatch,
+        "23514" if message.contains("no partition of relation") => Code::NoPartition,
+        _ => Code::Database,
+    }
+}
+
+mod tls {
+    //! Opens the socket: plain, or with rustls and the system's roots when `sslmode` asks for it.
+
+    use std::sync::Arc;
+
+    use futures_util::StreamExt as _;
+    use futures_util::stream::poll_fn;
+    use tokio::sync::mpsc;
+    use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+    use tokio_postgres::{Client, Config, Socket};
+
+    use super::{AsyncMessage, Notice, from_driver};
+    use crate::error::Result;
+
+    pub(super) async fn connect(
+        config: &Config,
+        notices: Option<mpsc::UnboundedSender<Notice>>,
+    ) -> Result<Client> {
+        #[cfg(feature = "tls")]
+        if config.get_ssl_mode() != tokio_postgres::config::SslMode::Disable {
+            return with(config, rustls_connector()?, notices).await;
+        }
+        with(config, tokio_postgres::NoTls, notices).await
+    }
+
+    #[cfg(feature = "tls")]
+    fn rustls_connector() -> Result<tokio_postgres_rustls::MakeRustlsConnect> {
+        use std::sync::OnceLock;
+        static ROOTS: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+        let config = ROOTS.get_or_init(|| {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in rustls_native_certs::load_native_certs().certs {
+                // A certificate that cannot be read is not trusted; the others still are.
+                let _ = roots.add(certificate);
+            }
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let builder = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .map(|builder| builder.with_root_certificates(roots).with_no_client_auth());
+            Arc::new(builder.unwrap_or_else(|_| unreachable!("ring supports the default protocol versions")))
+        });
+        Ok(tokio_postgres_rustls::MakeRustlsConnect::new((**config).clone()))
+    }
+
+    async fn with<T>(
+        config: &Config,
+        tls: T,
+        notices: Option<mpsc::UnboundedSender<Notice>>,
+    ) -> Result<Client>
+    where
+        T: MakeTlsConnect<Socket> + 'static,
+        T::Stream: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+        T::TlsConnect: Send,
+    {
+        let (client, mut connection) = config.connect(tls).await.map_err(from_driver)?;
+        tokio::spawn(async move {
+            let mut messages = poll_fn(move |cx| connection.poll_message(cx));
+            while let Some(message) = messages.next().await {
+                match message {
+                    Ok(AsyncMessage::Notification(n)) => {
+                        if let Some(notices) = &notices {
+                            let _ = notices.send(Notice::Notified(n.channel().to_owned(), n.payload().to_owned()));
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection ended");
+                        break;
+                    }
+                }
+            }
+            if let Some(notices) = notices {
+                let _ = notices.send(Notice::Lost);
+            }
+        });
+        Ok(client)
+    }
+}

@@ -1,0 +1,102 @@
+//! Enqueue: one run or many; the parameters are the same for our own connection and for users' drivers.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use super::types::{Interval, JsonText};
+use crate::error::Result;
+use crate::payload::Json;
+
+/// A run to be enqueued or started. `None` means the default of the SQL function.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRun {
+    /// Where Ambo is installed in the caller's database.
+    pub(crate) schema: Schema,
+    pub(crate) workflow: String,
+    pub(crate) input: Json,
+    pub(crate) queue: String,
+    pub(crate) key: Option<String>,
+    pub(crate) priority: i32,
+    pub(crate) delay: Option<Duration>,
+    pub(crate) at: Option<jiff::Timestamp>,
+    pub(crate) attributes: Option<Json>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) attempts: i32,
+    pub(crate) key_lifetime: Option<Duration>,
+}
+
+/// The statement that enqueues one run on a connection of the user's: text in, text out (see `on`).
+pub(crate) const ENQUEUE_ONE: &str = "select run_id::text, is_new::text from ambo.enqueue($1::text, $2::text::json, \
+     $3::text, $4::text, $5::text::int4, $6::text::interval, $7::text::timestamptz, $8::text::jsonb, \
+     $9::text::interval, $10::text::int4, $11::text::interval)";
+
+impl NewRun {
+    /// The parameters of [`ENQUEUE_ONE`].
+    pub(crate) fn texts(&self) -> [Option<String>; 11] {
+        let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));
+        [
+            Some(self.workflow.clone()),
+            Some(self.input.to_string()),
+            Some(self.queue.clone()),
+            self.key.clone(),
+            Some(self.priority.to_string()),
+            span(self.delay),
+            self.at.map(|at| at.to_string()),
+            self.attributes.as_deref().map(str::to_owned),
+            span(self.timeout),
+            Some(self.attempts.to_string()),
+            span(self.key_lifetime),
+        ]
+    }
+}
+
+/// Enqueues in one call; answers in the order given: the id, and whether it is new.
+pub(crate) async fn enqueue(session: &Session, schema: &Schema, runs: &[NewRun]) -> Result<Vec<(Uuid, bool)>> {
+    let workflows: Vec<&str> = runs.iter().map(|run| run.workflow.as_str()).collect();
+    let inputs: Vec<JsonText<&str>> = runs.iter().map(|run| JsonText(&*run.input)).collect();
+    let queues = optional(runs, |run| (run.queue != "default").then_some(run.queue.as_str()));
+    let keys = optional(runs, |run| run.key.as_deref());
+    let priorities = optional(runs, |run| (run.priority != 0).then_some(run.priority));
+    let delays = optional(runs, |run| run.delay.map(Interval));
+    let ats = optional(runs, |run| run.at);
+    let attributes = optional(runs, |run| run.attributes.as_deref().map(JsonText));
+    let timeouts = optional(runs, |run| run.timeout.map(Interval));
+    let attempts = optional(runs, |run| (run.attempts != 5).then_some(run.attempts));
+    let key_lifetimes = optional(runs, |run| run.key_lifetime.map(Interval));
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.enqueue_workflows($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
+            &[
+                (&workflows, Type::TEXT_ARRAY),
+                (&inputs, Type::JSON_ARRAY),
+                (&queues, Type::TEXT_ARRAY),
+                (&keys, Type::TEXT_ARRAY),
+                (&priorities, Type::INT4_ARRAY),
+                (&delays, Type::INTERVAL_ARRAY),
+                (&ats, Type::TIMESTAMPTZ_ARRAY),
+                (&attributes, Type::JSONB_ARRAY),
+                (&timeouts, Type::INTERVAL_ARRAY),
+                (&attempts, Type::INT4_ARRAY),
+                (&key_lifetimes, Type::INTERVAL_ARRAY),
+            ],
+        )
+        .await?;
+    read_ids(&rows)
+}
+
+pub(crate) fn read_ids(rows: &[tokio_postgres::Row]) -> Result<Vec<(Uuid, bool)>> {
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(from_driver)
+}
+
+/// A parameter array, or null where no run has a value of its own: then nothing is sent or unnested.
+fn optional<'a, T>(runs: &'a [NewRun], value: impl Fn(&'a NewRun) -> Option<T>) -> Option<Vec<Option<T>>> {
+    let values: Vec<Option<T>> = runs.iter().map(value).collect();
+    values.iter().any(Option::is_some).then_some(values)
+}

@@ -1,0 +1,118 @@
+//! Installs and upgrades the schema: migrations once, functions whenever they changed, under one lock.
+
+use tokio_postgres::types::Type;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use crate::error::{Code, Error, Result};
+
+/// The version of the schema that this code works with: the number of the last migration.
+pub(crate) const SCHEMA_VERSION: i32 = 1;
+
+/// Tables, in the order in which they are applied; once released they do not change.
+const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../sql/migrations/0001_initial.sql"))];
+
+/// Functions: replaced on each migration, one verb a file.
+const FUNCTIONS: &[&str] = &[
+    include_str!("../../sql/functions/run_id.sql"),
+    include_str!("../../sql/functions/wake.sql"),
+    include_str!("../../sql/functions/enqueue.sql"),
+    include_str!("../../sql/functions/claim.sql"),
+    include_str!("../../sql/functions/start.sql"),
+    include_str!("../../sql/functions/flush.sql"),
+    include_str!("../../sql/functions/transaction.sql"),
+    include_str!("../../sql/functions/worker.sql"),
+    include_str!("../../sql/functions/keeper.sql"),
+    include_str!("../../sql/functions/partition.sql"),
+    include_str!("../../sql/functions/admin.sql"),
+    include_str!("../../sql/functions/doctor.sql"),
+];
+
+/// All of it as one script, for teams that apply SQL with a tool of their own.
+pub(crate) fn script(schema: &Schema) -> String {
+    format!("begin;\n\n{}\ncommit;\n", body(schema, 0))
+}
+
+/// What brings a database from version `from` to this one.
+fn body(schema: &Schema, from: i32) -> String {
+    let mut out = format!(
+        "-- Ambo, schema version {SCHEMA_VERSION}.\n\
+         set local client_min_messages = warning;\n\
+         set local check_function_bodies = off;\n\
+         select pg_advisory_xact_lock(hashtext('ambo.migrate'));\n\
+         create schema if not exists {};\n\n",
+        schema.name()
+    );
+    for (version, sql) in MIGRATIONS {
+        if *version > from {
+            out.push_str(&schema.sql(sql));
+            out.push('\n');
+        }
+    }
+    for sql in FUNCTIONS {
+        out.push_str(&schema.sql(sql));
+        out.push('\n');
+    }
+    out.push_str(&schema.sql(include_str!("../../sql/install.sql")));
+    out.push_str(&schema.sql(&format!(
+        "\nupdate ambo.installation set schema_version = {SCHEMA_VERSION};\nselect ambo.make_partitions();\n"
+    )));
+    out
+}
+
+/// The version that the database holds; 0 if it holds none.
+pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
+    let row = session
+        .query_one(
+            "select to_regclass($1 || '.installation') is not null",
+            &[(&schema.name(), Type::TEXT)],
+        )
+        .await?;
+    if !row.try_get::<_, bool>(0).map_err(from_driver)? {
+        return Ok(0);
+    }
+    let row = session.query_one(&schema.sql("select schema_version from ambo.installation"), &[]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// Brings the database to this version and returns the version it had. Any number of processes may call it at once.
+pub(crate) async fn migrate(session: &Session, schema: &Schema) -> Result<i32> {
+    session
+        .batch(&format!("begin; {}", schema.sql("select pg_advisory_xact_lock(hashtext('ambo.migrate'))")))
+        .await?;
+    let from = match version(session, schema).await {
+        Ok(from) => from,
+        Err(error) => {
+            let _ = session.batch("rollback").await;
+            return Err(error);
+        }
+    };
+    if from > SCHEMA_VERSION {
+        session.batch("rollback").await?;
+        return Err(mismatch(from));
+    }
+    let applied = session.batch(&format!("{}\ncommit;", body(schema, from))).await;
+    if applied.is_err() {
+        let _ = session.batch("rollback").await;
+    }
+    applied.map(|()| from)
+}
+
+/// Refuses a schema that this code does not fit.
+pub(crate) async fn check(session: &Session, schema: &Schema) -> Result<()> {
+    match version(session, schema).await? {
+        SCHEMA_VERSION => Ok(()),
+        other => Err(mismatch(other)),
+    }
+}
+
+fn mismatch(found: i32) -> Error {
+    let text = match found {
+        0 => "the database holds no schema of Ambo; run: ambo migrate".to_owned(),
+        n if n < SCHEMA_VERSION => {
+            format!("the schema has version {n}, this program needs {SCHEMA_VERSION}; run: ambo migrate")
+        }
+        n => format!("the schema has version {n}, this program knows {SCHEMA_VERSION}; upgrade the program"),
+    };
+    Error::new(Code::SchemaMismatch, text)
+}

@@ -1,0 +1,152 @@
+//! Registration, heartbeat and the keeper's acts.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use crate::error::Result;
+
+/// What a worker says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Registration {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) queues: Vec<String>,
+    pub(crate) workflows: Vec<String>,
+}
+
+/// Registers under a new id; answers the id and the lease.
+pub(crate) async fn register(
+    session: &Session,
+    schema: &Schema,
+    registration: &Registration,
+    holds_session: bool,
+) -> Result<(i64, Duration)> {
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    let row = session
+        .query_one(
+            &schema.sql("select * from ambo.register_worker($1, $2, $3, $4, $5, $6)"),
+            &[
+                (&registration.name, Type::TEXT),
+                (&registration.version, Type::TEXT),
+                (&pid, Type::INT4),
+                (&registration.queues, Type::TEXT_ARRAY),
+                (&registration.workflows, Type::TEXT_ARRAY),
+                (&holds_session, Type::BOOL),
+            ],
+        )
+        .await?;
+    let lease_ms: i64 = row.try_get(1).map_err(from_driver)?;
+    Ok((row.try_get(0).map_err(from_driver)?, Duration::from_millis(lease_ms.unsigned_abs())))
+}
+
+/// Takes the session lock of a worker on the connection of its heartbeat.
+pub(crate) async fn hold(session: &Session, schema: &Schema, worker: i64) -> Result<bool> {
+    let row = session
+        .query_one(&schema.sql("select ambo.hold_worker($1)"), &[(&worker, Type::INT8)])
+        .await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// The answer to a heartbeat.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    /// False: this worker was declared dead and its runs are given to others.
+    pub(crate) alive: bool,
+    /// Runs of this worker that somebody asked to cancel.
+    pub(crate) cancelled: Vec<Uuid>,
+    pub(crate) is_keeper: bool,
+    /// To the keeper: workers to bury.
+    pub(crate) dead: Vec<i64>,
+    /// To the keeper: how long until the next timer is due.
+    pub(crate) next_timer: Option<Duration>,
+}
+
+pub(crate) async fn heartbeat(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    in_flight: i32,
+    draining: bool,
+) -> Result<Pulse> {
+    let row = session
+        .query_one(
+            &schema.sql("select alive, cancelled, is_keeper, dead, next_timer_ms from ambo.heartbeat($1, $2, $3)"),
+            &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
+        )
+        .await?;
+    let pulse = || -> Result<Pulse, tokio_postgres::Error> {
+        Ok(Pulse {
+            alive: row.try_get(0)?,
+            cancelled: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
+            is_keeper: row.try_get(2)?,
+            dead: row.try_get::<_, Option<_>>(3)?.unwrap_or_default(),
+            next_timer: row.try_get::<_, Option<i64>>(4)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        })
+    };
+    pulse().map_err(from_driver)
+}
+
+/// What burying a worker did.
+#[derive(Debug)]
+pub(crate) struct Burial {
+    pub(crate) recovered: i32,
+    pub(crate) dead_lettered: i32,
+    pub(crate) buried: bool,
+}
+
+pub(crate) async fn bury(session: &Session, schema: &Schema, keeper: i64, worker: i64, limit: i32) -> Result<Burial> {
+    let row = session
+        .query_one(
+            &schema.sql("select recovered, dead_lettered, buried from ambo.bury_worker($1, $2, $3)"),
+            &[(&keeper, Type::INT8), (&worker, Type::INT8), (&limit, Type::INT4)],
+        )
+        .await?;
+    let burial = || -> Result<Burial, tokio_postgres::Error> {
+        Ok(Burial { recovered: row.try_get(0)?, dead_lettered: row.try_get(1)?, buried: row.try_get(2)? })
+    };
+    burial().map_err(from_driver)
+}
+
+/// Makes due timers ready, up to `limit`; answers how many.
+pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
+    let row = session
+        .query_one(&schema.sql("select ambo.fire_timers($1)"), &[(&limit, Type::INT4)])
+        .await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// The rare duties: partitions ahead, partitions past retention, keys past their lifetime. Each is a statement of
+/// its own, so that one that cannot get its lock does not keep the others from being done.
+pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()> {
+    let mut first_error = None;
+    for sql in ["select ambo.make_partitions()", "select ambo.drop_partition()", "select ambo.expire_keys(10000)"] {
+        if let Err(error) = session.query(&schema.sql(sql), &[]).await {
+            // 55P03: a lock was not to be had within its 50 ms; it is tried again next time.
+            if error.sqlstate() != Some("55P03") {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+pub(crate) async fn leave(session: &Session, schema: &Schema, worker: i64) -> Result<i32> {
+    let row = session.query_one(&schema.sql("select ambo.leave($1)"), &[(&worker, Type::INT8)]).await?;
+    row.try_get::<_, i32>(0).map_err(from_driver)
+}
+
+/// Takes the locks that show enqueuers that somebody sleeps, or gives them back.
+pub(crate) async fn show_asleep(session: &Session, schema: &Schema, lock: &str, asleep: bool) -> Result<()> {
+    let verb = if asleep { "pg_advisory_lock_shared" } else { "pg_advisory_unlock_shared" };
+    session
+        .query(
+            &schema.sql(&format!("select {verb}(hashtext('ambo.{lock}'), slot) from generate_series(0, 15) slot")),
+            &[],
+        )
+        .await?;
+    Ok(())
+}

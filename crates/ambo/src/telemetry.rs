@@ -1,0 +1,97 @@
+//! Every metric, with its unit: names are constants here and nowhere else. Spans are `run` (run, workflow, attempt),
+//! `step` and `transaction` (position, name), on the target `ambo`.
+//!
+//! Without a recorder of the `metrics` crate they cost next to nothing.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+
+/// Runs taken into memory, by `workflow`.
+pub const RUNS_STARTED: &str = "ambo_runs_started_total";
+/// Runs that ended, by `workflow` and `status`.
+pub const RUNS_ENDED: &str = "ambo_runs_ended_total";
+/// Runs in memory.
+pub const RUNS_IN_FLIGHT: &str = "ambo_runs_in_flight";
+/// Steps that ended, by `workflow` and `succeeded`.
+pub const STEPS_ENDED: &str = "ambo_steps_ended_total";
+/// How long a step took, its retries included, in seconds.
+pub const STEP_SECONDS: &str = "ambo_step_seconds";
+/// Attempts of steps that failed and were tried again, by `workflow`.
+pub const STEP_RETRIES: &str = "ambo_step_retries_total";
+/// Runs in one claim.
+pub const CLAIM_RUNS: &str = "ambo_claim_runs";
+/// How long a claim took, in seconds.
+pub const CLAIM_SECONDS: &str = "ambo_claim_seconds";
+/// Facts in one flush of the journal.
+pub const FLUSH_FACTS: &str = "ambo_flush_facts";
+/// How long a flush took, in seconds.
+pub const FLUSH_SECONDS: &str = "ambo_flush_seconds";
+/// Runs that the keeper took from dead workers, by `fate`: `ready` or `dead`.
+pub const RUNS_RECOVERED: &str = "ambo_runs_recovered_total";
+/// How often this worker learned that it had been declared dead.
+pub const FENCED: &str = "ambo_worker_fenced_total";
+/// Runs that only the sweep found; anything above zero is a bug in Ambo.
+pub const SWEEP_FOUND: &str = "ambo_sweep_found_total";
+
+/// All names with their meaning, for documentation and recorders.
+pub const ALL: &[(&str, &str)] = &[
+    (RUNS_STARTED, "runs taken into memory"),
+    (RUNS_ENDED, "runs that ended"),
+    (RUNS_IN_FLIGHT, "runs in memory"),
+    (STEPS_ENDED, "steps that ended"),
+    (STEP_SECONDS, "how long a step took, in seconds"),
+    (STEP_RETRIES, "attempts of steps that were tried again"),
+    (CLAIM_RUNS, "runs in one claim"),
+    (CLAIM_SECONDS, "how long a claim took, in seconds"),
+    (FLUSH_FACTS, "facts in one flush"),
+    (FLUSH_SECONDS, "how long a flush took, in seconds"),
+    (RUNS_RECOVERED, "runs taken from dead workers"),
+    (FENCED, "times this worker was declared dead"),
+    (SWEEP_FOUND, "runs that only the sweep found"),
+];
+
+pub(crate) fn run_started(workflow: &str) {
+    counter!(RUNS_STARTED, "workflow" => workflow.to_owned()).increment(1);
+}
+
+pub(crate) fn run_ended(workflow: &str, status: &'static str) {
+    counter!(RUNS_ENDED, "workflow" => workflow.to_owned(), "status" => status).increment(1);
+}
+
+pub(crate) fn in_flight(runs: usize) {
+    gauge!(RUNS_IN_FLIGHT).set(runs as f64);
+}
+
+pub(crate) fn step_ended(workflow: &str, succeeded: bool, elapsed: Duration) {
+    let succeeded = if succeeded { "true" } else { "false" };
+    counter!(STEPS_ENDED, "workflow" => workflow.to_owned(), "succeeded" => succeeded).increment(1);
+    histogram!(STEP_SECONDS).record(elapsed.as_secs_f64());
+}
+
+pub(crate) fn step_retried(workflow: &str) {
+    counter!(STEP_RETRIES, "workflow" => workflow.to_owned()).increment(1);
+}
+
+pub(crate) fn claimed(runs: usize, elapsed: Duration) {
+    histogram!(CLAIM_RUNS).record(runs as f64);
+    histogram!(CLAIM_SECONDS).record(elapsed.as_secs_f64());
+}
+
+pub(crate) fn flushed(facts: usize, elapsed: Duration) {
+    histogram!(FLUSH_FACTS).record(facts as f64);
+    histogram!(FLUSH_SECONDS).record(elapsed.as_secs_f64());
+}
+
+pub(crate) fn recovered(ready: i32, dead: i32) {
+    counter!(RUNS_RECOVERED, "fate" => "ready").increment(u64::from(ready.unsigned_abs()));
+    counter!(RUNS_RECOVERED, "fate" => "dead").increment(u64::from(dead.unsigned_abs()));
+}
+
+pub(crate) fn fenced() {
+    counter!(FENCED).increment(1);
+}
+
+pub(crate) fn sweep_found() {
+    counter!(SWEEP_FOUND).increment(1);
+}

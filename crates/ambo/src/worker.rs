@@ -1,0 +1,345 @@
+//! The worker: a process (or part of one) that runs workflows.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Client;
+use crate::engine::{self, Engine, Life};
+use crate::enqueue::Enqueued;
+use crate::error::{ApplicationError, Code, Error, Result};
+use crate::id::WorkerId;
+use crate::store::claim::ClaimedRun;
+use crate::store::enqueue::NewRun;
+use crate::store::worker::Registration;
+use crate::workflow::{Registry, States, Workflow, WorkflowFn};
+
+/// Configures a [`Worker`].
+#[must_use = "a worker runs once it is started"]
+pub struct WorkerBuilder {
+    client: Client,
+    registry: Result<Registry>,
+    states: States,
+    name: String,
+    version: String,
+    queues: Vec<String>,
+    max_in_flight: usize,
+    poll: Duration,
+}
+
+impl WorkerBuilder {
+    pub(crate) fn new(client: Client) -> Self {
+        WorkerBuilder {
+            client,
+            registry: Ok(Registry::default()),
+            states: States::default(),
+            name: std::env::var("HOSTNAME").unwrap_or_else(|_| "worker".to_owned()),
+            version: String::new(),
+            queues: Vec::new(),
+            max_in_flight: 1000,
+            poll: Duration::from_secs(2),
+        }
+    }
+
+    fn register(mut self, add: impl FnOnce(&mut Registry) -> Result<()>) -> Self {
+        if let Ok(registry) = &mut self.registry
+            && let Err(error) = add(registry)
+        {
+            self.registry = Err(error);
+        }
+        self
+    }
+
+    /// Registers a workflow made with [`#[ambo::workflow]`](macro@crate::workflow), or by hand.
+    pub fn workflow<W: Workflow>(self) -> Self {
+        self.register(Registry::add::<W>)
+    }
+
+    /// Registers a plain async function under a name.
+    ///
+    /// # Example
+    /// ```no_run
+    /// # use ambo::{Client, Ctx, Result, Worker};
+    /// async fn double(mut cx: Ctx<'_>, n: i64) -> Result<i64> {
+    ///     Ok(cx.step("double", || async { Ok::<_, ambo::Error>(2 * n) }).await?)
+    /// }
+    /// # async fn example(client: &Client) -> Result<()> {
+    /// let worker = Worker::builder(client).workflow_fn("double", double).start().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn workflow_fn<F, I, O, E>(self, name: &str, function: F) -> Self
+    where
+        F: for<'run> WorkflowFn<'run, I, Output = Result<O, E>>,
+        I: DeserializeOwned + Send + 'static,
+        O: Serialize + Send + 'static,
+        E: ApplicationError,
+    {
+        self.register(|registry| registry.add_fn(name, function))
+    }
+
+    /// Registers every `#[ambo::workflow]` that is linked into the program.
+    #[cfg(feature = "macros")]
+    pub fn linked_workflows(mut self) -> Self {
+        for crate::workflow::Registered(register) in inventory::iter::<crate::workflow::Registered> {
+            self = register(self);
+        }
+        self
+    }
+
+    /// A value for workflows to use, found by its type with [`Ctx::state`](crate::Ctx::state).
+    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.states.put(value);
+        self
+    }
+
+    /// A queue to serve, created if it is not there; call it for each. Default: `default` alone.
+    pub fn queue(mut self, name: impl Into<String>) -> Self {
+        self.queues.push(name.into());
+        self
+    }
+
+    /// The name of the worker in lists and logs. Default: the host's name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The version of the program, shown in lists. Default: empty.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = version.into();
+        self
+    }
+
+    /// How many runs are in memory at once, at least 1. Default: 1000.
+    pub fn max_in_flight(mut self, runs: usize) -> Self {
+        self.max_in_flight = runs.max(1);
+        self
+    }
+
+    /// How long an idle worker sleeps that no notification wakes; jittered by a quarter. Default: 2 s, at least 10 ms.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll = interval.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Registers the worker and starts it, on a thread of its own; workflows run on the present tokio runtime.
+    ///
+    /// # Errors
+    /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO010` if the schema does not fit;
+    /// `AMBO011` if the database was restored or cloned; `AMBO040` if it cannot be reached.
+    pub async fn start(self) -> Result<Worker> {
+        let registry = self.registry?;
+        let workflows = registry.names();
+        if workflows.is_empty() {
+            return Err(Error::new(Code::Registration, "no workflow is registered; call `.workflow::<name>()`"));
+        }
+        if cfg!(panic = "abort") {
+            tracing::warn!("panics abort this program: a panic in a step will cost the whole worker");
+        }
+        let mut queues = self.queues;
+        if queues.is_empty() {
+            queues.push("default".to_owned());
+        }
+        queues.sort();
+        queues.dedup();
+        let engine = Arc::new(Engine {
+            target: self.client.target().clone(),
+            registration: Registration { name: self.name, version: self.version, queues, workflows },
+            registry,
+            states: self.states,
+            max_in_flight: self.max_in_flight,
+            poll: self.poll,
+            runtime: tokio::runtime::Handle::current(),
+            waiter: self.client.waiter().clone(),
+            life: watch::channel(None).0,
+            draining: AtomicBool::new(false),
+            drain_begun: Notify::new(),
+            stop: CancellationToken::new(),
+        });
+        let ended = spawn_thread(engine.clone()).await?;
+        Ok(Worker { client: self.client, engine, ended: Some(ended) })
+    }
+}
+
+/// Starts the engine's thread; returns once it has registered, with what tells that it has ended.
+async fn spawn_thread(engine: Arc<Engine>) -> Result<oneshot::Receiver<()>> {
+    let (first, registered) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("ambo-engine".to_owned()).spawn(move || {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, engine::live(engine, first));
+        let _ = end.send(());
+    })?;
+    registered.await.map_err(|_| Error::new(Code::Stopping, "the engine's thread ended"))??;
+    Ok(ended)
+}
+
+/// A running worker.
+///
+/// # Example: run until SIGTERM, then finish what has begun
+/// ```no_run
+/// # use ambo::{Client, Ctx, Result, Worker};
+/// # #[ambo::workflow] async fn fulfil(cx: Ctx, order: u64) -> Result<()> { Ok(()) }
+/// # async fn example(client: &Client) -> Result<()> {
+/// Worker::builder(client).workflow::<fulfil>().start().await?.run_until_signal().await
+/// # }
+/// ```
+///
+/// Dropped without [`drain`](Worker::drain), it stops at once and its runs are handed back.
+pub struct Worker {
+    client: Client,
+    engine: Arc<Engine>,
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+/// How long a worker that was told to stop lets runs finish before it hands them back.
+pub const DRAIN: Duration = Duration::from_secs(25);
+
+impl Worker {
+    /// A worker for the installation of `client`, to be configured.
+    pub fn builder(client: &Client) -> WorkerBuilder {
+        WorkerBuilder::new(client.clone())
+    }
+
+    /// The client that the worker was built with.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The present id; a worker that was declared dead comes back under another. `None` in between.
+    pub fn id(&self) -> Option<WorkerId> {
+        self.engine.life.borrow().as_ref().map(|life| life.id())
+    }
+
+    /// How many runs are in memory.
+    pub fn in_flight(&self) -> usize {
+        self.engine.life.borrow().as_ref().map_or(0, |life| life.in_flight())
+    }
+
+    /// Runs until SIGTERM or Ctrl-C, then [drains](Worker::drain) for up to 25 s.
+    ///
+    /// # Errors
+    /// If the signals cannot be listened to.
+    pub async fn run_until_signal(self) -> Result<()> {
+        self.run_until(signal()?).await;
+        Ok(())
+    }
+
+    /// Runs until `stop` completes, then [drains](Worker::drain) for up to 25 s.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) {
+        stop.await;
+        tracing::info!(in_flight = self.in_flight(), "stopping: no more claims");
+        self.drain(DRAIN).await;
+    }
+
+    /// Stops claiming, lets runs finish for up to `limit`, hands the others back, and leaves. Runs that are handed
+    /// back go on elsewhere from their checkpoints, with no attempt counted.
+    pub async fn drain(mut self, limit: Duration) {
+        self.engine.drain();
+        let emptied = async {
+            while self.in_flight() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, emptied).await;
+        self.engine.stop.cancel();
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.await;
+        }
+    }
+
+    /// Starts a run at once: durable with its claim when this returns.
+    pub(crate) async fn start_run(&self, run: NewRun) -> Result<Enqueued> {
+        if run.delay.is_some() || run.at.is_some() {
+            return Err(Error::new(Code::InvalidOption, "a run that starts at once has no delay; enqueue it"));
+        }
+        if !self.engine.registry.contains(&run.workflow) {
+            let text = format!("this worker does not know the workflow {:?}", run.workflow);
+            return Err(Error::new(Code::Registration, text));
+        }
+        let life = self.life().await?;
+        let new = run.clone();
+        let enqueued = self.client.enqueuer().start(run, life.worker).await?;
+        if enqueued.is_new {
+            self.client.waiter().expect(enqueued.run.as_uuid());
+            life.adopt(&self.engine, claimed(enqueued, new));
+        }
+        Ok(enqueued)
+    }
+
+    /// The present life, waited for while the worker registers anew.
+    async fn life(&self) -> Result<Arc<Life>> {
+        let mut lives = self.engine.life.subscribe();
+        let stopping = || Error::new(Code::Stopping, "the worker is stopping");
+        if self.engine.is_draining() || self.engine.stop.is_cancelled() {
+            return Err(stopping());
+        }
+        let life = lives.wait_for(Option::is_some).await.map_err(|_| stopping())?.clone();
+        life.ok_or_else(stopping)
+    }
+}
+
+/// A run that was started, as if it had been claimed.
+fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
+    ClaimedRun {
+        id: enqueued.run.as_uuid(),
+        workflow: run.workflow,
+        queue: run.queue,
+        input: run.input,
+        attempt: 1,
+        losses: 0,
+        attempts_max: i16::try_from(run.attempts).unwrap_or(i16::MAX),
+        key: run.key,
+        time_left: run.timeout,
+        cancelled: false,
+        seq: 0,
+        history: Vec::new(),
+    }
+}
+
+#[cfg(unix)]
+fn signal() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn signal() -> Result<impl Future<Output = ()>> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+    })
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.engine.drain();
+        self.engine.stop.cancel();
+    }
+}
+
+impl fmt::Debug for WorkerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder").field("name", &self.name).field("queues", &self.queues).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("id", &self.id()).field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}

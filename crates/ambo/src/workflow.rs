@@ -1,0 +1,176 @@
+//! Workflows: the trait behind `#[ambo::workflow]`, plain functions, and the registry of a worker.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::Ctx;
+use crate::error::{ApplicationError, Code, Error, Result, to_error};
+use crate::payload::{self, Json};
+
+/// A registered async function whose runs are durable. Made by [`#[ambo::workflow]`](macro@crate::workflow), or by hand.
+pub trait Workflow: Send + Sync + 'static {
+    /// What a run is given.
+    type Input: Serialize + DeserializeOwned + Send + 'static;
+    /// What a run that succeeds returns.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+    /// What a run fails with; [`Error`] where the application has no type of its own.
+    type Error: ApplicationError;
+    /// The name under which runs are recorded. It outlives the code: a renamed function keeps it.
+    const NAME: &'static str;
+
+    /// The body.
+    fn run<'run>(cx: Ctx<'run>, input: Self::Input) -> BoxFuture<'run, Result<Self::Output, Self::Error>>;
+}
+
+/// A workflow of which the types are forgotten.
+pub(crate) trait Body: Send + Sync {
+    fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>>;
+}
+
+struct Typed<W>(PhantomData<fn() -> W>);
+
+impl<W: Workflow> Body for Typed<W> {
+    fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
+        Box::pin(async move {
+            let input = payload::decode("the input of the run", input)?;
+            seal(W::run(cx, input).await)
+        })
+    }
+}
+
+struct Function<F, I>(F, PhantomData<fn(I)>);
+
+impl<F, I, O, E> Body for Function<F, I>
+where
+    F: for<'run> WorkflowFn<'run, I, Output = Result<O, E>>,
+    I: DeserializeOwned + Send + 'static,
+    O: Serialize + Send + 'static,
+    E: ApplicationError,
+{
+    fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
+        let called = payload::decode("the input of the run", input).map(|input| self.0.call(cx, input));
+        Box::pin(async move { seal(called?.await) })
+    }
+}
+
+fn seal<O: Serialize, E: ApplicationError>(result: Result<O, E>) -> Result<Json> {
+    match result {
+        Ok(output) => payload::encode("the result of the run", &output),
+        Err(error) => Err(to_error(error)),
+    }
+}
+
+/// An async function from a context and an input: what [`WorkerBuilder::workflow_fn`](crate::WorkerBuilder::workflow_fn)
+/// takes.
+pub trait WorkflowFn<'run, I>: Send + Sync + 'static {
+    /// What the function returns.
+    type Output;
+    /// The future of a call.
+    type Future: Future<Output = Self::Output> + Send + 'run;
+
+    /// Calls the function.
+    fn call(&self, cx: Ctx<'run>, input: I) -> Self::Future;
+}
+
+impl<'run, I, F, Fut> WorkflowFn<'run, I> for F
+where
+    F: Fn(Ctx<'run>, I) -> Fut + Send + Sync + 'static,
+    Fut: Future + Send + 'run,
+{
+    type Output = Fut::Output;
+    type Future = Fut;
+
+    fn call(&self, cx: Ctx<'run>, input: I) -> Fut {
+        self(cx, input)
+    }
+}
+
+/// The workflows that a worker knows, by name.
+#[derive(Default, Clone)]
+pub(crate) struct Registry(HashMap<String, Arc<dyn Body>>);
+
+impl Registry {
+    pub(crate) fn add<W: Workflow>(&mut self) -> Result<()> {
+        self.insert(W::NAME, Arc::new(Typed::<W>(PhantomData)))
+    }
+
+    pub(crate) fn add_fn<F, I, O, E>(&mut self, name: &str, function: F) -> Result<()>
+    where
+        F: for<'run> WorkflowFn<'run, I, Output = Result<O, E>>,
+        I: DeserializeOwned + Send + 'static,
+        O: Serialize + Send + 'static,
+        E: ApplicationError,
+    {
+        self.insert(name, Arc::new(Function(function, PhantomData)))
+    }
+
+    fn insert(&mut self, name: &str, body: Arc<dyn Body>) -> Result<()> {
+        if name.is_empty() || name.len() > 200 || name.contains('\0') {
+            return Err(Error::new(
+                Code::InvalidName,
+                format!("the name of a workflow has 1 to 200 bytes and no NUL; this one has {}", name.len()),
+            ));
+        }
+        if self.0.insert(name.to_owned(), body).is_some() {
+            return Err(Error::new(Code::Registration, format!("two workflows are registered as {name:?}")));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Body>> {
+        self.0.get(name)
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.0.keys().cloned().collect();
+        names.sort();
+        names
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+/// What the application gave the worker, by type.
+#[derive(Default, Clone)]
+pub(crate) struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+
+impl States {
+    pub(crate) fn put<T: Send + Sync + 'static>(&mut self, value: T) {
+        self.0.insert(TypeId::of::<T>(), Arc::new(value));
+    }
+
+    pub(crate) fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.0.get(&TypeId::of::<T>()).cloned().and_then(|value| value.downcast().ok())
+    }
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("States").field("count", &self.0.len()).finish()
+    }
+}
+
+/// A workflow that registered itself at link time.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Registered(pub fn(crate::WorkerBuilder) -> crate::WorkerBuilder);
+
+#[cfg(feature = "macros")]
+inventory::collect!(Registered);
