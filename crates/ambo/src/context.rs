@@ -82,14 +82,13 @@ impl<'run> Ctx<'run> {
     ///
     /// # Cancel safety
     /// Dropping the future between attempts or within one loses the attempt's result, as a crash would.
-    pub fn step<'a, N, T, E, F, Fut>(
+    pub fn step<'a, T, E, F, Fut>(
         &mut self,
-        name: N,
+        name: impl Into<Cow<'static, str>>,
         mut body: F,
-    ) -> Step<'a, T, E, impl FnMut(Attempt) -> Fut + Send + use<'a, N, T, E, F, Fut>>
+    ) -> Step<'a, T, E>
     where
         'run: 'a,
-        N: Into<Cow<'static, str>>,
         F: FnMut() -> Fut + Send + 'a,
         Fut: Future<Output = Result<T, E>> + Send + 'a,
         T: serde::Serialize + serde::de::DeserializeOwned + Send + 'a,
@@ -99,7 +98,11 @@ impl<'run> Ctx<'run> {
     }
 
     /// A [`step`](Ctx::step) whose body is told which attempt it is and which key to hand to the outside.
-    pub fn step_with<'a, T, E, F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, body: F) -> Step<'a, T, E, F>
+    pub fn step_with<'a, T, E, F, Fut>(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        body: F,
+    ) -> Step<'a, T, E>
     where
         'run: 'a,
         F: FnMut(Attempt) -> Fut + Send + 'a,
@@ -132,7 +135,10 @@ impl<'run> Ctx<'run> {
         self.run.states.get::<T>().ok_or_else(|| {
             Error::new(
                 Code::Configuration,
-                format!("the worker has no state of type `{}`; give it with `.state(value)`", std::any::type_name::<T>()),
+                format!(
+                    "the worker has no state of type `{}`; give it with `.state(value)`",
+                    std::any::type_name::<T>()
+                ),
             )
         })
     }

@@ -221,7 +221,10 @@ fn check(run: &NewRun) -> Result<()> {
 ///
 /// # Errors
 /// As [`Enqueue::on`]; one refused run refuses all.
-pub async fn enqueue_all<W>(client: &Client, runs: impl IntoIterator<Item = Enqueue<W>>) -> Result<Vec<Enqueued>> {
+pub async fn enqueue_all<W>(
+    client: &Client,
+    runs: impl IntoIterator<Item = Enqueue<W>>,
+) -> Result<Vec<Enqueued>> {
     let mut new = Vec::new();
     for run in runs {
         let run = run.into_run()?;

@@ -30,9 +30,9 @@ impl FromStr for RunId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Uuid::parse_str(text)
-            .map(RunId)
-            .map_err(|_| Error::new(Code::InvalidOption, "a run id is a UUID like 019ab3c2-7f00-7000-8000-000000000000"))
+        Uuid::parse_str(text).map(RunId).map_err(|_| {
+            Error::new(Code::InvalidOption, "a run id is a UUID like 019ab3c2-7f00-7000-8000-000000000000")
+        })
     }
 }
 

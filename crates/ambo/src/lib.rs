@@ -37,9 +37,9 @@ pub use workflow::{Workflow, WorkflowFn};
 /// What the macros need.
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(feature = "macros")]
+    pub use crate::workflow::Registered;
     pub use futures_util::future::BoxFuture;
     #[cfg(feature = "macros")]
     pub use inventory;
-    #[cfg(feature = "macros")]
-    pub use crate::workflow::Registered;
 }

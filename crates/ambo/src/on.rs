@@ -42,7 +42,11 @@ pub trait Database: Sync {
     type Connection: std::ops::DerefMut + Send;
 
     #[doc(hidden)]
-    fn begin(&self, isolation: Isolation, _: sealed::Token) -> impl Future<Output = Result<Self::Connection>> + Send;
+    fn begin(
+        &self,
+        isolation: Isolation,
+        _: sealed::Token,
+    ) -> impl Future<Output = Result<Self::Connection>> + Send;
 
     #[doc(hidden)]
     fn call(
@@ -98,7 +102,11 @@ pub(crate) mod sealed {
     /// One call of a SQL function: text parameters, the columns of the first row as text.
     pub trait Call {
         /// Calls.
-        fn call(self, sql: &str, args: &[Option<String>]) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
+        fn call(
+            self,
+            sql: &str,
+            args: &[Option<String>],
+        ) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
     }
 
     /// What can enqueue: whatever can call, and the client.

@@ -11,5 +11,4 @@ pub(crate) mod start;
 pub(crate) mod types;
 pub(crate) mod worker;
 
-
 pub(crate) use schema::Schema;

@@ -138,7 +138,10 @@ impl WorkerBuilder {
         let registry = self.registry?;
         let workflows = registry.names();
         if workflows.is_empty() {
-            return Err(Error::new(Code::Registration, "no workflow is registered; call `.workflow::<name>()`"));
+            return Err(Error::new(
+                Code::Registration,
+                "no workflow is registered; call `.workflow::<name>()`",
+            ));
         }
         if cfg!(panic = "abort") {
             tracing::warn!("panics abort this program: a panic in a step will cost the whole worker");
@@ -259,7 +262,10 @@ impl Worker {
     /// Starts a run at once: durable with its claim when this returns.
     pub(crate) async fn start_run(&self, run: NewRun) -> Result<Enqueued> {
         if run.delay.is_some() || run.at.is_some() {
-            return Err(Error::new(Code::InvalidOption, "a run that starts at once has no delay; enqueue it"));
+            return Err(Error::new(
+                Code::InvalidOption,
+                "a run that starts at once has no delay; enqueue it",
+            ));
         }
         if !self.engine.registry.contains(&run.workflow) {
             let text = format!("this worker does not know the workflow {:?}", run.workflow);
@@ -334,12 +340,18 @@ impl Drop for Worker {
 
 impl fmt::Debug for WorkerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerBuilder").field("name", &self.name).field("queues", &self.queues).finish_non_exhaustive()
+        f.debug_struct("WorkerBuilder")
+            .field("name", &self.name)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("id", &self.id()).field("in_flight", &self.in_flight()).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("id", &self.id())
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
     }
 }

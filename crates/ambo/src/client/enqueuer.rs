@@ -54,7 +54,8 @@ impl Enqueuer {
             self.plain.get_or_init(|| self.open(2, BATCH))
         };
         let (answer, answered) = oneshot::channel();
-        let gone = || Error::new(Code::Unavailable, "the runtime that this client was used in first has ended");
+        let gone =
+            || Error::new(Code::Unavailable, "the runtime that this client was used in first has ended");
         lane.send(Request { run, worker, answer }).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }

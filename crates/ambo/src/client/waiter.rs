@@ -196,7 +196,11 @@ async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<i32>, wan
 async fn refuse_unknown(waiter: &Waiter, session: &Session, wanted: &[Uuid]) -> Result<()> {
     let new: Vec<Uuid> = {
         let mut all = waiter.waiting();
-        wanted.iter().copied().filter(|run| all.get_mut(run).is_some_and(|w| !std::mem::replace(&mut w.known, true))).collect()
+        wanted
+            .iter()
+            .copied()
+            .filter(|run| all.get_mut(run).is_some_and(|w| !std::mem::replace(&mut w.known, true)))
+            .collect()
     };
     if new.is_empty() {
         return Ok(());

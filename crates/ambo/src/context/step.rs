@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -45,101 +44,105 @@ impl Attempt {
 
 /// A step that was built: configure it, then await it. See [`Ctx::step`](crate::Ctx::step).
 #[must_use = "a step does nothing until it is awaited"]
-pub struct Step<'a, T, E, F> {
-    plan: Option<Plan<'a, E, F>>,
-    running: Option<Pin<Box<dyn Future<Output = Result<T, Failure<E>>> + Send + 'a>>>,
+pub struct Step<'a, T, E> {
+    state: State<'a, T, E>,
+    options: Options<'a, E>,
 }
 
-struct Plan<'a, E, F> {
-    run: &'a Arc<Run>,
-    position: String,
-    name: Cow<'static, str>,
-    body: F,
+type Running<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, Failure<E>>> + Send + 'a>>;
+
+/// The type of the body is forgotten here: so futures of workflows that join steps stay provably `Send`.
+type Plan<'a, T, E> = Box<dyn FnOnce(Options<'a, E>) -> Running<'a, T, E> + Send + 'a>;
+
+enum State<'a, T, E> {
+    Built(Plan<'a, T, E>),
+    Running(Running<'a, T, E>),
+    Moving,
+}
+
+struct Options<'a, E> {
     retry: Retry,
     retry_if: Option<Predicate<'a, E>>,
     timeout: Option<Duration>,
-    error: PhantomData<fn() -> E>,
 }
 
 type Predicate<'a, E> = Box<dyn Fn(&E) -> bool + Send + Sync + 'a>;
 
-impl<'a, T, E, F> Step<'a, T, E, F> {
-    pub(crate) fn new(run: &'a Arc<Run>, position: String, name: Cow<'static, str>, body: F) -> Self {
-        let plan = Plan {
-            run,
-            position,
-            name,
-            body,
-            retry: Retry::none(),
-            retry_if: None,
-            timeout: None,
-            error: PhantomData,
-        };
-        Step { plan: Some(plan), running: None }
-    }
-
-    fn set(mut self, change: impl FnOnce(&mut Plan<'a, E, F>)) -> Self {
-        if let Some(plan) = &mut self.plan {
-            change(plan);
-        }
-        self
+impl<'a, T, E> Step<'a, T, E> {
+    pub(crate) fn new<F, Fut>(run: &'a Arc<Run>, position: String, name: Cow<'static, str>, body: F) -> Self
+    where
+        F: FnMut(Attempt) -> Fut + Send + 'a,
+        Fut: Future<Output = Result<T, E>> + Send + 'a,
+        T: Serialize + DeserializeOwned + Send + 'a,
+        E: ApplicationError,
+    {
+        let plan: Plan<'a, T, E> =
+            Box::new(move |options| Box::pin(perform(run, position, name, body, options)));
+        let options = Options { retry: Retry::none(), retry_if: None, timeout: None };
+        Step { state: State::Built(plan), options }
     }
 
     /// How failed attempts are tried again. Default: not at all. The attempts are counted in memory: after a crash
     /// they begin anew.
-    pub fn retry(self, retry: Retry) -> Self {
-        self.set(|plan| plan.retry = retry)
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.options.retry = retry;
+        self
     }
 
     /// Which of the application's errors are worth another attempt. Default: all. Time limits and panics are
     /// always tried again while the policy allows it.
-    pub fn retry_if(self, worth_it: impl Fn(&E) -> bool + Send + Sync + 'a) -> Self {
-        self.set(|plan| plan.retry_if = Some(Box::new(worth_it)))
+    pub fn retry_if(mut self, worth_it: impl Fn(&E) -> bool + Send + Sync + 'a) -> Self {
+        self.options.retry_if = Some(Box::new(worth_it));
+        self
     }
 
     /// How long one attempt may take; its future is dropped then. Default: no limit.
-    pub fn timeout(self, limit: Duration) -> Self {
-        self.set(|plan| plan.timeout = Some(limit))
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.options.timeout = Some(limit);
+        self
     }
 }
 
-// The body is never pinned: it is moved into the boxed future at the first poll.
-impl<T, E, F> Unpin for Step<'_, T, E, F> {}
+// Nothing in it is pinned in place: the running future is boxed.
+impl<T, E> Unpin for Step<'_, T, E> {}
 
-impl<'a, T, E, F, Fut> Future for Step<'a, T, E, F>
-where
-    F: FnMut(Attempt) -> Fut + Send + 'a,
-    Fut: Future<Output = Result<T, E>> + Send + 'a,
-    T: Serialize + DeserializeOwned + Send + 'a,
-    E: ApplicationError,
-{
+impl<T, E> Future for Step<'_, T, E> {
     type Output = Result<T, Failure<E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(plan) = self.plan.take() {
-            self.running = Some(Box::pin(perform(plan)));
+        if let State::Built(_) = self.state
+            && let State::Built(plan) = std::mem::replace(&mut self.state, State::Moving)
+        {
+            let none = Options { retry: Retry::none(), retry_if: None, timeout: None };
+            let options = std::mem::replace(&mut self.options, none);
+            self.state = State::Running(plan(options));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
+        match &mut self.state {
+            State::Running(running) => running.as_mut().poll(cx),
+            _ => Poll::Pending,
         }
     }
 }
 
-async fn perform<T, E, F, Fut>(plan: Plan<'_, E, F>) -> Result<T, Failure<E>>
+async fn perform<T, E, F, Fut>(
+    run: &Arc<Run>,
+    position: String,
+    name: Cow<'static, str>,
+    body: F,
+    options: Options<'_, E>,
+) -> Result<T, Failure<E>>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
     T: Serialize + DeserializeOwned,
     E: ApplicationError,
 {
-    let Plan { run, position, name, body, retry, retry_if, timeout, .. } = plan;
     if let Some(answer) = replay(run, &position, &name).await {
         return answer;
     }
     let started = Instant::now();
     let span = tracing::info_span!("step", position, name = %name);
-    let result = attempts(run, &position, &name, body, &retry, retry_if, timeout).instrument(span).await;
+    let result = attempts(run, &position, &name, body, options).instrument(span).await;
     // A value that cannot be recorded is a failure of the step for good: its effect has happened.
     let result = result.and_then(|value| match payload::encode("the result of the step", &value) {
         Ok(json) => Ok((value, json)),
@@ -206,14 +209,13 @@ async fn attempts<T, E, F, Fut>(
     position: &str,
     name: &str,
     mut body: F,
-    retry: &Retry,
-    retry_if: Option<Predicate<'_, E>>,
-    timeout: Option<Duration>,
+    options: Options<'_, E>,
 ) -> Result<T, Failure<E>>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
+    let Options { retry, retry_if, timeout } = options;
     let mut attempt = Attempt { number: 1, key: format!("{}/{position}", run.id).into() };
     loop {
         run.barrier().await;
@@ -233,14 +235,21 @@ where
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
         tokio::time::sleep(pause).await;
         if run.is_cancelled() {
-            return Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled between two attempts")));
+            return Err(Failure::Ambo(Error::new(
+                Code::Cancelled,
+                "the run was cancelled between two attempts",
+            )));
         }
         attempt.number += 1;
     }
 }
 
 /// One attempt: a panic and a time limit are failures of it, not of the worker.
-async fn one<T, E, F, Fut>(body: &mut F, attempt: &Attempt, timeout: Option<Duration>) -> Result<T, Failure<E>>
+async fn one<T, E, F, Fut>(
+    body: &mut F,
+    attempt: &Attempt,
+    timeout: Option<Duration>,
+) -> Result<T, Failure<E>>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
@@ -259,8 +268,8 @@ where
     }
 }
 
-impl<T, E, F> fmt::Debug for Step<'_, T, E, F> {
+impl<T, E> fmt::Debug for Step<'_, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Step").field("begun", &self.plan.is_none()).finish_non_exhaustive()
+        f.debug_struct("Step").field("begun", &!matches!(self.state, State::Built(_))).finish_non_exhaustive()
     }
 }

@@ -139,7 +139,10 @@ impl<'a> TransactionStep<'a> {
                 },
             }
             if self.run.is_cancelled() {
-                break Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled between two attempts"));
+                break Failure::Ambo(Error::new(
+                    Code::Cancelled,
+                    "the run was cancelled between two attempts",
+                ));
             }
         };
         telemetry::step_ended(&self.run.workflow, false, started.elapsed());
@@ -196,7 +199,9 @@ impl<'a> TransactionStep<'a> {
         failpoint::reach("transaction-before-commit");
         match D::commit(connection, token).await {
             Ok(()) => {}
-            Err(error) if error.sqlstate().is_some() && !error.is_unavailable() => return self.trouble(error),
+            Err(error) if error.sqlstate().is_some() && !error.is_unavailable() => {
+                return self.trouble(error);
+            }
             Err(error) => match self.fate(&backend, &xid).await {
                 true => {}
                 false => return Ended::Again(error),
@@ -216,7 +221,10 @@ impl<'a> TransactionStep<'a> {
         let call = AssertUnwindSafe(async { body(tx).await }).catch_unwind();
         let ended = match self.timeout {
             Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| {
-                Failure::Ambo(Error::new(Code::StepTimeout, format!("the transaction took longer than {limit:?}")))
+                Failure::Ambo(Error::new(
+                    Code::StepTimeout,
+                    format!("the transaction took longer than {limit:?}"),
+                ))
             })?,
             None => call.await,
         };
@@ -234,12 +242,19 @@ impl<'a> TransactionStep<'a> {
             Some(self.run.attempt.to_string()),
             Some(self.position.clone()),
         ];
-        let mut row = D::call(connection, &self.run.target.schema.sql(sql), &args, Token(())).await?.into_iter();
-        let mut next = || row.next().flatten().ok_or_else(|| Error::new(Code::Database, "begin_step gave no answer"));
+        let mut row =
+            D::call(connection, &self.run.target.schema.sql(sql), &args, Token(())).await?.into_iter();
+        let mut next =
+            || row.next().flatten().ok_or_else(|| Error::new(Code::Database, "begin_step gave no answer"));
         Ok((next()?, next()?))
     }
 
-    async fn finish<D: Database>(&self, connection: &mut D::Connection, output: Json, started: Instant) -> Result<()> {
+    async fn finish<D: Database>(
+        &self,
+        connection: &mut D::Connection,
+        output: Json,
+        started: Instant,
+    ) -> Result<()> {
         let sql = "select ambo.finish_step($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text, \
                    $6::text::json, null, $7::text::int4)::text";
         let args = [
@@ -269,8 +284,10 @@ impl<'a> TransactionStep<'a> {
         {
             return Ended::Stopped(Stop::Dead(Error::new(
                 Code::CommittedByHand,
-                format!("the body of the transaction step at position {} of run {} ended its transaction by hand",
-                    self.position, self.run.id),
+                format!(
+                    "the body of the transaction step at position {} of run {} ended its transaction by hand",
+                    self.position, self.run.id
+                ),
             )));
         }
         match &failure {
@@ -299,7 +316,13 @@ impl<'a> TransactionStep<'a> {
             let asked = async {
                 let session = target.open("ambo step fate", None).await?;
                 let row = session
-                    .query_one(&sql, &[(&backend, tokio_postgres::types::Type::TEXT), (&xid, tokio_postgres::types::Type::TEXT)])
+                    .query_one(
+                        &sql,
+                        &[
+                            (&backend, tokio_postgres::types::Type::TEXT),
+                            (&xid, tokio_postgres::types::Type::TEXT),
+                        ],
+                    )
                     .await?;
                 row.try_get::<_, String>(0).map_err(from_driver)
             };

@@ -191,7 +191,8 @@ impl Claimer {
         let session = self.link.session().await?.clone();
         let registration = &self.engine.registration;
         let found =
-            claim::find_lanes(&session, &schema, &registration.queues, &registration.workflows, &self.lanes).await?;
+            claim::find_lanes(&session, &schema, &registration.queues, &registration.workflows, &self.lanes)
+                .await?;
         self.lanes.extend(found);
         let excess = self.lanes.len().saturating_sub(LANES_MAX);
         self.lanes.drain(..excess);
@@ -259,7 +260,12 @@ impl Claimer {
             let above = *self.sweep_from.get(&place).unwrap_or(&0);
             let upto = lane.low.min(above + SWEEP_STEP);
             if let Some(seq) = claim::sweep(session, &schema, lane, above, upto).await? {
-                tracing::error!(queue = lane.queue, workflow = lane.workflow, seq, "a run stood below the mark");
+                tracing::error!(
+                    queue = lane.queue,
+                    workflow = lane.workflow,
+                    seq,
+                    "a run stood below the mark"
+                );
                 telemetry::sweep_found();
                 lane.low = seq - 1;
             }

@@ -65,11 +65,18 @@ impl Control {
             if !self.engine.target.pooled {
                 let schema = &self.engine.target.schema;
                 session
-                    .batch(&format!("listen \"{}\"; listen \"{}\"", schema.channel("wake"), schema.channel("cancel")))
+                    .batch(&format!(
+                        "listen \"{}\"; listen \"{}\"",
+                        schema.channel("wake"),
+                        schema.channel("cancel")
+                    ))
                     .await?;
                 // The old connection may hold it for a moment longer: the next beat tries again.
                 if !worker::hold(&session, schema, self.life.worker).await? {
-                    tracing::debug!(worker = self.life.worker, "the session lock is still held by the old connection");
+                    tracing::debug!(
+                        worker = self.life.worker,
+                        "the session lock is still held by the old connection"
+                    );
                 }
             }
             self.prepared = Some(session.backend);

@@ -36,7 +36,9 @@ pub(crate) async fn execute(
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
         Ending::HandBack => hand_back(&engine, &life, &run).await,
         Ending::Fenced => {
-            span.in_scope(|| tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it"));
+            span.in_scope(|| {
+                tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
+            });
             life.forget(&run.id);
         }
     }

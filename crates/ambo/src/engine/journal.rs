@@ -141,7 +141,12 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
 }
 
 /// One try. On success the entries are settled; on failure `batch` holds what is not known to be durable.
-async fn attempt(link: &mut Link, worker: i64, batch: &mut Vec<Entry>, witness: &dyn Witness) -> Result<(), Error> {
+async fn attempt(
+    link: &mut Link,
+    worker: i64,
+    batch: &mut Vec<Entry>,
+    witness: &dyn Witness,
+) -> Result<(), Error> {
     if link.session().await.is_ok() && link.predecessor.is_some() {
         link.await_predecessor().await?;
         read_back(link, batch, witness).await?;
@@ -221,7 +226,10 @@ fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>) {
         run.stop(if only_outcome {
             Stop::Fenced
         } else {
-            Stop::Dead(Error::new(error.code(), format!("what the run recorded was refused: {}", error.text())))
+            Stop::Dead(Error::new(
+                error.code(),
+                format!("what the run recorded was refused: {}", error.text()),
+            ))
         });
         return;
     }

@@ -61,7 +61,8 @@ impl Life {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
         telemetry::run_started(&run.workflow);
-        let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input, claimed.time_left);
+        let execution =
+            executor::execute(engine.clone(), self.clone(), run, claimed.input, claimed.time_left);
         engine.runtime.spawn(execution);
     }
 
@@ -148,7 +149,10 @@ pub(crate) async fn lead(engine: &Arc<Engine>, birth: Birth, control: Link) -> L
     let _ = claims.await;
     engine.life.send_replace(None);
     if let control::End::Fenced = end {
-        tracing::warn!(worker = life.worker, "this worker was declared dead; it drops its runs and begins anew");
+        tracing::warn!(
+            worker = life.worker,
+            "this worker was declared dead; it drops its runs and begins anew"
+        );
         telemetry::fenced();
         for run in life.all_runs() {
             run.stop(Stop::Fenced);
@@ -184,8 +188,12 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control) {
     };
     match tokio::time::timeout(journal::LAST_FLUSH, left).await {
         Ok(Ok(handed_back)) => tracing::info!(worker = life.worker, handed_back, "worker left"),
-        Ok(Err(error)) => tracing::warn!(worker = life.worker, %error, "the worker could not leave; its lease will run out"),
-        Err(_) => tracing::warn!(worker = life.worker, "the worker could not leave in time; its lease will run out"),
+        Ok(Err(error)) => {
+            tracing::warn!(worker = life.worker, %error, "the worker could not leave; its lease will run out")
+        }
+        Err(_) => {
+            tracing::warn!(worker = life.worker, "the worker could not leave in time; its lease will run out")
+        }
     }
 }
 
@@ -203,7 +211,8 @@ pub(crate) async fn reconcile(
         .into_iter()
         .filter(|(run, _)| !life.knows(run))
         .collect();
-    let lost: Vec<(Uuid, i32)> = unknown.iter().copied().filter(|claim| unknown_before.contains(claim)).collect();
+    let lost: Vec<(Uuid, i32)> =
+        unknown.iter().copied().filter(|claim| unknown_before.contains(claim)).collect();
     if !lost.is_empty() {
         let count = claim::hand_back(session, schema, life.worker, &lost).await?;
         tracing::warn!(worker = life.worker, count, "claims whose answer was lost were handed back");

@@ -92,8 +92,7 @@ impl Run {
     /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it
     /// waits among the dead, with its history, until code that fits it is there.
     pub(crate) fn replay(&self, position: &str, name: &str) -> Result<Option<Checkpoint>, Error> {
-        let recorded =
-            self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(position);
+        let recorded = self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(position);
         match recorded {
             Some(recorded) if recorded.name != name => Err(Error::new(
                 Code::NonDeterminism,

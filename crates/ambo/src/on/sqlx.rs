@@ -76,9 +76,10 @@ impl From<sqlx::Error> for Error {
                 let sqlstate = db.code().map(|code| code.into_owned());
                 (classify(sqlstate.as_deref().unwrap_or(""), db.message()), sqlstate)
             }
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => {
-                (Code::Unavailable, None)
-            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::Tls(_) => (Code::Unavailable, None),
             _ => (Code::Database, None),
         };
         let text = match &error {

@@ -9,7 +9,11 @@ use super::{Call, Database, Isolation, Token};
 use crate::error::Result;
 use crate::store::connect::from_driver;
 
-async fn call(client: &impl GenericClient, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+async fn call(
+    client: &impl GenericClient,
+    sql: &str,
+    args: &[Option<String>],
+) -> Result<Vec<Option<String>>> {
     let params: Vec<(&(dyn ToSql + Sync), Type)> =
         args.iter().map(|arg| (arg as &(dyn ToSql + Sync), Type::TEXT)).collect();
     let rows = client.query_typed(sql, &params).await.map_err(from_driver)?;
@@ -40,7 +44,9 @@ pub struct TokioPostgres {
     idle_max: usize,
 }
 
-type Opener = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, Result<Client, tokio_postgres::Error>> + Send + Sync>;
+type Opener = Box<
+    dyn Fn() -> futures_util::future::BoxFuture<'static, Result<Client, tokio_postgres::Error>> + Send + Sync,
+>;
 
 impl TokioPostgres {
     /// Connections come from `open`, which also spawns their driving tasks. Up to 8 idle ones are kept.
@@ -109,7 +115,12 @@ impl Database for std::sync::Arc<TokioPostgres> {
         Ok(Opened { client, home: self.clone() })
     }
 
-    async fn call(opened: &mut Opened, sql: &str, args: &[Option<String>], _: Token) -> Result<Vec<Option<String>>> {
+    async fn call(
+        opened: &mut Opened,
+        sql: &str,
+        args: &[Option<String>],
+        _: Token,
+    ) -> Result<Vec<Option<String>>> {
         call(&opened.client, sql, args).await
     }
 

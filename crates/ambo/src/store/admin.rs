@@ -30,22 +30,34 @@ pub(crate) struct Outcome {
 }
 
 /// The outcomes, so far, of some runs.
-pub(crate) async fn outcomes(session: &Session, schema: &Schema, runs: &[Uuid]) -> Result<Vec<(Uuid, Outcome)>> {
+pub(crate) async fn outcomes(
+    session: &Session,
+    schema: &Schema,
+    runs: &[Uuid],
+) -> Result<Vec<(Uuid, Outcome)>> {
     let rows =
         session.query(&schema.sql("select * from ambo.outcomes($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
     all(&rows, |row| {
-        Ok((row.try_get(0)?, Outcome { status: row.try_get(1)?, output: json(row, 2)?, error: json(row, 3)? }))
+        Ok((
+            row.try_get(0)?,
+            Outcome { status: row.try_get(1)?, output: json(row, 2)?, error: json(row, 3)? },
+        ))
     })
 }
 
 /// Those of the runs that do not exist.
 pub(crate) async fn unknown_runs(session: &Session, schema: &Schema, runs: &[Uuid]) -> Result<Vec<Uuid>> {
-    let rows =
-        session.query(&schema.sql("select * from ambo.unknown_runs($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
+    let rows = session
+        .query(&schema.sql("select * from ambo.unknown_runs($1)"), &[(&runs, Type::UUID_ARRAY)])
+        .await?;
     all(&rows, |row| row.try_get(0))
 }
 
-pub(crate) async fn list_runs(session: &Session, schema: &Schema, filter: &Filter) -> Result<Vec<RunSummary>> {
+pub(crate) async fn list_runs(
+    session: &Session,
+    schema: &Schema,
+    filter: &Filter,
+) -> Result<Vec<RunSummary>> {
     let before = filter.before.map(crate::RunId::as_uuid);
     let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
     let rows = session
@@ -86,9 +98,8 @@ fn raw(json: Option<Json>) -> Option<Box<serde_json::value::RawValue>> {
 pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<RunDetail>> {
     let rows = session.query(&schema.sql("select * from ambo.show_run($1)"), &[(&run, Type::UUID)]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    let steps = session
-        .query(&schema.sql("select * from ambo.show_steps($1)"), &[(&run, Type::UUID)])
-        .await?;
+    let steps =
+        session.query(&schema.sql("select * from ambo.show_steps($1)"), &[(&run, Type::UUID)]).await?;
     let steps = all(&steps, |row| {
         Ok(StepSummary {
             position: row.try_get(0)?,
@@ -112,7 +123,12 @@ pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> R
     detail().map(Some).map_err(from_driver)
 }
 
-pub(crate) async fn cancel_run(session: &Session, schema: &Schema, run: Uuid, reason: &str) -> Result<String> {
+pub(crate) async fn cancel_run(
+    session: &Session,
+    schema: &Schema,
+    run: Uuid,
+    reason: &str,
+) -> Result<String> {
     let row = session
         .query_one(
             &schema.sql("select ambo.cancel_run($1, $2)"),
@@ -181,4 +197,3 @@ pub(crate) async fn vital_signs(session: &Session, schema: &Schema) -> Result<Ve
 pub(crate) async fn adopt(session: &Session, schema: &Schema) -> Result<()> {
     session.query(&schema.sql("select ambo.adopt()::text"), &[]).await.map(drop)
 }
-

@@ -118,10 +118,14 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
     })
 }
 
-async fn add_history(session: &Session, schema: &Schema, runs: &mut [ClaimedRun], ids: &[Uuid]) -> Result<()> {
-    let rows = session
-        .query(&schema.sql("select * from ambo.history($1)"), &[(&ids, Type::UUID_ARRAY)])
-        .await?;
+async fn add_history(
+    session: &Session,
+    schema: &Schema,
+    runs: &mut [ClaimedRun],
+    ids: &[Uuid],
+) -> Result<()> {
+    let rows =
+        session.query(&schema.sql("select * from ambo.history($1)"), &[(&ids, Type::UUID_ARRAY)]).await?;
     let mut by_run: std::collections::HashMap<Uuid, Vec<Checkpoint>> = std::collections::HashMap::new();
     for row in rows {
         let checkpoint = Checkpoint {
@@ -212,9 +216,8 @@ pub(crate) async fn hand_back(
 
 /// The claims that the database holds for a worker.
 pub(crate) async fn claims_of(session: &Session, schema: &Schema, worker: i64) -> Result<Vec<(Uuid, i32)>> {
-    let rows = session
-        .query(&schema.sql("select * from ambo.claims_of($1)"), &[(&worker, Type::INT8)])
-        .await?;
+    let rows =
+        session.query(&schema.sql("select * from ambo.claims_of($1)"), &[(&worker, Type::INT8)]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
         .collect::<Result<_, tokio_postgres::Error>>()

@@ -26,8 +26,11 @@ impl Target {
     pub(crate) fn parse(url: &str, schema: Schema) -> Result<Self> {
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
             // The text of the driver's error does not hold the URL, which may hold a password.
-            Error::new(Code::Configuration, "the database URL cannot be read; expected postgres://user@host/database")
-                .with_source(error)
+            Error::new(
+                Code::Configuration,
+                "the database URL cannot be read; expected postgres://user@host/database",
+            )
+            .with_source(error)
         })?;
         // A peer that vanished must show in seconds, not in hours.
         config
@@ -55,7 +58,11 @@ impl Target {
     }
 
     /// Opens a connection. `role` says in `pg_stat_activity` what it is for; notifications go to `notices`.
-    pub(crate) async fn open(&self, role: &str, notices: Option<mpsc::UnboundedSender<Notice>>) -> Result<Session> {
+    pub(crate) async fn open(
+        &self,
+        role: &str,
+        notices: Option<mpsc::UnboundedSender<Notice>>,
+    ) -> Result<Session> {
         let mut config = self.config.clone();
         config.application_name(role);
         let client = tls::connect(&config, notices).await?;
@@ -148,7 +155,9 @@ impl Link {
                 self.target.open(&self.role, self.notices.clone()),
             )
             .await
-            .unwrap_or_else(|_| Err(Error::new(Code::Unavailable, "the database did not answer within 10 s")))?;
+            .unwrap_or_else(|_| {
+                Err(Error::new(Code::Unavailable, "the database did not answer within 10 s"))
+            })?;
             self.session = Some(opened);
         }
         self.session.as_ref().ok_or_else(|| Error::new(Code::Unavailable, "no session"))
@@ -216,7 +225,9 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
     let sqlstate = db.code().code().to_owned();
     let code = classify(&sqlstate, db.message());
     let text = match (code, db.hint()) {
-        (Code::SchemaMismatch, _) => "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned(),
+        (Code::SchemaMismatch, _) => {
+            "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned()
+        }
         (_, Some(hint)) => format!("{} ({hint})", db.message()),
         _ => db.message().to_owned(),
     };
@@ -300,7 +311,8 @@ mod tls {
                 match message {
                     Ok(AsyncMessage::Notification(n)) => {
                         if let Some(notices) = &notices {
-                            let _ = notices.send(Notice::Notified(n.channel().to_owned(), n.payload().to_owned()));
+                            let _ = notices
+                                .send(Notice::Notified(n.channel().to_owned(), n.payload().to_owned()));
                         }
                     }
                     Ok(_) => {}

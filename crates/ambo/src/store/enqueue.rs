@@ -55,7 +55,11 @@ impl NewRun {
 }
 
 /// Enqueues in one call; answers in the order given: the id, and whether it is new.
-pub(crate) async fn enqueue(session: &Session, schema: &Schema, runs: &[NewRun]) -> Result<Vec<(Uuid, bool)>> {
+pub(crate) async fn enqueue(
+    session: &Session,
+    schema: &Schema,
+    runs: &[NewRun],
+) -> Result<Vec<(Uuid, bool)>> {
     let workflows: Vec<&str> = runs.iter().map(|run| run.workflow.as_str()).collect();
     let inputs: Vec<JsonText<&str>> = runs.iter().map(|run| JsonText(&*run.input)).collect();
     let queues = optional(runs, |run| (run.queue != "default").then_some(run.queue.as_str()));

@@ -43,14 +43,18 @@ pub(crate) async fn flush(
     let attempts: Vec<i32> = checkpoints.iter().map(|c| c.attempt).collect();
     let positions: Vec<&str> = checkpoints.iter().map(|c| c.position.as_str()).collect();
     let names: Vec<&str> = checkpoints.iter().map(|c| &*c.name).collect();
-    let outputs: Vec<Option<JsonText<&str>>> = checkpoints.iter().map(|c| c.output.as_deref().map(JsonText)).collect();
-    let errors: Vec<Option<JsonText<&str>>> = checkpoints.iter().map(|c| c.error.as_deref().map(JsonText)).collect();
+    let outputs: Vec<Option<JsonText<&str>>> =
+        checkpoints.iter().map(|c| c.output.as_deref().map(JsonText)).collect();
+    let errors: Vec<Option<JsonText<&str>>> =
+        checkpoints.iter().map(|c| c.error.as_deref().map(JsonText)).collect();
     let elapsed: Vec<i32> = checkpoints.iter().map(|c| c.elapsed_ms).collect();
     let ended: Vec<Uuid> = outcomes.iter().map(|o| o.run).collect();
     let ended_attempts: Vec<i32> = outcomes.iter().map(|o| o.attempt).collect();
     let statuses: Vec<&str> = outcomes.iter().map(|o| o.status).collect();
-    let ended_outputs: Vec<Option<JsonText<&str>>> = outcomes.iter().map(|o| o.output.as_deref().map(JsonText)).collect();
-    let ended_errors: Vec<Option<JsonText<&str>>> = outcomes.iter().map(|o| o.error.as_deref().map(JsonText)).collect();
+    let ended_outputs: Vec<Option<JsonText<&str>>> =
+        outcomes.iter().map(|o| o.output.as_deref().map(JsonText)).collect();
+    let ended_errors: Vec<Option<JsonText<&str>>> =
+        outcomes.iter().map(|o| o.error.as_deref().map(JsonText)).collect();
     let row = session
         .query_one(
             &schema.sql("select ambo.flush($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"),
@@ -80,9 +84,8 @@ pub(crate) async fn recorded(
     schema: &Schema,
     runs: &[Uuid],
 ) -> Result<Vec<(Uuid, Option<String>, i32)>> {
-    let rows = session
-        .query(&schema.sql("select * from ambo.recorded($1)"), &[(&runs, Type::UUID_ARRAY)])
-        .await?;
+    let rows =
+        session.query(&schema.sql("select * from ambo.recorded($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
         .collect::<Result<_, tokio_postgres::Error>>()

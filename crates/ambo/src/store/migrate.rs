@@ -63,10 +63,7 @@ fn body(schema: &Schema, from: i32) -> String {
 /// The version that the database holds; 0 if it holds none.
 pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
     let row = session
-        .query_one(
-            "select to_regclass($1 || '.installation') is not null",
-            &[(&schema.name(), Type::TEXT)],
-        )
+        .query_one("select to_regclass($1 || '.installation') is not null", &[(&schema.name(), Type::TEXT)])
         .await?;
     if !row.try_get::<_, bool>(0).map_err(from_driver)? {
         return Ok(0);

@@ -25,7 +25,8 @@ pub(crate) async fn start(
         runs.iter().map(|run| run.attributes.as_deref().map(JsonText)).collect();
     let timeouts: Vec<Option<Interval>> = runs.iter().map(|run| run.timeout.map(Interval)).collect();
     let attempts: Vec<i32> = runs.iter().map(|run| run.attempts).collect();
-    let key_lifetimes: Vec<Option<Interval>> = runs.iter().map(|run| run.key_lifetime.map(Interval)).collect();
+    let key_lifetimes: Vec<Option<Interval>> =
+        runs.iter().map(|run| run.key_lifetime.map(Interval)).collect();
     let rows = session
         .query(
             &schema.sql("select * from ambo.start($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),

@@ -45,9 +45,7 @@ pub(crate) async fn register(
 
 /// Takes the session lock of a worker on the connection of its heartbeat.
 pub(crate) async fn hold(session: &Session, schema: &Schema, worker: i64) -> Result<bool> {
-    let row = session
-        .query_one(&schema.sql("select ambo.hold_worker($1)"), &[(&worker, Type::INT8)])
-        .await?;
+    let row = session.query_one(&schema.sql("select ambo.hold_worker($1)"), &[(&worker, Type::INT8)]).await?;
     row.try_get(0).map_err(from_driver)
 }
 
@@ -74,7 +72,9 @@ pub(crate) async fn heartbeat(
 ) -> Result<Pulse> {
     let row = session
         .query_one(
-            &schema.sql("select alive, cancelled, is_keeper, dead, next_timer_ms from ambo.heartbeat($1, $2, $3)"),
+            &schema.sql(
+                "select alive, cancelled, is_keeper, dead, next_timer_ms from ambo.heartbeat($1, $2, $3)",
+            ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
         )
         .await?;
@@ -98,7 +98,13 @@ pub(crate) struct Burial {
     pub(crate) buried: bool,
 }
 
-pub(crate) async fn bury(session: &Session, schema: &Schema, keeper: i64, worker: i64, limit: i32) -> Result<Burial> {
+pub(crate) async fn bury(
+    session: &Session,
+    schema: &Schema,
+    keeper: i64,
+    worker: i64,
+    limit: i32,
+) -> Result<Burial> {
     let row = session
         .query_one(
             &schema.sql("select recovered, dead_lettered, buried from ambo.bury_worker($1, $2, $3)"),
@@ -113,9 +119,7 @@ pub(crate) async fn bury(session: &Session, schema: &Schema, keeper: i64, worker
 
 /// Makes due timers ready, up to `limit`; answers how many.
 pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
-    let row = session
-        .query_one(&schema.sql("select ambo.fire_timers($1)"), &[(&limit, Type::INT4)])
-        .await?;
+    let row = session.query_one(&schema.sql("select ambo.fire_timers($1)"), &[(&limit, Type::INT4)]).await?;
     row.try_get(0).map_err(from_driver)
 }
 
@@ -123,7 +127,9 @@ pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) 
 /// its own, so that one that cannot get its lock does not keep the others from being done.
 pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()> {
     let mut first_error = None;
-    for sql in ["select ambo.make_partitions()", "select ambo.drop_partition()", "select ambo.expire_keys(10000)"] {
+    for sql in
+        ["select ambo.make_partitions()", "select ambo.drop_partition()", "select ambo.expire_keys(10000)"]
+    {
         if let Err(error) = session.query(&schema.sql(sql), &[]).await {
             // 55P03: a lock was not to be had within its 50 ms; it is tried again next time.
             if error.sqlstate() != Some("55P03") {
@@ -144,7 +150,9 @@ pub(crate) async fn show_asleep(session: &Session, schema: &Schema, lock: &str, 
     let verb = if asleep { "pg_advisory_lock_shared" } else { "pg_advisory_unlock_shared" };
     session
         .query(
-            &schema.sql(&format!("select {verb}(hashtext('ambo.{lock}'), slot) from generate_series(0, 15) slot")),
+            &schema.sql(&format!(
+                "select {verb}(hashtext('ambo.{lock}'), slot) from generate_series(0, 15) slot"
+            )),
             &[],
         )
         .await?;

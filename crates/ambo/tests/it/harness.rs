@@ -1,0 +1,97 @@
+//! A database of its own for each test, and what tests ask of it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ambo::Client;
+use ambo_postgres::{Cluster, Place};
+
+/// The server: the one that `cargo xtask test` started, or one of our own.
+fn server() -> &'static str {
+    static SERVER: OnceLock<(String, Option<Cluster>)> = OnceLock::new();
+    let (url, _) = SERVER.get_or_init(|| match std::env::var("AMBO_TEST_URL") {
+        Ok(url) => (url, None),
+        Err(_) => {
+            let cluster = Cluster::builder()
+                .temporary(Place::Memory)
+                .durable(false)
+                .start()
+                .expect("a private PostgreSQL");
+            (cluster.url("postgres"), Some(cluster))
+        }
+    });
+    url
+}
+
+/// A database with Ambo in it, dropped with the value.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    pub(crate) client: Client,
+    /// A plain connection, for what a user or an observer would do.
+    pub(crate) sql: tokio_postgres::Client,
+    name: String,
+}
+
+pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    client
+}
+
+/// An empty database, without Ambo.
+pub(crate) async fn empty_database() -> (String, String) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    if std::env::var_os("AMBO_TEST_LOG").is_some() {
+        let _ = tracing_subscriber::fmt().with_env_filter("ambo=debug").with_test_writer().try_init();
+    }
+    let name = format!("t_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let admin = connect(server()).await;
+    admin.batch_execute(&format!("create database {name}")).await.expect("create database");
+    let base = server().rsplit_once('/').expect("a URL with a database").0.to_owned();
+    (format!("{base}/{name}"), name)
+}
+
+/// A database with Ambo installed.
+pub(crate) async fn database() -> Database {
+    let (url, name) = empty_database().await;
+    let client = Client::connect_unchecked(&url, "ambo").await.expect("connect");
+    client.migrate().await.expect("migrate");
+    let sql = connect(&url).await;
+    Database { url, client, sql, name }
+}
+
+impl Database {
+    /// The first column of the first row, as a number.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        self.sql.query_one(sql, &[]).await.expect(sql).get(0)
+    }
+
+    /// Waits until a query answers true: the database is the signal, not time.
+    pub(crate) async fn until(&self, sql: &str) {
+        for _ in 0..3000 {
+            if self.sql.query_one(sql, &[]).await.expect(sql).get::<_, bool>(0) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("never became true: {sql}");
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // The server goes with its directory; what matters during a run is the room in memory.
+        let name = std::mem::take(&mut self.name);
+        let drop = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            if let Ok(runtime) = runtime {
+                runtime.block_on(async {
+                    let admin = connect(server()).await;
+                    let _ =
+                        admin.batch_execute(&format!("drop database if exists {name} with (force)")).await;
+                });
+            }
+        });
+        let _ = drop.join();
+    }
+}

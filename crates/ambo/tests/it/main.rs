@@ -1,0 +1,4 @@
+//! Integration tests: one binary, a database a test, on the private PostgreSQL that `cargo xtask test` starts.
+
+mod harness;
+mod smoke;
