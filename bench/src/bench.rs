@@ -1,0 +1,102 @@
+//! Rounds: each competitor in turn on a fresh database, several times over.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::database::Database;
+use crate::engine::Setting;
+use crate::server::Server;
+
+/// What one competitor did in one round: figures by metric.
+pub type Sample = Vec<(&'static str, f64)>;
+
+/// All figures: metric, competitor, one figure a round.
+#[derive(Debug, Default)]
+pub struct Samples(BTreeMap<(&'static str, &'static str), Vec<f64>>);
+
+impl Samples {
+    /// The figures of one competitor, one a round.
+    pub fn of(&self, metric: &'static str, competitor: &'static str) -> &[f64] {
+        self.0.get(&(metric, competitor)).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What every scenario is given.
+#[derive(Debug)]
+pub struct Bench {
+    pub server: Server,
+    pub quick: bool,
+    /// The user's choice of rounds.
+    pub rounds: Option<usize>,
+    /// The user's choice of competitors; empty for all.
+    pub only: Vec<String>,
+    /// The user's choice of how the peers are set up.
+    pub peers: Option<Setting>,
+}
+
+impl Bench {
+    /// Runs `measure` for each competitor in each round, each time with a fresh, checkpointed database.
+    ///
+    /// The order rotates by one each round, so that nobody always follows the same neighbour.
+    pub async fn rounds(
+        &self,
+        scenario: &str,
+        quick_rounds: usize,
+        competitors: &[&'static str],
+        measure: impl AsyncFn(&'static str, &Database) -> Result<Sample>,
+    ) -> Result<Samples> {
+        self.rounds_from(scenario, quick_rounds, competitors, "template0", measure).await
+    }
+
+    /// The same, each time with a copy of a template.
+    pub async fn rounds_from(
+        &self,
+        scenario: &str,
+        quick_rounds: usize,
+        competitors: &[&'static str],
+        template: &str,
+        measure: impl AsyncFn(&'static str, &Database) -> Result<Sample>,
+    ) -> Result<Samples> {
+        let chosen: Vec<_> = competitors
+            .iter()
+            .filter(|name| self.only.is_empty() || self.only.iter().any(|only| only == *name))
+            .collect();
+        let rounds = self.rounds.unwrap_or(if self.quick { quick_rounds } else { 3 });
+        let mut samples = Samples::default();
+        for round in 0..rounds {
+            for turn in 0..chosen.len() {
+                let competitor = *chosen[(round + turn) % chosen.len()];
+                let database = self.server.fresh_from(template).await?;
+                let sample = measure(competitor, &database)
+                    .await
+                    .with_context(|| format!("{scenario}: {competitor}"))?;
+                self.server.discard(database).await?;
+                for (metric, figure) in sample {
+                    eprintln!(
+                        "{scenario}: round {} of {rounds}: {competitor}: {metric} {figure:.2}",
+                        round + 1
+                    );
+                    samples.0.entry((metric, competitor)).or_default().push(figure);
+                }
+            }
+        }
+        Ok(samples)
+    }
+
+    /// How engines are set up where speed is measured: as fast as each can be.
+    pub fn for_speed(&self) -> Setting {
+        self.peers.unwrap_or(Setting::Fastest)
+    }
+
+    /// How engines are set up where an idle system is measured: as its users have it.
+    pub fn for_rest(&self) -> Setting {
+        self.peers.unwrap_or(Setting::Default)
+    }
+
+    /// The shorter or the longer of two times.
+    pub fn time(&self, quick_ms: u64, full_ms: u64) -> Duration {
+        Duration::from_millis(if self.quick { quick_ms } else { full_ms })
+    }
+}

@@ -1,0 +1,95 @@
+//! `ambo-bench`: Ambo, its peers and plain PostgreSQL doing the same work on the same server, in turn.
+//!
+//! `ambo-bench NAME [--quick] [--json]`; figures go to stdout, talk to stderr. See README.md.
+
+mod bench;
+mod database;
+mod engine;
+mod load;
+mod report;
+mod scenario;
+mod server;
+mod yardstick;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::bench::Bench;
+use crate::engine::Setting;
+use crate::scenario::Name;
+use crate::server::Server;
+
+/// Measures Ambo against its peers and against plain PostgreSQL.
+#[derive(Parser, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Args {
+    /// The scenario, or `all`.
+    #[arg(value_enum, required = true)]
+    name: Option<Name>,
+    /// Fewer and shorter rounds: at most 40 s a scenario.
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object a line instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// How many rounds; the figures are the medians. Default: 3, with --quick 1 to 3 by scenario.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Measures these only, e.g. `ambo,prototype`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Sets the peers up so in every scenario. Unset: `default` where the system idles, else `fastest`.
+    #[arg(long, value_enum)]
+    peers: Option<Setting>,
+    /// A server to use instead of a private one. Its databases named `ambo_bench_*` are dropped.
+    #[arg(long, env = "AMBO_BENCH_URL", hide_env_values = true)]
+    url: Option<String>,
+    #[command(subcommand)]
+    hidden: Option<Hidden>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Hidden {
+    /// The other process of `latency`: enqueues a run for each line on stdin.
+    #[command(hide = true)]
+    EnqueueOnDemand { engine: String, url: String },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<()> {
+    if let Some(Hidden::EnqueueOnDemand { engine, url }) = &args.hidden {
+        return scenario::latency::enqueue_on_demand(engine, url).await;
+    }
+    let names = match args.name {
+        Some(Name::All) | None => Name::EACH.to_vec(),
+        Some(name) => vec![name],
+    };
+    let server = Server::start(args.url.as_deref()).await?;
+    let bench = Bench { server, quick: args.quick, rounds: args.rounds, only: args.only, peers: args.peers };
+    eprintln!("PostgreSQL: {}", bench.server.settings_in_words());
+    let mut lines = Vec::new();
+    for name in names {
+        for line in name.run(&bench).await? {
+            if args.json {
+                println!("{}", line.to_json(&bench));
+            }
+            lines.push(line);
+        }
+    }
+    if !args.json {
+        println!("{}", report::table(&lines));
+    }
+    bench.server.stop().await
+}

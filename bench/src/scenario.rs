@@ -1,0 +1,79 @@
+//! The scenarios by name, in the order in which `all` runs them.
+
+pub mod alone;
+pub mod enqueue_tx;
+pub mod idle;
+pub mod latency;
+pub mod limit;
+pub mod runs;
+pub mod start;
+pub mod steps;
+pub mod transaction;
+pub mod wal;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::bench::Bench;
+use crate::report::Line;
+
+/// What `ambo-bench` can be asked for.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum Name {
+    /// 1,000 concurrent runs of ten no-op steps.
+    Steps,
+    /// The same checkpoint rows by bare inserts.
+    Limit,
+    /// One-step runs, 64 callers that await results.
+    Start,
+    /// An enqueue in the user's transaction against the transaction alone.
+    EnqueueTx,
+    /// One-step runs through a queue, 200 producers.
+    Runs,
+    /// Ten-step runs, one at a time.
+    Alone,
+    /// From the enqueue in another process to the result, on an idle system.
+    Latency,
+    /// Transaction steps with pgbench's statements.
+    Transaction,
+    /// WAL, commits and statements of a queued run.
+    Wal,
+    /// Commits of an idle worker.
+    Idle,
+    /// Every scenario.
+    All,
+}
+
+impl Name {
+    /// Every scenario.
+    pub const EACH: [Name; 10] = [
+        Name::Steps,
+        Name::Limit,
+        Name::Start,
+        Name::EnqueueTx,
+        Name::Runs,
+        Name::Alone,
+        Name::Latency,
+        Name::Transaction,
+        Name::Wal,
+        Name::Idle,
+    ];
+
+    /// Measures one scenario.
+    pub async fn run(self, bench: &Bench) -> Result<Vec<Line>> {
+        match self {
+            Name::Steps => steps::run(bench).await,
+            Name::Limit => limit::run(bench).await,
+            Name::Start => start::run(bench).await,
+            Name::EnqueueTx => enqueue_tx::run(bench).await,
+            Name::Runs => runs::run(bench).await,
+            Name::Alone => alone::run(bench).await,
+            Name::Latency => latency::run(bench).await,
+            Name::Transaction => transaction::run(bench).await,
+            Name::Wal => wal::run(bench).await,
+            Name::Idle => idle::run(bench).await,
+            Name::All => unreachable!("`all` is expanded by main"),
+        }
+    }
+}
