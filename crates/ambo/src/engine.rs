@@ -67,14 +67,15 @@ impl Engine {
 /// configuration is an error of `start`, not a loop.
 pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
     let mut first = Some(first);
-    let mut control = Link::new(engine.target.clone(), "ambo worker control");
+    let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
+    let mut control = Link::new(engine.target.clone(), "ambo worker control").with_notices(sender);
     while !engine.stop.is_cancelled() {
         match life::begin(&engine, &mut control).await {
             Ok(next) => {
                 if let Some(first) = first.take() {
                     let _ = first.send(Ok(()));
                 }
-                control = life::lead(&engine, next, control).await;
+                control = life::lead(&engine, next, control, &mut notices).await;
             }
             Err(error) => {
                 if let Some(first) = first.take() {

@@ -5,8 +5,10 @@
 -- Why no row is lost. A row's seq is drawn after its transaction has an xid. The mark of a lane is moved,
 -- by this statement's own snapshot S, to just below the lowest row that S sees and that was not taken, or,
 -- where S sees none, to a value that the sequence had reached before S. A row below it that S does not see
--- then belongs to a transaction that is in progress in S, so it is in p_late of the next claim; and a row
--- that S sees but that somebody else had locked holds the mark, or its xid, until it is gone.
+-- then belongs to a transaction that had its xid before S and was not seen as ended by S: one of those in
+-- progress in S, or one from xmax of S (which is only the last *ended* xid plus one) to the last xid given out.
+-- All these are in p_late of the next claim. A row that S sees but that somebody else had locked holds the
+-- mark, or its xid, until it is gone.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given) and `late`.
 create or replace function ambo.claim(
@@ -29,6 +31,7 @@ declare
     v_deadlines timestamptz[];
     v_lows bigint[];
     v_late xid8[];
+    v_xmax xid8;
     v_flood boolean;
 begin
     select s.last_value into v_last from ambo.ready_seq s;  -- before the snapshot, see above
@@ -89,9 +92,18 @@ begin
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
               union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),
+        pg_snapshot_xmax(pg_current_snapshot()),
         (select count(*) > p_limit from late_seen)
-    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_lows, v_late, v_flood
+    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_lows, v_late, v_xmax, v_flood
     from ordered o;
+
+    -- Our own xid was given out after S, by the first write; where nothing was written, age() reads the counter.
+    v_late := v_late || array(
+        select x::text::xid8
+        from generate_series(
+            v_xmax::text::bigint,
+            coalesce(pg_current_xact_id_if_assigned()::text::bigint,
+                     v_xmax::text::bigint + age(xid(v_xmax))) - 1) x);
 
     if v_flood then
         -- One late transaction brought more than a claim takes: its lanes go back below it instead.
@@ -157,16 +169,17 @@ begin
     end loop;
 end $$;
 
--- The safety net below a lane's mark: the lowest run that stands in (p_above, p_upto], if any.
+-- The safety net below a lane's mark: the lowest run that stands in (p_above, p_upto], if any. Those of p_late
+-- are not forgotten: the next claim looks for them.
 create or replace function ambo.sweep(
-    p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint)
+    p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
 returns bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off
 as $$
     select r.seq from ambo.ready r
     where r.queue = p_queue and r.workflow = p_workflow and r.priority = p_priority
-      and r.seq > p_above and r.seq <= p_upto
+      and r.seq > p_above and r.seq <= p_upto and r.xid <> all (p_late)
     order by r.seq limit 1
 $$;
 

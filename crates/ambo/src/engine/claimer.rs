@@ -259,7 +259,7 @@ impl Claimer {
             let place = (lane.queue.clone(), lane.workflow.clone(), lane.priority);
             let above = *self.sweep_from.get(&place).unwrap_or(&0);
             let upto = lane.low.min(above + SWEEP_STEP);
-            if let Some(seq) = claim::sweep(session, &schema, lane, above, upto).await? {
+            if let Some(seq) = claim::sweep(session, &schema, lane, above, upto, &self.late).await? {
                 tracing::error!(
                     queue = lane.queue,
                     workflow = lane.workflow,

@@ -30,11 +30,11 @@ pub(crate) enum End {
 
 /// The state of the control loop.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct Control<'a> {
     engine: Arc<Engine>,
     life: Arc<Life>,
     pub(crate) link: Link,
-    notices: mpsc::UnboundedReceiver<Notice>,
+    notices: &'a mut mpsc::UnboundedReceiver<Notice>,
     /// The backend for which channels and locks were set up; another one needs them again.
     prepared: Option<i32>,
     keeper: keeper::Duties,
@@ -42,14 +42,18 @@ pub(crate) struct Control {
     reconciled: Instant,
 }
 
-impl Control {
-    pub(crate) fn new(engine: Arc<Engine>, life: Arc<Life>, link: Link) -> Self {
-        let (sender, notices) = mpsc::unbounded_channel();
+impl<'a> Control<'a> {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        life: Arc<Life>,
+        link: Link,
+        notices: &'a mut mpsc::UnboundedReceiver<Notice>,
+    ) -> Self {
         // The connection on which the life was registered holds its lock, but does not listen yet.
         Control {
             engine,
             life,
-            link: link.with_notices(sender),
+            link,
             notices,
             prepared: None,
             keeper: keeper::Duties::default(),
@@ -134,7 +138,7 @@ impl Control {
 }
 
 /// Beats until the worker stops or is declared dead.
-pub(crate) async fn control_loop(control: &mut Control) -> End {
+pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
     let engine = control.engine.clone();
     let mut next = Instant::now();
     loop {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use super::{Engine, claimer, executor};
 use crate::error::{Code, Error, Result};
 use crate::id::WorkerId;
 use crate::store::claim::{self, ClaimedRun};
-use crate::store::connect::{Link, Session};
+use crate::store::connect::{Link, Notice, Session};
 use crate::store::flush::NewOutcome;
 use crate::store::{migrate, worker};
 use crate::telemetry;
@@ -134,7 +134,12 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
 }
 
 /// Runs the loops of a life to its end; answers the control connection for the next one.
-pub(crate) async fn lead(engine: &Arc<Engine>, birth: Birth, control: Link) -> Link {
+pub(crate) async fn lead(
+    engine: &Arc<Engine>,
+    birth: Birth,
+    control: Link,
+    notices: &mut mpsc::UnboundedReceiver<Notice>,
+) -> Link {
     let Birth { life, lanes } = birth;
     engine.life.send_replace(Some(life.clone()));
     let mut flushers = tokio::task::JoinSet::new();
@@ -143,7 +148,7 @@ pub(crate) async fn lead(engine: &Arc<Engine>, birth: Birth, control: Link) -> L
         flushers.spawn_local(journal::flush_lane(lane, link, life.worker, life.clone()));
     }
     let claims = tokio::task::spawn_local(claimer::claim_loop(engine.clone(), life.clone()));
-    let mut control = Control::new(engine.clone(), life.clone(), control);
+    let mut control = Control::new(engine.clone(), life.clone(), control, notices);
     let end = control::control_loop(&mut control).await;
     life.over.cancel();
     let _ = claims.await;
@@ -166,7 +171,7 @@ pub(crate) async fn lead(engine: &Arc<Engine>, birth: Birth, control: Link) -> L
 }
 
 /// The last act of a stopping worker: what still runs is handed back, then it leaves.
-async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control) {
+async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_>) {
     for run in life.all_runs() {
         run.stop(Stop::HandBack);
     }

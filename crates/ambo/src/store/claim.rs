@@ -173,23 +173,26 @@ pub(crate) async fn find_lanes(
         .map_err(from_driver)
 }
 
-/// The lowest waiting run of a lane in `(above, upto]`: what the marks should never have left behind.
+/// The lowest waiting run of a lane in `(above, upto]` that is not of a `late` transaction: what the marks should
+/// never have left behind.
 pub(crate) async fn sweep(
     session: &Session,
     schema: &Schema,
     lane: &Lane,
     above: i64,
     upto: i64,
+    late: &[Xid8],
 ) -> Result<Option<i64>> {
     let row = session
         .query_one(
-            &schema.sql("select ambo.sweep($1, $2, $3, $4, $5)"),
+            &schema.sql("select ambo.sweep($1, $2, $3, $4, $5, $6)"),
             &[
                 (&lane.queue, Type::TEXT),
                 (&lane.workflow, Type::TEXT),
                 (&lane.priority, Type::INT2),
                 (&above, Type::INT8),
                 (&upto, Type::INT8),
+                (&late, Type::XID8_ARRAY),
             ],
         )
         .await?;
