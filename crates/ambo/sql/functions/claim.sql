@@ -34,7 +34,14 @@ declare
     v_xmax xid8;
     v_flood boolean;
 begin
-    select s.last_value into v_last from ambo.ready_seq s;  -- before the snapshot, see above
+    -- The fence before the claim: whoever takes a worker's claims away, or lets it leave, holds this lock
+    -- exclusively. Without it, claims could come to stand under a worker that nobody buries any more.
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    if not exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null) then
+        raise exception 'AMBO030: worker % lost its lease', p_worker using errcode = 'AM030';
+    end if;
+    -- Before the snapshot, see above. A sequence that was never drawn from says 1 all the same.
+    select case when s.is_called then s.last_value else 0 end into v_last from ambo.ready_seq s;
     with lane as materialized (
         select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
             with ordinality as l (queue, workflow, priority, low, n)
@@ -88,7 +95,8 @@ begin
                            and o.seq > l.low) as seqs) g
     )
     select array_agg(o.run_id), array_agg(o.attempt), array_agg(o.losses), array_agg(o.seq), array_agg(o.deadline),
-        (select array_agg(coalesce(m.low, g.low) order by g.n)
+        -- A lane of a paused queue is not read: when it goes on, it is read from its beginning.
+        (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
               union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),

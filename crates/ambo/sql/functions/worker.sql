@@ -105,6 +105,8 @@ as $$
 declare
     v_count integer;
 begin
+    -- Waits for a claim or flush that is still under way; none comes after.
+    perform pg_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer);
     select ambo.hand_back(p_worker, array_agg(c.run_id), array_agg(c.attempt)) into v_count
     from ambo.claim c where c.worker_id = p_worker;
     delete from ambo.heartbeat h where h.worker_id = p_worker;

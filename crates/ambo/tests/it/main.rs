@@ -1,4 +1,6 @@
 //! Integration tests: one binary, a database a test, on the private PostgreSQL that `cargo xtask test` starts.
 
 mod harness;
+mod marks;
+mod random;
 mod smoke;
