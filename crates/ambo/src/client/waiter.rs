@@ -141,7 +141,7 @@ impl Waiter {
 async fn watch(waiter: Arc<Waiter>) {
     let (sender, mut notices) = mpsc::unbounded_channel();
     let mut link = Link::new(waiter.target.clone(), "ambo client waiter").with_notices(sender);
-    let mut listening: Option<i32> = None;
+    let mut listening: Option<u64> = None;
     loop {
         let wanted = waiter.wanted();
         if wanted.is_empty() {
@@ -176,13 +176,13 @@ async fn watch(waiter: Arc<Waiter>) {
 }
 
 /// One look. Shows first that somebody waits, so that whatever commits after the look is told.
-async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<i32>, wanted: &[Uuid]) -> Result<()> {
+async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<u64>, wanted: &[Uuid]) -> Result<()> {
     let session: Session = link.session().await?.clone();
     let schema = &waiter.target.schema;
-    if !waiter.target.pooled && *listening != Some(session.backend) {
+    if !waiter.target.pooled && *listening != Some(session.number) {
         session.batch(&format!("listen \"{}\"", schema.channel("outcome"))).await?;
         worker::show_asleep(&session, schema, "wait", true).await?;
-        *listening = Some(session.backend);
+        *listening = Some(session.number);
     }
     for some in wanted.chunks(ASK) {
         for (run, outcome) in admin::outcomes(&session, schema, some).await? {

@@ -38,8 +38,11 @@ struct Claimer {
     discovered: Option<Instant>,
     /// Runs that were claimed once too often while a worker died: run alone, so that no neighbour dies with them.
     suspects: VecDeque<ClaimedRun>,
-    /// The backend on which the sleep locks are held.
-    asleep_on: Option<i32>,
+    /// The session by which the marks were made. They do not outlive it: a server that was restarted or promoted may
+    /// give out sequence numbers again.
+    marked_by: Option<u64>,
+    /// The session on which the sleep locks are held.
+    asleep_on: Option<u64>,
     swept: Instant,
     sweep_from: HashMap<(String, String, i16), i64>,
 }
@@ -56,6 +59,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         late: Vec::new(),
         discovered: None,
         suspects: VecDeque::new(),
+        marked_by: None,
         asleep_on: None,
         swept: Instant::now(),
         sweep_from: HashMap::new(),
@@ -120,6 +124,11 @@ impl Claimer {
 
     /// One claim, and the pause that follows from it. Says whether it found something.
     async fn round(&mut self, empty: usize) -> Result<bool> {
+        let session = self.link.session().await?.number;
+        if self.marked_by.replace(session) != Some(session) {
+            self.lanes.clear();
+            self.late.clear();
+        }
         let busy = empty == 0;
         if !busy || self.discovered.is_none_or(|at| at.elapsed() > DISCOVER) {
             self.discover().await?;
@@ -216,10 +225,10 @@ impl Claimer {
         let session = self.life.control.borrow().clone();
         if let Some(session) = session
             && !self.engine.target.pooled
-            && self.asleep_on != Some(session.backend)
+            && self.asleep_on != Some(session.number)
         {
             worker::show_asleep(&session, self.link.schema(), "sleep", true).await?;
-            self.asleep_on = Some(session.backend);
+            self.asleep_on = Some(session.number);
             return Ok(());
         }
         let nap = if self.asleep_on.is_none() {
@@ -241,10 +250,10 @@ impl Claimer {
 
     /// Gives the sleep locks back: enqueuers need not notify any more.
     async fn wake_up(&mut self) {
-        let Some(backend) = self.asleep_on.take() else { return };
+        let Some(number) = self.asleep_on.take() else { return };
         let session = self.life.control.borrow().clone();
         if let Some(session) = session
-            && session.backend == backend
+            && session.number == number
         {
             // If it fails the connection is gone, and the locks with it.
             let _ = worker::show_asleep(&session, self.link.schema(), "sleep", false).await;

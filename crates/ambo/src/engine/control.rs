@@ -35,8 +35,10 @@ pub(crate) struct Control<'a> {
     life: Arc<Life>,
     pub(crate) link: Link,
     notices: &'a mut mpsc::UnboundedReceiver<Notice>,
-    /// The backend for which channels and locks were set up; another one needs them again.
-    prepared: Option<i32>,
+    /// The session on which the channels were set up; another one needs them again.
+    prepared: Option<u64>,
+    /// The session holds the worker's lock.
+    holds: bool,
     keeper: keeper::Duties,
     unknown: Vec<(Uuid, i32)>,
     reconciled: Instant,
@@ -56,6 +58,7 @@ impl<'a> Control<'a> {
             link,
             notices,
             prepared: None,
+            holds: false,
             keeper: keeper::Duties::default(),
             unknown: Vec::new(),
             reconciled: Instant::now(),
@@ -65,7 +68,8 @@ impl<'a> Control<'a> {
     /// The session, listening and holding the worker's lock.
     async fn session(&mut self) -> Result<Session> {
         let session = self.link.session().await?.clone();
-        if self.prepared != Some(session.backend) {
+        if self.prepared != Some(session.number) {
+            self.holds = false;
             if !self.engine.target.pooled {
                 let schema = &self.engine.target.schema;
                 session
@@ -75,18 +79,18 @@ impl<'a> Control<'a> {
                         schema.channel("cancel")
                     ))
                     .await?;
-                // The old connection may hold it for a moment longer: the next beat tries again.
-                if !worker::hold(&session, schema, self.life.worker).await? {
-                    tracing::debug!(
-                        worker = self.life.worker,
-                        "the session lock is still held by the old connection"
-                    );
-                }
             }
-            self.prepared = Some(session.backend);
+            self.prepared = Some(session.number);
             self.life.control.send_replace(Some(session.clone()));
             // What was sent while nobody listened is found by looking.
             self.life.hint.notify_one();
+        }
+        if !self.holds && !self.engine.target.pooled {
+            // The old connection may hold it for a moment longer, or the keeper tries it: the next beat asks again.
+            self.holds = worker::hold(&session, &self.engine.target.schema, self.life.worker).await?;
+            if !self.holds {
+                tracing::debug!(worker = self.life.worker, "the session lock is held by another connection");
+            }
         }
         Ok(session)
     }

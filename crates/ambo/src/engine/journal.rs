@@ -147,8 +147,8 @@ async fn attempt(
     batch: &mut Vec<Entry>,
     witness: &dyn Witness,
 ) -> Result<(), Error> {
-    if link.session().await.is_ok() && link.predecessor.is_some() {
-        link.await_predecessor().await?;
+    if link.session().await.is_ok() && !link.predecessors.is_empty() {
+        link.await_predecessors().await?;
         read_back(link, batch, witness).await?;
     }
     let schema = link.schema().clone();

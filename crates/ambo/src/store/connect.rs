@@ -1,6 +1,7 @@
 //! Connections of our own: opened with TLS where asked, pinned against role defaults, healed when cut.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -66,7 +67,9 @@ impl Target {
         let mut config = self.config.clone();
         config.application_name(role);
         let client = tls::connect(&config, notices).await?;
-        let session = Session { client: Arc::new(client), backend: 0 };
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let session = Session { client: Arc::new(client), backend: 0, number };
         if !self.pooled {
             session.batch(SETTINGS).await?;
         }
@@ -88,6 +91,8 @@ pub(crate) struct Session {
     pub(crate) client: Arc<Client>,
     /// The process id of the backend: asked about when the answer to a commit was lost.
     pub(crate) backend: i32,
+    /// Tells this session from all others of the process: a restarted server may give the same process ids again.
+    pub(crate) number: u64,
 }
 
 impl Session {
@@ -125,14 +130,21 @@ pub(crate) struct Link {
     role: String,
     notices: Option<mpsc::UnboundedSender<Notice>>,
     session: Option<Session>,
-    /// The backend of the connection before this one, which may still be at work.
-    pub(crate) predecessor: Option<i32>,
+    /// The backends of the connections before this one, which may still be at work.
+    pub(crate) predecessors: Vec<i32>,
     failures: u32,
 }
 
 impl Link {
     pub(crate) fn new(target: Target, role: impl Into<String>) -> Self {
-        Link { target, role: role.into(), notices: None, session: None, predecessor: None, failures: 0 }
+        Link {
+            target,
+            role: role.into(),
+            notices: None,
+            session: None,
+            predecessors: Vec::new(),
+            failures: 0,
+        }
     }
 
     pub(crate) fn with_notices(mut self, notices: mpsc::UnboundedSender<Notice>) -> Self {
@@ -148,7 +160,7 @@ impl Link {
     pub(crate) async fn session(&mut self) -> Result<&Session> {
         if self.session.as_ref().is_none_or(Session::is_closed) {
             if let Some(old) = self.session.take() {
-                self.predecessor = Some(old.backend);
+                self.predecessors.push(old.backend);
             }
             let opened = tokio::time::timeout(
                 Duration::from_secs(10),
@@ -170,7 +182,7 @@ impl Link {
         }
         self.failures = self.failures.saturating_add(1);
         if let Some(old) = self.session.take() {
-            self.predecessor = Some(old.backend);
+            self.predecessors.push(old.backend);
         }
         tokio::time::sleep(pause(self.failures)).await;
     }
@@ -183,26 +195,26 @@ impl Link {
         }
     }
 
-    /// Waits until the backend of the connection before this one is gone: until then, what it was asked to do
-    /// may still commit. It is ended if it does not go by itself.
-    pub(crate) async fn await_predecessor(&mut self) -> Result<()> {
-        let Some(backend) = self.predecessor else { return Ok(()) };
+    /// Waits until the backends of the connections before this one are gone: until then, what they were asked to do
+    /// may still commit. They are ended if they do not go by themselves.
+    pub(crate) async fn await_predecessors(&mut self) -> Result<()> {
         let role = self.role.clone();
         let session = self.session().await?.clone();
-        loop {
+        while !self.predecessors.is_empty() {
             let row = session
                 .query_one(
                     "select count(*), count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
-                     where pid = $1 and application_name = $2 and pid <> pg_backend_pid()",
-                    &[(&backend, Type::INT4), (&role, Type::TEXT)],
+                     where pid = any ($1) and application_name = $2 and pid <> pg_backend_pid()",
+                    &[(&self.predecessors, Type::INT4_ARRAY), (&role, Type::TEXT)],
                 )
                 .await?;
             if row.try_get::<_, i64>(0).map_err(from_driver)? == 0 {
-                self.predecessor = None;
+                self.predecessors.clear();
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        Ok(())
     }
 }
 
@@ -241,7 +253,7 @@ pub(crate) fn classify(sqlstate: &str, message: &str) -> Code {
     }
     match sqlstate {
         // Connection failures, shutdown, recovery, a server that is read-only after a failover.
-        "57P01" | "57P02" | "57P03" | "25006" | "53300" => Code::Unavailable,
+        "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "53300" => Code::Unavailable,
         s if s.starts_with("08") => Code::Unavailable,
         "3F000" | "42883" | "42P01" | "42703" if message.contains("ambo") => Code::SchemaMismatch,
         "23514" if message.contains("no partition of relation") => Code::NoPartition,
