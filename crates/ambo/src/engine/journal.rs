@@ -22,6 +22,11 @@ use crate::telemetry;
 pub(crate) const LANES: usize = 2;
 /// Facts in one flush: past a thousand a batch is not cheaper by the row, only later.
 const BATCH_FACTS: usize = 2000;
+/// A flush of so many facts shows that many runs wait for it, and that as many facts will follow at once.
+const BUSY_FACTS: usize = 64;
+/// How long they are given to arrive: a flush costs the server a fixed part as dear as some hundred facts, so
+/// under load a moment of waiting is paid back; alone, a fact never waits.
+const GATHER: Duration = Duration::from_millis(1);
 /// Bytes in the journal above which the next effect waits: a database that is down must not fill the memory.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -107,7 +112,13 @@ pub(crate) trait Witness: Send + Sync {
 /// Flushes a lane until all senders are gone.
 pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witness: Arc<dyn Witness>) {
     let mut batch = Vec::with_capacity(BATCH_FACTS);
-    while lane.entries.recv_many(&mut batch, BATCH_FACTS).await > 0 {
+    while !batch.is_empty() || lane.entries.recv_many(&mut batch, BATCH_FACTS).await > 0 {
+        // What came since is taken along.
+        while batch.len() < BATCH_FACTS
+            && let Ok(entry) = lane.entries.try_recv()
+        {
+            batch.push(entry);
+        }
         let bytes: usize = batch.iter().map(|entry| entry.fact.bytes()).sum();
         let started = std::time::Instant::now();
         let facts = batch.len();
@@ -116,6 +127,23 @@ pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witn
         lane.gauge.bytes.fetch_sub(bytes, Ordering::AcqRel);
         lane.gauge.drained.notify_waiters();
         batch.reserve(BATCH_FACTS);
+        if facts >= BUSY_FACTS {
+            gather(&mut lane.entries, &mut batch, facts).await;
+        }
+    }
+}
+
+/// Waits, for a moment only, until as many facts have come as the last flush had.
+async fn gather(entries: &mut mpsc::UnboundedReceiver<Entry>, batch: &mut Vec<Entry>, wanted: usize) {
+    let moment = tokio::time::sleep(GATHER);
+    tokio::pin!(moment);
+    while batch.len() < wanted.min(BATCH_FACTS) {
+        let room = BATCH_FACTS - batch.len();
+        tokio::select! {
+            biased;
+            received = entries.recv_many(batch, room) => if received == 0 { return },
+            () = &mut moment => return,
+        }
     }
 }
 
