@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
-use crate::engine::{self, Engine, Life};
+use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::WorkerId;
@@ -273,7 +273,13 @@ impl Worker {
         }
         let life = self.life().await?;
         let new = run.clone();
-        let enqueued = self.client.enqueuer().start(run, life.worker).await?;
+        let doubt = Doubt(Some(&life));
+        let answer = self.client.enqueuer().start(run, life.worker).await;
+        failpoint::reach("start-answered");
+        if !answer.as_ref().is_err_and(Error::is_unavailable) {
+            doubt.resolve();
+        }
+        let enqueued = answer?;
         if enqueued.is_new {
             self.client.waiter().expect(enqueued.run.as_uuid());
             life.adopt(&self.engine, claimed(enqueued, new));
@@ -290,6 +296,24 @@ impl Worker {
         }
         let life = lives.wait_for(Option::is_some).await.map_err(|_| stopping())?.clone();
         life.ok_or_else(stopping)
+    }
+}
+
+/// A start whose answer was lost, or that nobody waited for, may have left a claim that this worker does not know:
+/// it is looked for then.
+struct Doubt<'a>(Option<&'a Arc<Life>>);
+
+impl Doubt<'_> {
+    fn resolve(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(life) = self.0 {
+            life.suspicion.store(true, Ordering::Release);
+        }
     }
 }
 
