@@ -1,4 +1,74 @@
-//! Durable execution, a job queue and an ordered log inside your own PostgreSQL.
+//! Durable execution and a job queue inside your own PostgreSQL: both or neither.
+//!
+//! A change to your tables, the work it triggers and the steps of that work commit together. There is no broker and no
+//! orchestrator: Postgres is the only server.
+//!
+//! # The guarantee, asserted
+//!
+//! An order and its run are enqueued in one transaction; a run whose transaction was rolled back does not exist; a step is
+//! recorded once, whatever is asked how often.
+//!
+//! ```no_run
+//! use std::sync::atomic::{AtomicU32, Ordering};
+//!
+//! use ambo::{Client, Ctx, Result, Worker};
+//!
+//! static CHARGED: AtomicU32 = AtomicU32::new(0);
+//!
+//! #[ambo::workflow]
+//! async fn fulfil(cx: Ctx, order: u64) -> Result<u64> {
+//!     let receipt = cx.step("charge", || async move {
+//!         CHARGED.fetch_add(1, Ordering::SeqCst);
+//!         Ok::<_, ambo::Error>(order * 10)
+//!     });
+//!     Ok(receipt.await?)
+//! }
+//!
+//! # async fn example(url: &str, mut shop: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(url).await?;
+//! let _worker = Worker::builder(&client).workflow::<fulfil>().start().await?;
+//!
+//! let tx = shop.transaction().await?;
+//! tx.execute("insert into orders (id) values (1001)", &[]).await?;
+//! let run = fulfil::enqueue(1001).key("order-1001").on(&tx).await?;
+//! tx.commit().await?;
+//!
+//! let tx = shop.transaction().await?;
+//! let none = fulfil::enqueue(1002).on(&tx).await?;
+//! tx.rollback().await?;
+//!
+//! // The same key again, from anywhere: the same run.
+//! let again = fulfil::enqueue(1001).key("order-1001").on(&client).await?;
+//! assert!(again.run == run.run && !again.is_new);
+//!
+//! assert_eq!(client.handle::<fulfil>(run.run).result().await?, 10010);
+//! assert_eq!(CHARGED.load(Ordering::SeqCst), 1);
+//! let gone = client.handle::<fulfil>(none.run).result().await.unwrap_err();
+//! assert!(gone.to_string().starts_with("AMBO033"));
+//! # Ok(()) }
+//! ```
+//!
+//! # Layout, in reading order
+//!
+//! [`Enqueue`] puts a run into the queue, in a transaction of the caller's ([`On`]) or through the [`Client`]. A [`Worker`] claims and
+//! executes it; its body sees a [`Ctx`] and builds [`Step`]s and [`TransactionStep`]s from it. A [`Handle`] awaits the result. What
+//! goes wrong is an [`Error`] with a [`Code`].
+//!
+//! # What a workflow must do
+//!
+//! A run that is interrupted is *replayed*: its body is called again, and every durable call that was recorded answers from
+//! its record. So a body makes the same durable calls, in the same places, every time; whatever it decides by (time, randomness,
+//! the outside) belongs into a step. Code that makes another call at a recorded position is found out (`AMBO021`) and the run
+//! waits, with its history, for code that fits.
+//!
+//! # Features
+//!
+//! | feature | what | default |
+//! |---|---|---|
+//! | `macros` | `#[ambo::workflow]`, `#[ambo::step]` | yes |
+//! | `tls` | TLS with rustls and the system's roots | yes |
+//! | `sqlx`, `diesel-async`, `sea-orm` | enqueue and transaction steps on that driver | no |
+//! | `failpoints` | points at which crash tests end the process | no |
 
 pub mod admin;
 mod client;
@@ -32,14 +102,18 @@ pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
 
 #[cfg(feature = "macros")]
-//pub use ambo_macros::{step, workflow};
+pub use ambo_macros::{step, workflow};
 
 /// What the macros need.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "macros")]
-    pub use crate::workflow::Registered;
+    pub use crate::workflow::{Registered, Returns};
     pub use futures_util::future::BoxFuture;
     #[cfg(feature = "macros")]
     pub use inventory;
 }
+
+#[cfg(all(doctest, feature = "sqlx"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
