@@ -1,1 +1,94 @@
-//! Stub.
+//! The attributes of Ambo: `#[ambo::workflow]` and `#[ambo::step]`.
+//!
+//! They are thin. Each reads a plain async function, leaves it callable, and puts a type of the same name beside it;
+//! what is generated only calls public functions of `ambo`, and everything can be written by hand instead. Use them
+//! through the crate `ambo`, which the generated code names.
+
+mod parse;
+mod step;
+mod workflow;
+
+use proc_macro::TokenStream;
+use quote::{ToTokens, quote};
+
+/// Makes a workflow of an async function.
+///
+/// The function takes the context and at most one input, and returns a `Result` with any error that can be recorded
+/// (`ambo::ApplicationError`). It can be called as before; the macro makes the context mutable, so write `cx: Ctx`.
+/// Beside it stands a type of the same name:
+///
+/// - `fulfil::enqueue(input)`, or `tick::enqueue()` without input: a run to be, see `ambo::Enqueue`;
+/// - `fulfil::NAME`: the recorded name;
+/// - `fulfil` implements `ambo::Workflow`: register it with `.workflow::<fulfil>()`, or with all that are linked into
+///   the program by `.linked_workflows()`.
+///
+/// # Options
+/// - `name = "fulfil"`: the recorded name, if it shall not follow the function's, as when that is renamed.
+/// - `crate = path`: where `ambo` is, if it was renamed or re-exported. Default: `::ambo`.
+///
+/// # Example
+/// ```ignore
+/// #[ambo::workflow]
+/// async fn fulfil(cx: Ctx, order: Order) -> ambo::Result<Receipt> {
+///     let charge = cx.step("charge", || gateway.charge(&order)).await?;
+///     Ok(Receipt { charge })
+/// }
+///
+/// fulfil::enqueue(order).key("order-1001").on(&mut tx).await?;
+/// ```
+#[proc_macro_attribute]
+pub fn workflow(options: TokenStream, item: TokenStream) -> TokenStream {
+    expand(options, item, workflow::expand)
+}
+
+/// Makes a durable step of an async function, under a fixed name.
+///
+/// The function returns a `Result` and can be called as before. Beside it stands a type of the same name with
+/// `charge::step(&mut cx, ...)`: it takes the context and the function's parameters, and gives an `ambo::Step`, to be
+/// configured and awaited like one that `cx.step(...)` built.
+///
+/// A step may be tried several times: what it takes by value is cloned for each attempt, what it takes by reference is
+/// not. If the first parameter is an `ambo::Attempt`, it is filled in and not asked for: it has the idempotency key to
+/// hand to the outside.
+///
+/// # Options
+/// - `name = "charge"`: the recorded name. Default: the function's.
+/// - `retry = Retry::exponential()`: an expression, as for `Step::retry`.
+/// - `timeout = Duration::from_secs(30)`: an expression, as for `Step::timeout`.
+/// - `crate = path`: where `ambo` is. Default: `::ambo`.
+///
+/// # Example
+/// ```ignore
+/// #[ambo::step(retry = Retry::exponential().max_attempts(5))]
+/// async fn charge(attempt: Attempt, gateway: &Gateway, order: &Order) -> Result<Charge, Declined> {
+///     gateway.charge(order.cents, attempt.idempotency_key()).await
+/// }
+///
+/// let charge = charge::step(&mut cx, &gateway, &order).await?;
+/// ```
+#[proc_macro_attribute]
+pub fn step(options: TokenStream, item: TokenStream) -> TokenStream {
+    expand(options, item, step::expand)
+}
+
+/// Runs one of the macros. After an error the function itself stays in the code, so that it is the only error.
+fn expand(
+    options: TokenStream,
+    item: TokenStream,
+    expand: fn(proc_macro2::TokenStream, syn::ItemFn) -> syn::Result<proc_macro2::TokenStream>,
+) -> TokenStream {
+    let function = match syn::parse::<syn::ItemFn>(item.clone()) {
+        Ok(function) => function,
+        Err(error) => {
+            let error = error.to_compile_error();
+            let item = proc_macro2::TokenStream::from(item);
+            return quote!(#error #item).into();
+        }
+    };
+    let expanded = expand(options.into(), function.clone()).unwrap_or_else(|error| {
+        let mut tokens = error.to_compile_error();
+        function.to_tokens(&mut tokens);
+        tokens
+    });
+    expanded.into()
+}

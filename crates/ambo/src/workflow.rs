@@ -174,3 +174,24 @@ pub struct Registered(pub fn(crate::WorkerBuilder) -> crate::WorkerBuilder);
 
 #[cfg(feature = "macros")]
 inventory::collect!(Registered);
+
+/// What a workflow or step returns: a `Result`, by whatever name. So the macros find its two types.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "a workflow or step returns a `Result`, not `{Self}`",
+    label = "this is not a `Result`",
+    note = "return `ambo::Result<T>`, or `Result<T, E>` with an error of your own"
+)]
+pub trait Returns {
+    /// What it returns when it succeeds.
+    type Output;
+    /// What it fails with.
+    type Error;
+}
+
+#[cfg(feature = "macros")]
+impl<T, E> Returns for Result<T, E> {
+    type Output = T;
+    type Error = E;
+}
