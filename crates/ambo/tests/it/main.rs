@@ -2,8 +2,10 @@
 
 mod child;
 mod crash;
+mod docs;
 mod harness;
 mod marks;
 mod random;
+mod recovery;
 mod smoke;
 mod workflows;

@@ -1,0 +1,152 @@
+//! Dead workers: their runs go on elsewhere, soon, each once, and none is buried with a guilty neighbour.
+
+use crate::child::Child;
+use crate::harness::{Database, database};
+use crate::workflows::Ledger;
+
+const RUNS: i64 = 6000;
+
+/// Three workers with plenty to do, each in the midst of it.
+async fn three_under_load(db: &Database) -> Vec<(Child, i64)> {
+    Ledger::prepare(db).await;
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(Child::worker(&db.url, &[("AMBO_CHILD_IN_FLIGHT", "200")]).await);
+    }
+    // Taken before anything else happens to it: which claims a dead worker left, and when others took them.
+    db.sql
+        .batch_execute(
+            "create table handed_over (run uuid, since timestamptz, at timestamptz default clock_timestamp(), heir bigint);
+             create function note() returns trigger language plpgsql as $$
+             begin
+                 if new.attempt > 1 then insert into public.handed_over (run, heir) values (new.run_id, new.worker_id); end if;
+                 return new;
+             end $$;
+             create trigger note after insert on ambo.claim for each row execute function note();",
+        )
+        .await
+        .unwrap();
+    let enqueue = format!(
+        "select count(*) from ambo.enqueue_workflows(array_fill('short'::text, array[{RUNS}]),
+         array_fill('1'::json, array[{RUNS}]))"
+    );
+    db.sql.batch_execute(&enqueue).await.unwrap();
+    db.until("select count(*) > 300 from ambo.outcome").await;
+    workers
+}
+
+/// Kills a worker that holds claims, and checks what becomes of them.
+async fn assert_runs_of_the_killed_go_on(db: &Database, victim: &mut Child, id: i64) {
+    // Stopped first, so that what it holds is known; by the clock it is dead from the kill on.
+    let quiet = "select count(*) = 0 from pg_stat_activity where datname = current_database()
+        and application_name like 'ambo worker%' and state = 'active' and pid <> pg_backend_pid()";
+    let held = format!("select count(*) from ambo.claim where worker_id = {id}");
+    let orphans = loop {
+        victim.signal("STOP");
+        // What it had sent is still done.
+        db.until(quiet).await;
+        let orphans = db.number(&held).await;
+        if orphans >= 50 {
+            break orphans;
+        }
+        victim.signal("CONT");
+        assert!(
+            db.number("select count(*) from ambo.ready").await > 0,
+            "the victim was never in the midst of it"
+        );
+    };
+    let killed_at = "create table killed as select clock_timestamp() as at";
+    db.sql.batch_execute(killed_at).await.unwrap();
+    victim.kill().await;
+    db.until(&format!("select count(*) >= {orphans} from handed_over")).await;
+    let took =
+        "select (extract(epoch from max(h.at) - (select at from killed)) * 1000)::int8 from handed_over h";
+    let took = db.number(took).await;
+    println!("{orphans} runs of a killed worker were claimed again within {took} ms");
+    assert!(took < 5000, "{orphans} runs of a killed worker were claimed again only after {took} ms");
+}
+
+async fn assert_all_ended_once(db: &Database) {
+    db.until(&format!("select count(*) = {RUNS} from ambo.outcome")).await;
+    let query = "select count(*) from ambo.outcome where status <> 'succeeded'";
+    assert_eq!(db.number(query).await, 0, "an innocent run did not succeed");
+    assert_eq!(db.number("select count(*) from ambo.claim").await, 0);
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 0);
+    let twice = "select count(*) from (select from effect group by run having count(distinct key) > 1) k";
+    assert_eq!(db.number(twice).await, 0);
+    // Only what the dead worker held can have run twice, and that by one worker each.
+    let repeated =
+        "select count(*) from (select from effect e where run not in (select run::text from handed_over)
+        group by run having count(*) > 1) r";
+    assert_eq!(db.number(repeated).await, 0, "a run that nobody took over was executed twice");
+    let handed_on = "select count(*) from (select from handed_over group by run having count(*) > 1) r";
+    assert_eq!(db.number(handed_on).await, 0, "a run was handed over twice");
+}
+
+#[tokio::test]
+async fn the_runs_of_a_killed_worker_are_claimed_again_within_five_seconds() {
+    let db = database().await;
+    let mut workers = three_under_load(&db).await;
+    let keeper = db.number("select worker_id from ambo.keeper").await;
+    let at = workers.iter().position(|(_, id)| *id != keeper).expect("one that is not the keeper");
+    let (mut victim, id) = workers.swap_remove(at);
+    assert_runs_of_the_killed_go_on(&db, &mut victim, id).await;
+    assert_all_ended_once(&db).await;
+    db.until("select count(*) = 2 from ambo.worker").await;
+}
+
+#[tokio::test]
+async fn the_runs_of_a_killed_keeper_are_claimed_again_within_five_seconds() {
+    let db = database().await;
+    let mut workers = three_under_load(&db).await;
+    let keeper = db.number("select worker_id from ambo.keeper").await;
+    let at = workers.iter().position(|(_, id)| *id == keeper).expect("the keeper");
+    let (mut victim, id) = workers.swap_remove(at);
+    assert_runs_of_the_killed_go_on(&db, &mut victim, id).await;
+    assert_all_ended_once(&db).await;
+    assert_ne!(db.number("select worker_id from ambo.keeper").await, keeper, "there is another keeper");
+}
+
+/// Keeps a worker alive until the test is over: a new one for each that ends.
+async fn revive(url: String) {
+    loop {
+        let (mut child, _) = Child::worker(&url, &[]).await;
+        child.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_kills_its_workers_is_buried_alone() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    db.sql
+        .batch_execute(
+            "select ambo.enqueue_workflow('short', '1') from generate_series(1, 20);
+             select ambo.enqueue_workflow('poison', '1', attempts => 3);
+             select ambo.enqueue_workflow('short', '1') from generate_series(1, 20);",
+        )
+        .await
+        .unwrap();
+    let workers = tokio::spawn(revive(db.url.clone()));
+    db.until("select count(*) = 41 from ambo.outcome").await;
+    workers.abort();
+    let dead = "select r.workflow, o.error->>'code', o.attempt from ambo.outcome o join ambo.run r on r.id = o.run_id
+        where o.status <> 'succeeded'";
+    let dead = db.sql.query(dead, &[]).await.unwrap();
+    assert_eq!(dead.len(), 1, "only the guilty run is dead");
+    assert_eq!(dead[0].get::<_, &str>(0), "poison");
+    assert_eq!(dead[0].get::<_, &str>(1), "AMBO026");
+    assert_eq!(dead[0].get::<_, i32>(2), 3, "it was given its attempts");
+}
+
+#[tokio::test]
+async fn a_run_that_makes_progress_is_never_poison() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('creep', '4', attempts => 2)").await.unwrap();
+    let workers = tokio::spawn(revive(db.url.clone()));
+    db.until("select count(*) = 1 from ambo.outcome").await;
+    workers.abort();
+    let ended = db.sql.query_one("select status::text, attempt from ambo.outcome", &[]).await.unwrap();
+    assert_eq!((ended.get::<_, &str>(0), ended.get::<_, i32>(1)), ("succeeded", 4));
+}
