@@ -330,7 +330,6 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
         key: run.key,
         time_left: run.timeout,
         cancelled: false,
-        seq: 0,
         history: Vec::new(),
     }
 }

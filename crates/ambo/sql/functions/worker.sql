@@ -18,7 +18,7 @@ end $$;
 
 create or replace function ambo.register_worker(
     p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean,
-    out worker_id bigint, out lease_ms bigint)
+    out worker_id bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -29,7 +29,6 @@ begin
     insert into ambo.worker (id, name, version, pid, queues, workflows, session)
     values (worker_id, p_name, p_version, p_pid, p_queues, p_workflows, p_session);
     insert into ambo.heartbeat (worker_id, at) values (worker_id, clock_timestamp());
-    lease_ms := (select (extract(epoch from i.lease) * 1000)::bigint from ambo.installation i);
 end $$;
 
 -- The session lock that shows at once when a worker's connection died.

@@ -1,11 +1,12 @@
 //! The claimer: one a process. Claims as much as there is room for, and sleeps, visibly, when there is nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{Engine, Life, clock, failpoint};
 use crate::error::Result;
@@ -23,6 +24,11 @@ const LANES_MAX: usize = 1000;
 const PAUSES: [u64; 6] = [1, 2, 3, 4, 5, 5];
 /// How often new lanes are looked for while the known ones keep the claimer busy.
 const DISCOVER: Duration = Duration::from_millis(50);
+/// How long a suspect waits for the worker to be empty, while nothing is claimed, before it begins all the same: one
+/// long run must not keep a worker from all others.
+const SUSPENSE: Duration = Duration::from_secs(5);
+/// How long a suspect has the worker to itself: what kills its worker mostly does so soon.
+const SOLITUDE: Duration = Duration::from_secs(30);
 /// The sweep below the marks looks at so many places of a lane at a time, once a second.
 const SWEEP_STEP: i64 = 50_000;
 
@@ -36,8 +42,10 @@ struct Claimer {
     /// Transactions that were in progress at the last claim: what they commit may lie below the marks.
     late: Vec<Xid8>,
     discovered: Option<Instant>,
-    /// Runs that were claimed once too often while a worker died: run alone, so that no neighbour dies with them.
-    suspects: VecDeque<ClaimedRun>,
+    /// Since when suspects have waited to be alone.
+    suspected: Option<Instant>,
+    /// The suspect that runs alone, and since when.
+    alone: Option<(Uuid, Instant)>,
     /// The session by which the marks were made. They do not outlive it: a server that was restarted or promoted may
     /// give out sequence numbers again.
     marked_by: Option<u64>,
@@ -58,7 +66,8 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         lanes: Vec::new(),
         late: Vec::new(),
         discovered: None,
-        suspects: VecDeque::new(),
+        suspected: None,
+        alone: None,
         marked_by: None,
         asleep_on: None,
         swept: Instant::now(),
@@ -99,27 +108,47 @@ impl Claimer {
                 self.wake_up().await;
                 std::future::pending::<()>().await;
             }
-            let in_flight = self.life.in_flight();
-            if let Some(suspect) = self.next_suspect(in_flight) {
-                tracing::warn!(run = %suspect.id, workflow = suspect.workflow, losses = suspect.losses,
-                    "workers died with this run; it runs alone");
-                self.life.adopt(&self.engine, suspect);
-                continue;
-            }
-            if in_flight < self.engine.max_in_flight && self.suspects.is_empty() {
-                return;
-            }
+            let deadline = if let Some((suspect, since)) = self.alone
+                && self.life.knows(&suspect)
+                && since.elapsed() < SOLITUDE
+            {
+                Some(since + SOLITUDE)
+            } else {
+                self.alone = None;
+                if let Some(suspect) = self.next_suspect() {
+                    tracing::warn!(run = %suspect.id, workflow = suspect.workflow, losses = suspect.losses,
+                        "workers died with this run; it runs alone");
+                    self.alone = Some((suspect.id, Instant::now()));
+                    self.life.adopt(&self.engine, suspect);
+                    continue;
+                }
+                if self.life.in_flight() < self.engine.max_in_flight && self.suspected.is_none() {
+                    return;
+                }
+                self.suspected.map(|since| since + SUSPENSE)
+            };
             let drain = self.engine.drain_begun.notified();
             tokio::select! {
                 () = self.life.room.notified() => {}
                 () = drain => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             }
         }
     }
 
-    /// A suspect may begin when nothing else runs here.
-    fn next_suspect(&mut self, in_flight: usize) -> Option<ClaimedRun> {
-        if in_flight == 0 { self.suspects.pop_front() } else { None }
+    /// A suspect begins when nothing else runs here, or when it has waited long enough for that.
+    fn next_suspect(&mut self) -> Option<ClaimedRun> {
+        let mut suspects = self.life.suspects();
+        if suspects.is_empty() {
+            self.suspected = None;
+            return None;
+        }
+        let since = *self.suspected.get_or_insert_with(Instant::now);
+        if self.life.in_flight() > 0 && since.elapsed() < SUSPENSE {
+            return None;
+        }
+        self.suspected = None;
+        suspects.pop_front()
     }
 
     /// One claim, and the pause that follows from it. Says whether it found something.
@@ -175,7 +204,7 @@ impl Claimer {
         for run in runs {
             // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
             if run.losses > 0 && run.losses + 1 >= run.attempts_max {
-                self.suspects.push_back(run);
+                self.life.suspects().push_back(run);
             } else {
                 self.life.adopt(&self.engine, run);
             }

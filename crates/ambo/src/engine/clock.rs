@@ -13,6 +13,14 @@ pub(crate) fn jitter() -> f64 {
     (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// Milliseconds since the process first asked, never 0: for pacing and reports only.
+pub(crate) fn monotonic_ms() -> u64 {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(std::time::Instant::now).elapsed().as_millis())
+        .unwrap_or(u64::MAX)
+        .saturating_add(1)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -16,6 +16,8 @@ use crate::telemetry;
 
 /// Between heartbeats. A worker is dead after 2.5 s of silence with its connection gone, so one may be lost.
 const BEAT: Duration = Duration::from_secs(1);
+/// A body that keeps its thread for longer is reported: it holds up others.
+const BLOCKS: Duration = Duration::from_secs(1);
 /// Between two looks for claims that this worker does not know, when nothing is suspected.
 const RECONCILE: Duration = Duration::from_secs(60);
 
@@ -104,6 +106,7 @@ impl<'a> Control<'a> {
         let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining).await?;
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
+        self.life.report_blockers(BLOCKS);
         if !pulse.alive {
             return Ok(false);
         }

@@ -1,6 +1,6 @@
 //! One life of a worker: from registration to leaving, or to learning that it was declared dead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,9 +25,10 @@ use crate::telemetry;
 #[derive(Debug)]
 pub(crate) struct Life {
     pub(crate) worker: i64,
-    pub(crate) lease: Duration,
     pub(crate) journal: Journal,
     runs: Mutex<HashMap<Uuid, Arc<Run>>>,
+    /// Runs that were claimed once too often while a worker died: run alone, so that no neighbour dies with them.
+    suspects: Mutex<VecDeque<ClaimedRun>>,
     /// Runs claimed or started and not yet ended, including those whose outcome is on its way.
     in_flight: AtomicUsize,
     /// A run ended: there is room for another.
@@ -68,6 +69,11 @@ impl Life {
 
     pub(crate) fn knows(&self, run: &Uuid) -> bool {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run)
+            || self.suspects().iter().any(|suspect| suspect.id == *run)
+    }
+
+    pub(crate) fn suspects(&self) -> std::sync::MutexGuard<'_, VecDeque<ClaimedRun>> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn run(&self, run: &Uuid) -> Option<Arc<Run>> {
@@ -76,6 +82,16 @@ impl Life {
 
     pub(crate) fn all_runs(&self) -> Vec<Arc<Run>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Names the runs whose code does not yield: it belongs into `tokio::task::spawn_blocking`, inside a step.
+    pub(crate) fn report_blockers(&self, limit: Duration) {
+        for run in self.runs.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Some(busy) = run.blocks_since(limit) {
+                tracing::warn!(run = %run.id, workflow = run.workflow, ?busy,
+                    "this run blocks its thread; put blocking code into tokio::task::spawn_blocking within a step");
+            }
+        }
     }
 
     /// A run is out of memory: ended, handed back or lost.
@@ -110,7 +126,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
     let session = control.session().await?.clone();
     migrate::check(&session, &schema).await?;
     let holds = !engine.target.pooled;
-    let (id, lease) = worker::register(&session, &schema, &engine.registration, holds).await?;
+    let id = worker::register(&session, &schema, &engine.registration, holds).await?;
     if holds && !worker::hold(&session, &schema, id).await? {
         return Err(Error::new(Code::Database, format!("the session lock of worker {id} is taken")));
     }
@@ -118,9 +134,9 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
     let (journal, lanes) = journal::open();
     let life = Arc::new(Life {
         worker: id,
-        lease,
         journal,
         runs: Mutex::new(HashMap::new()),
+        suspects: Mutex::default(),
         in_flight: AtomicUsize::new(0),
         room: Notify::new(),
         hint: Notify::new(),

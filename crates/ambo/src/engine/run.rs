@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::clock;
 use super::journal::{Fact, Journal};
 use crate::error::{Code, Error};
 use crate::payload::Json;
@@ -48,6 +49,9 @@ pub(crate) struct Run {
     cancelled: AtomicBool,
     stop: OnceLock<Stop>,
     stopped: Notify,
+    /// Since when the body has been polled without coming back, in milliseconds of the process clock; 0: it is not.
+    busy_since: AtomicU64,
+    reported: AtomicBool,
 }
 
 /// What identifies a run and where its facts go.
@@ -86,7 +90,24 @@ impl Run {
             cancelled: AtomicBool::new(cancelled),
             stop: OnceLock::new(),
             stopped: Notify::new(),
+            busy_since: AtomicU64::new(0),
+            reported: AtomicBool::new(false),
         }
+    }
+
+    /// Polls the body, and leaves a mark while it does: code that does not come back is found by it.
+    pub(crate) fn watch_poll<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.busy_since.store(clock::monotonic_ms(), Ordering::Relaxed);
+        let polled = poll();
+        self.busy_since.store(0, Ordering::Relaxed);
+        polled
+    }
+
+    /// How long the body has kept its thread, if it is more than `limit` and was not asked before.
+    pub(crate) fn blocks_since(&self, limit: std::time::Duration) -> Option<std::time::Duration> {
+        let since = self.busy_since.load(Ordering::Relaxed);
+        let busy = std::time::Duration::from_millis(clock::monotonic_ms().saturating_sub(since));
+        (since != 0 && busy > limit && !self.reported.swap(true, Ordering::Relaxed)).then_some(busy)
     }
 
     /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it

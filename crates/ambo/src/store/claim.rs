@@ -36,7 +36,6 @@ pub(crate) struct ClaimedRun {
     pub(crate) key: Option<String>,
     pub(crate) time_left: Option<Duration>,
     pub(crate) cancelled: bool,
-    pub(crate) seq: i64,
     pub(crate) history: Vec<Checkpoint>,
 }
 
@@ -113,7 +112,6 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
             .try_get::<_, Option<i64>>(9)?
             .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
         cancelled: row.try_get(10)?,
-        seq: row.try_get(11)?,
         history: Vec::new(),
     })
 }

@@ -18,13 +18,13 @@ pub(crate) struct Registration {
     pub(crate) workflows: Vec<String>,
 }
 
-/// Registers under a new id; answers the id and the lease.
+/// Registers under a new id; answers the id.
 pub(crate) async fn register(
     session: &Session,
     schema: &Schema,
     registration: &Registration,
     holds_session: bool,
-) -> Result<(i64, Duration)> {
+) -> Result<i64> {
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let row = session
         .query_one(
@@ -39,8 +39,7 @@ pub(crate) async fn register(
             ],
         )
         .await?;
-    let lease_ms: i64 = row.try_get(1).map_err(from_driver)?;
-    Ok((row.try_get(0).map_err(from_driver)?, Duration::from_millis(lease_ms.unsigned_abs())))
+    row.try_get(0).map_err(from_driver)
 }
 
 /// Takes the session lock of a worker on the connection of its heartbeat.
