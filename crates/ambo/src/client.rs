@@ -97,6 +97,25 @@ impl Client {
         Ok((before, migrate::SCHEMA_VERSION))
     }
 
+    /// The version of the schema that this program works with.
+    pub const SCHEMA_VERSION: i32 = migrate::SCHEMA_VERSION;
+
+    /// The version of the schema in the database; 0 if it holds none.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn schema_version(&self) -> Result<i32> {
+        migrate::version(&self.session().await?, &self.inner.target.schema).await
+    }
+
+    /// The time by the database's clock, the one that decides everything: what ages are reckoned from.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn now(&self) -> Result<jiff::Timestamp> {
+        admin::now(&self.session().await?).await
+    }
+
     /// The SQL that [`migrate`](Client::migrate) would run on an empty database.
     ///
     /// # Errors

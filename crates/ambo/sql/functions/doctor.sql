@@ -1,18 +1,63 @@
--- What `ambo doctor` looks at, as name and figure.
+-- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
+-- true of: paused_queue, and unserved_lane (as JSON: queue, workflow).
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+    with recursive alive as (
+        select w.queues, w.workflows
+        from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
+        where w.dead_at is null and h.at > clock_timestamp() - interval '5 seconds'
+    ), lane as (
+        -- Each queue and workflow that has a run waiting: one index probe a lane, however many runs wait.
+        (select r.queue, r.workflow from ambo.ready r order by r.queue, r.workflow limit 1)
+        union all
+        select n.queue, n.workflow from lane l cross join lateral (
+            select r.queue, r.workflow from ambo.ready r
+            where (r.queue, r.workflow) > (l.queue, l.workflow)
+            order by r.queue, r.workflow limit 1) n
+    ), unserved as (
+        select l.queue, l.workflow from (select * from lane limit 1000) l
+        where not exists (select from alive a where l.queue = any (a.queues) and l.workflow = any (a.workflows))
+        limit 20
+    ), oldest as (
+        -- What vacuum has to wait for: a snapshot or a transaction that has written, of this database.
+        select (extract(epoch from clock_timestamp() - s.since))::bigint as seconds, s.holder
+        from (
+            select a.xact_start as since,
+                   concat_ws(', ', 'process ' || a.pid, 'user ' || a.usename, nullif(a.application_name, ''), a.state)
+                       as holder
+            from pg_stat_activity a
+            where (a.backend_xmin is not null or a.backend_xid is not null) and a.xact_start is not null
+              and a.datname = current_database() and a.pid <> pg_backend_pid()
+              and a.backend_type <> 'autovacuum worker'
+            union all
+            select p.prepared, 'prepared transaction ' || quote_literal(p.gid)
+            from pg_prepared_xacts p where p.database = current_database()
+        ) s
+        order by s.since limit 1
+    )
     select 'schema_version', i.schema_version::text from ambo.installation i
     union all select 'server_version', current_setting('server_version')
-    union all select 'oldest_snapshot_seconds', coalesce(max(extract(epoch from now() - a.xact_start))::bigint, 0)::text
-        from pg_stat_activity a where a.backend_xmin is not null and a.pid <> pg_backend_pid()
+    union all select 'in_recovery', pg_is_in_recovery()::text
+    union all select 'adopted', exists (
+        select from ambo.installation i, pg_control_system() s, pg_database d
+        where i.system_identifier = s.system_identifier and i.database_oid = d.oid
+          and d.datname = current_database())::text
+    union all select 'oldest_snapshot_seconds', coalesce((select o.seconds from oldest o), 0)::text
+    union all select 'oldest_snapshot_holder', o.holder from oldest o
     union all select 'dead_rows_' || s.relname, s.n_dead_tup::text
-        from pg_stat_user_tables s where s.schemaname = 'ambo' and s.relname in ('ready', 'claim', 'timer', 'heartbeat', 'keeper')
+        from pg_stat_user_tables s
+        where s.schemaname = 'ambo' and s.relname in ('ready', 'claim', 'timer', 'heartbeat', 'keeper')
     union all select 'partitions_ahead', count(*)::text from ambo.history_partition p where p.starts_at > now()
-    union all select 'partition_now', (count(*) > 0)::text from ambo.history_partition p where now() >= p.starts_at and now() < p.ends_at
-    union all select 'workers_alive', count(*)::text from ambo.heartbeat h where h.at > clock_timestamp() - interval '5 seconds'
-    union all select 'keeper_silent_ms', coalesce((extract(epoch from clock_timestamp() - k.renewed_at) * 1000)::bigint::text, 'never') from ambo.keeper k
-        where k.renewed_at > '-infinity'
+    union all select 'partition_now', (count(*) > 0)::text
+        from ambo.history_partition p where now() >= p.starts_at and now() < p.ends_at
+    union all select 'workers_registered', count(*)::text from ambo.worker
+    union all select 'workers_alive', count(*)::text from alive
+    union all select 'keeper_silent_ms', (extract(epoch from clock_timestamp() - k.renewed_at) * 1000)::bigint::text
+        from ambo.keeper k where k.worker_id is not null and k.renewed_at > '-infinity'
+    union all select 'paused_queue', q.name from ambo.queue q where q.paused
+    union all select 'unserved_lane', json_build_array(u.queue, u.workflow)::text from unserved u
     union all select 'fsync', current_setting('fsync')
-    union all select 'synchronous_commit', current_setting('synchronous_commit')
+    -- The default of the role and database: Ambo's own sessions set it to on.
+    union all select 'synchronous_commit', s.reset_val from pg_settings s where s.name = 'synchronous_commit'
 $$;

@@ -197,3 +197,8 @@ pub(crate) async fn vital_signs(session: &Session, schema: &Schema) -> Result<Ve
 pub(crate) async fn adopt(session: &Session, schema: &Schema) -> Result<()> {
     session.query(&schema.sql("select ambo.adopt()::text"), &[]).await.map(drop)
 }
+
+/// The database's clock.
+pub(crate) async fn now(session: &Session) -> Result<jiff::Timestamp> {
+    session.query_one("select clock_timestamp()", &[]).await?.try_get(0).map_err(from_driver)
+}
