@@ -2,7 +2,7 @@
 
 use crate::child::Child;
 use crate::harness::{Database, database};
-use crate::workflows::Ledger;
+use crate::workflows::{GATE, Ledger};
 
 const RUNS: i64 = 6000;
 
@@ -149,4 +149,55 @@ async fn a_run_that_makes_progress_is_never_poison() {
     workers.abort();
     let ended = db.sql.query_one("select status::text, attempt from ambo.outcome", &[]).await.unwrap();
     assert_eq!((ended.get::<_, &str>(0), ended.get::<_, i32>(1)), ("succeeded", 4));
+}
+
+/// Puts a run among those that may be claimed, as if `losses` workers had died with it.
+async fn enqueue_suspect(db: &Database, workflow: &str, losses: i16) {
+    let enqueue = format!(
+        "begin; select ambo.enqueue_workflow('{workflow}');
+         update ambo.ready set losses = {losses}, attempt = {losses} where workflow = '{workflow}'; commit"
+    );
+    db.sql.batch_execute(&enqueue).await.unwrap();
+}
+
+/// Waits until the only worker has beaten twice more, and so has had the time to claim.
+async fn two_beats(db: &Database) {
+    for _ in 0..2 {
+        let last =
+            db.number("select (extract(epoch from max(at)) * 1000000)::int8 from ambo.heartbeat").await;
+        db.until(&format!(
+            "select (extract(epoch from max(at)) * 1000000)::int8 > {last} from ambo.heartbeat"
+        ))
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_innocent_run_on_its_last_attempt_has_its_worker_to_itself() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    db.sql.execute("select pg_advisory_lock($1)", &[&GATE]).await.unwrap();
+    let (mut worker, _) = Child::worker(&db.url, &[]).await;
+    enqueue_suspect(&db, "gated", 4).await;
+    worker.says("gate").await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('poison')").await.unwrap();
+    two_beats(&db).await;
+    db.sql.execute("select pg_advisory_unlock($1)", &[&GATE]).await.unwrap();
+    worker.ended().await;
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'succeeded'").await, 1);
+}
+
+#[tokio::test]
+async fn a_suspect_does_not_keep_its_worker_from_working_for_long() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    db.sql.execute("select pg_advisory_lock($1)", &[&GATE]).await.unwrap();
+    let (mut worker, _) = Child::worker(&db.url, &[]).await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('gated')").await.unwrap();
+    worker.says("gate").await;
+    enqueue_suspect(&db, "short", 4).await;
+    db.until("select count(*) = 0 from ambo.ready").await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('short')").await.unwrap();
+    db.until("select count(*) = 2 from ambo.outcome where status = 'succeeded'").await;
+    assert_eq!(db.number("select count(*) from ambo.claim").await, 1, "the long run is still at the gate");
 }
