@@ -1,13 +1,16 @@
 //! Rounds: each competitor in turn on a fresh database, several times over.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::database::Database;
 use crate::engine::Setting;
 use crate::server::Server;
+
+/// What --quick may take.
+const QUICK: Duration = Duration::from_secs(36);
 
 /// What one competitor did in one round: figures by metric.
 pub type Sample = Vec<(&'static str, f64)>;
@@ -65,7 +68,14 @@ impl Bench {
             .collect();
         let rounds = self.rounds.unwrap_or(if self.quick { quick_rounds } else { 3 });
         let mut samples = Samples::default();
+        let start = Instant::now();
         for round in 0..rounds {
+            // On a slow machine fewer rounds, so that --quick stays quick.
+            let expected = start.elapsed().mul_f64((round + 1) as f64 / round.max(1) as f64);
+            if self.quick && self.rounds.is_none() && round > 0 && expected > QUICK {
+                eprintln!("{scenario}: {round} of {rounds} rounds fit into the time");
+                break;
+            }
             for turn in 0..chosen.len() {
                 let competitor = *chosen[(round + turn) % chosen.len()];
                 let database = self.server.fresh_from(template).await?;

@@ -29,7 +29,7 @@ pub fn url_with(url: &str, parameter: &str) -> String {
     format!("{url}{separator}{parameter}")
 }
 
-/// A fresh database, and a connection from outside it: what is asked here is not counted there.
+/// A fresh database, and a connection from outside it.
 #[derive(Debug)]
 pub struct Database {
     pub name: String,
@@ -38,12 +38,6 @@ pub struct Database {
 }
 
 impl Database {
-    /// Commits in this database since its statistics began, asked from another database.
-    pub async fn commits(&self) -> Result<i64> {
-        let sql = "select xact_commit from pg_stat_database where datname = $1";
-        self.ask(sql, &[&self.name]).await
-    }
-
     /// The end of the server's WAL, in bytes.
     pub async fn wal_position(&self) -> Result<i64> {
         self.ask("select (pg_current_wal_insert_lsn() - '0/0')::int8", &[]).await

@@ -1,6 +1,7 @@
 //! The seam: what a durable-execution engine must do here. Scenarios are written against it once, so that
 //! every engine does the same work.
 
+pub mod ambo;
 pub mod dbos;
 pub mod durare;
 

@@ -9,6 +9,7 @@ mod load;
 mod report;
 mod scenario;
 mod server;
+mod statement_log;
 mod yardstick;
 
 use std::process::ExitCode;
@@ -23,7 +24,11 @@ use crate::server::Server;
 
 /// Measures Ambo against its peers and against plain PostgreSQL.
 #[derive(Parser, Debug)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true
+)]
 struct Args {
     /// The scenario, or `all`.
     #[arg(value_enum, required = true)]

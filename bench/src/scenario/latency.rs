@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use crate::bench::{Bench, Sample};
 use crate::database::Database;
+use crate::engine::ambo::{Ambo, AmboProducer};
 use crate::engine::dbos::{Dbos, DbosProducer};
 use crate::engine::durare::{Durare, DurareProducer};
 use crate::engine::{Engine, Producer, Workflow};
@@ -23,12 +24,14 @@ const NOTE: &str = "every engine in its default settings and idle; another proce
 /// Measures it.
 pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let peers = ["ambo", "dbos", "durare"];
-    let (few, many) = if bench.quick { (6, 25) } else { (20, 100) };
+    // How many samples, and the longest pause before one.
+    let (few, many) = if bench.quick { ((5, 1000), (40, 400)) } else { ((20, 1000), (200, 600)) };
     let samples = bench
         .rounds("latency", 1, &peers, async |competitor, database| match competitor {
+            "ambo" => measure::<Ambo>(bench, database, many).await,
             "dbos" => measure::<Dbos>(bench, database, few).await,
             "durare" => measure::<Durare>(bench, database, few).await,
-            other => anyhow::bail!("no {other} here {many}"),
+            other => anyhow::bail!("no {other} here"),
         })
         .await?;
     let line = |metric, most| {
@@ -37,7 +40,11 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     Ok(vec![line("p50_ms", 5.0), line("p99_ms", 25.0)])
 }
 
-async fn measure<E: Engine>(bench: &Bench, database: &Database, count: i64) -> Result<Sample> {
+async fn measure<E: Engine>(
+    bench: &Bench,
+    database: &Database,
+    (count, pause_ms): (i64, u64),
+) -> Result<Sample> {
     let engine = E::launch(&database.url, bench.for_rest()).await?;
     engine.settle(Duration::from_secs(2)).await;
     let mut other = Command::new(std::env::current_exe()?)
@@ -51,8 +58,8 @@ async fn measure<E: Engine>(bench: &Bench, database: &Database, count: i64) -> R
     let mut answers = BufReader::new(answers).lines();
     let mut histogram = Histogram::<u64>::new(3)?;
     for input in -1..count {
-        // Long enough to fall idle, and at any moment between two polls of a second.
-        tokio::time::sleep(Duration::from_millis(100 + mix(input.unsigned_abs()) % 1000)).await;
+        // Long enough to fall idle; for the peers, at any moment between two polls of a second.
+        tokio::time::sleep(Duration::from_millis(100 + mix(input.unsigned_abs()) % pause_ms)).await;
         ask.write_all(format!("{input}\n").as_bytes()).await?;
         let answer = answers.next_line().await?.context("the other process ended")?;
         let (id, began) = answer.split_once(' ').context("the other process said nonsense")?;
@@ -80,6 +87,7 @@ fn now() -> Duration {
 /// before the transaction began, in nanoseconds.
 pub async fn enqueue_on_demand(engine: &str, url: &str) -> Result<()> {
     match engine {
+        "ambo" => answer::<AmboProducer>(url).await,
         "dbos" => answer::<DbosProducer>(url).await,
         "durare" => answer::<DurareProducer>(url).await,
         other => bail!("there is no engine {other}"),

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::bench::Bench;
+use crate::engine::ambo::Ambo;
 use crate::report::{Bar, Better, Line};
 use crate::scenario::steps;
 
@@ -15,6 +16,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let time = bench.time(2000, 5000);
     let samples = bench
         .rounds("limit", 3, &["ambo", "limit"], async |competitor, database| match competitor {
+            "ambo" => {
+                let rate = steps::rate::<Ambo>(database, bench.for_speed(), time).await?;
+                Ok(vec![(METRIC, rate)])
+            }
             "limit" => Ok(vec![(METRIC, steps::limit(database, time).await?)]),
             other => anyhow::bail!("no {other} here"),
         })

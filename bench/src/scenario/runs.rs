@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::bench::{Bench, Sample};
 use crate::database::Database;
+use crate::engine::ambo::Ambo;
 use crate::engine::dbos::Dbos;
 use crate::engine::durare::Durare;
 use crate::engine::{Engine, Producer, Setting};
@@ -35,6 +36,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let all = ["ambo", "dbos", "durare", "prototype"];
     let samples = bench
         .rounds("runs", 2, &all, async |competitor, database| match competitor {
+            "ambo" => measure::<Ambo>(bench, database).await,
             "dbos" => measure::<Dbos>(bench, database).await,
             "durare" => measure::<Durare>(bench, database).await,
             "prototype" => {

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::bench::{Bench, Sample};
 use crate::database::Database;
+use crate::engine::ambo::Ambo;
 use crate::engine::dbos::Dbos;
 use crate::engine::durare::Durare;
 use crate::engine::{Engine, Setting, Workflow};
@@ -23,6 +24,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let peers = ["ambo", "dbos", "durare"];
     let samples = bench
         .rounds("start", 3, &peers, async |competitor, database| match competitor {
+            "ambo" => measure::<Ambo>(database, setting, time).await,
             "dbos" => measure::<Dbos>(database, setting, time).await,
             "durare" => measure::<Durare>(database, setting, time).await,
             other => anyhow::bail!("no {other} here"),

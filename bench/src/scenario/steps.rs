@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::bench::{Bench, Sample};
 use crate::database::Database;
+use crate::engine::ambo::{Ambo, install};
 use crate::engine::dbos::Dbos;
 use crate::engine::durare::Durare;
 use crate::engine::{Engine, Setting, Workflow};
@@ -27,6 +28,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let all = ["ambo", "dbos", "durare", "limit"];
     let samples = bench
         .rounds("steps", 2, &all, async |competitor, database| match competitor {
+            "ambo" => measure::<Ambo>(database, setting, time).await,
             "dbos" => measure::<Dbos>(database, setting, time).await,
             "durare" => measure::<Durare>(database, setting, time).await,
             "limit" => Ok(vec![(METRIC, limit(database, time).await?)]),
@@ -49,6 +51,7 @@ pub async fn rate<E: Engine>(database: &Database, setting: Setting, time: Durati
 
 /// Rows a second of the yardstick.
 pub async fn limit(database: &Database, time: Duration) -> Result<f64> {
+    install(&database.url).await?;
     checkpoint_rows::insert_for(database, time).await
 }
 

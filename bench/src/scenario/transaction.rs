@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::bench::{Bench, Sample};
 use crate::database::Database;
+use crate::engine::ambo::Ambo;
 use crate::engine::durare::Durare;
 use crate::engine::{Engine, Setting};
 use crate::load::sum;
@@ -27,6 +28,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     let all = ["ambo", "durare", "pgbench"];
     let samples = bench
         .rounds_from("transaction", 2, &all, &template.name, async |competitor, database| match competitor {
+            "ambo" => measure::<Ambo>(database, setting, scale, time).await,
             "durare" => measure::<Durare>(database, setting, scale, time).await,
             "pgbench" => Ok(vec![(METRIC, run_for(&pgbench, &database.url, time).await?)]),
             other => anyhow::bail!("no {other} here"),
