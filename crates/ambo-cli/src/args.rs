@@ -1,0 +1,299 @@
+//! What can be typed: the options and commands, their help, and how their values are read.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ambo::RunId;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde_json::value::RawValue;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ambo",
+    version,
+    about = "Durable execution and a job queue in your own PostgreSQL",
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.",
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 80
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The database [default: the server of `ambo dev`, if it runs here]
+    // Its value in the environment may hold a password, so help does not show it.
+    #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database_url: Option<String>,
+    /// The schema in which Ambo is installed
+    #[arg(long, global = true, value_name = "NAME", default_value = "ambo")]
+    pub(crate) schema: String,
+    /// Where `ambo dev` keeps its server
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "AMBO_DIR",
+        hide_env_values = true,
+        default_value = ".ambo"
+    )]
+    pub(crate) dir: PathBuf,
+    /// Print JSON: one document, or one object a line for lists
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    pub(crate) json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Install or upgrade the schema
+    ///
+    /// Safe to repeat, and from several places at once. Run it before the programs of a new version start.
+    Migrate(Migrate),
+    /// Run a private PostgreSQL for development
+    ///
+    /// Its data stays below `.ambo/`; it is migrated, and its URL printed. It runs until Ctrl-C, or until COMMAND,
+    /// which finds the URL in DATABASE_URL, has ended. Other commands typed in the same directory find it by
+    /// themselves. If DATABASE_URL is set, that database is migrated and used instead.
+    Dev(Dev),
+    /// List, show, enqueue, cancel and retry runs
+    #[command(subcommand)]
+    Run(Run),
+    /// List, create, pause and resume queues
+    #[command(subcommand)]
+    Queue(Queue),
+    /// List the workers
+    #[command(subcommand)]
+    Worker(Worker),
+    /// Look for what is wrong, and say what to do about it
+    ///
+    /// Exit status 0 if all is well or only deserves a look, 1 if something is bad.
+    Doctor,
+    /// Make a restored or cloned database an installation of its own
+    ///
+    /// A database that was restored from a backup or cloned starts no worker: the one that it came from may still
+    /// run, and then every run would be executed twice. Adopt it only when the other one is gone.
+    Adopt(Adopt),
+}
+
+/// `ambo migrate`
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// Print the SQL for an empty database instead of running it; needs no database
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
+/// `ambo dev`
+#[derive(Debug, Args)]
+pub(crate) struct Dev {
+    /// The port to listen on [default: that of the last time if it is free, else any]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// A command to run with DATABASE_URL set; the server stops after it
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `ambo run ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Run {
+    /// List runs, newest first
+    #[command(visible_alias = "ls")]
+    List(RunList),
+    /// Show one run: what it was given, its steps, its result
+    Show(OneRun),
+    /// Enqueue a run and print its id
+    Enqueue(RunEnqueue),
+    /// Ask a run to end: at once if it waits, else at its next durable call
+    Cancel(RunCancel),
+    /// Run a failed, cancelled or dead run again, from its checkpoints
+    Retry(OneRun),
+}
+
+/// `ambo run list`
+#[derive(Debug, Args)]
+pub(crate) struct RunList {
+    /// Only runs of this workflow
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workflow: Option<String>,
+    /// Only runs of this queue
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// Only runs in this state
+    #[arg(long, value_enum)]
+    pub(crate) state: Option<State>,
+    /// Only runs older than this one: the last of a page gives the next page
+    #[arg(long, value_name = "ID")]
+    pub(crate) before: Option<RunId>,
+    /// How many at most
+    #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: u32,
+}
+
+/// The states of a run.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum State {
+    /// Waits to be claimed.
+    Ready,
+    /// Becomes ready later.
+    Delayed,
+    /// Is executed by a worker.
+    Running,
+    /// Returned a result.
+    Succeeded,
+    /// Returned an error.
+    Failed,
+    /// Was asked to end.
+    Cancelled,
+    /// Cannot be executed.
+    Dead,
+}
+
+/// A command that takes nothing but a run.
+#[derive(Debug, Args)]
+pub(crate) struct OneRun {
+    /// The id of the run
+    pub(crate) id: RunId,
+}
+
+/// `ambo run cancel`
+#[derive(Debug, Args)]
+pub(crate) struct RunCancel {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// Why; recorded with the run
+    #[arg(long, value_name = "TEXT", default_value = "by an operator")]
+    pub(crate) reason: String,
+}
+
+/// `ambo run enqueue`
+#[derive(Debug, Args)]
+pub(crate) struct RunEnqueue {
+    /// The registered name of the workflow
+    pub(crate) workflow: String,
+    /// Its input as JSON; `-` reads it from stdin
+    #[arg(default_value = "null", value_parser = input)]
+    pub(crate) input: Input,
+    /// The queue in which the run waits
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) queue: String,
+    /// An idempotency key: the same key means the same run
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Lower is claimed first
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) priority: i16,
+    /// Not before this time has passed, such as 90s, 10m or 2d
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub(crate) delay: Option<Duration>,
+    /// Fail the run if it takes longer than this
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub(crate) timeout: Option<Duration>,
+    /// How many workers may die with the run before it is dead
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) attempts: u32,
+}
+
+/// The input of a run: given, or still to be read.
+#[derive(Debug, Clone)]
+pub(crate) enum Input {
+    /// JSON.
+    Json(Box<RawValue>),
+    /// Comes from stdin.
+    Stdin,
+}
+
+/// `ambo queue ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Queue {
+    /// List the queues and what waits in them
+    #[command(visible_alias = "ls")]
+    List,
+    /// Create a queue; one that exists stays as it is
+    Create(QueueName),
+    /// Let no run of a queue be claimed; those in execution go on
+    Pause(QueueName),
+    /// Let the runs of a paused queue be claimed again
+    Resume(QueueName),
+}
+
+/// A command that takes nothing but a queue.
+#[derive(Debug, Args)]
+pub(crate) struct QueueName {
+    /// The name of the queue
+    pub(crate) name: String,
+}
+
+/// `ambo worker ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Worker {
+    /// List the workers that are registered
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+/// `ambo adopt`
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// The installation that this database came from does not run any more
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// Reads the input of a run, which must be JSON before anything is asked of the database.
+fn input(text: &str) -> Result<Input, String> {
+    if text == "-" { Ok(Input::Stdin) } else { json(text).map(Input::Json) }
+}
+
+/// Reads JSON and keeps its text.
+pub(crate) fn json(text: &str) -> Result<Box<RawValue>, String> {
+    serde_json::from_str(text)
+        .map_err(|error| format!("not JSON: {error}; a text needs its quotes, as in '\"text\"'"))
+}
+
+/// Reads a span of time: `90s`, `1h30m`, `2 days`, or as ISO 8601 writes it.
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a span of time such as 90s, 10m or 2d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
+    Duration::try_from(length).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_are_read_as_people_write_them() {
+        assert_eq!(span("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(span("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(span("2d"), Ok(Duration::from_secs(2 * 86_400)));
+        assert_eq!(span("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "90", "-5s", "1 month", "soon"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_input_is_json_or_comes_from_stdin() {
+        assert!(matches!(input("-"), Ok(Input::Stdin)));
+        assert!(matches!(input(" {\"id\": 1} "), Ok(Input::Json(_))));
+        assert!(input("hello").unwrap_err().contains("needs its quotes"));
+    }
+}

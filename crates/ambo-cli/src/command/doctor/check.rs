@@ -1,0 +1,432 @@
+//! What each figure means: well, worth a look, or bad, and what to do. No database here.
+
+use serde::Serialize;
+
+use super::figures::Figures;
+use crate::output::length;
+
+/// The oldest snapshot that is nothing to speak of, in seconds.
+const SNAPSHOT_SECONDS_MAX: i64 = 300;
+/// Dead rows behind which claims are still as fast as ever.
+const DEAD_ROWS_MAX: i64 = 500_000;
+/// The same for tables of a row or a few, which are read and written every second.
+const DEAD_ROWS_OF_FEW_MAX: i64 = 20_000;
+/// How long the keeper may be silent before another worker should long have taken over.
+const KEEPER_SILENT_MS_MAX: i64 = 10_000;
+/// The fewest partitions that should lie in the future.
+const PARTITIONS_AHEAD_MIN: i64 = 2;
+
+/// How a check ended, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    /// As it should be.
+    Ok,
+    /// Deserves a look.
+    Warn,
+    /// Something does not work, or a guarantee does not hold.
+    Bad,
+}
+
+impl Status {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Bad => "bad",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    /// Its name; stable.
+    pub(super) name: &'static str,
+    pub(super) status: Status,
+    /// What was found.
+    pub(super) message: String,
+    /// What to do about it.
+    pub(super) advice: Option<String>,
+    /// Nothing more can be looked at.
+    #[serde(skip)]
+    pub(super) is_final: bool,
+}
+
+fn ok(name: &'static str, message: impl Into<String>) -> Check {
+    Check { name, status: Status::Ok, message: message.into(), advice: None, is_final: false }
+}
+
+fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { status: Status::Warn, advice: Some(advice.into()), ..ok(name, message) }
+}
+
+fn bad(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { status: Status::Bad, advice: Some(advice.into()), ..ok(name, message) }
+}
+
+/// Whether the schema fits this program; `migrate` is what to type if it does not.
+pub(super) fn schema(found: i32, wanted: i32, migrate: &str) -> Check {
+    let run = format!("run: {migrate}");
+    let check = match found {
+        found if found == wanted => return ok("schema", format!("version {found}")),
+        0 => bad("schema", "the database holds no schema of Ambo (AMBO010)", run),
+        found if found < wanted => {
+            bad("schema", format!("version {found}; this program needs {wanted} (AMBO010)"), run)
+        }
+        found => bad(
+            "schema",
+            format!("version {found}; this program knows {wanted} (AMBO010)"),
+            "use an `ambo` of the version that migrated it",
+        ),
+    };
+    Check { is_final: true, ..check }
+}
+
+/// Whether the server takes writes.
+pub(super) fn connection(figures: &Figures<'_>) -> Check {
+    let version = figures.text("server_version").unwrap_or("?");
+    if figures.is("in_recovery") {
+        let message = format!("PostgreSQL {version}, a read-only standby");
+        return bad("connection", message, "connect to the primary: target_session_attrs=read-write");
+    }
+    ok("connection", format!("PostgreSQL {version}"))
+}
+
+/// Whether a transaction pooler stands in between.
+pub(super) fn pooler(is_pooled: bool) -> Check {
+    if is_pooled {
+        return warn(
+            "pooler",
+            "a transaction pooler stands before the database: workers there are not notified, they poll",
+            "for the shortest latency give workers a direct connection",
+        );
+    }
+    ok("pooler", "none: workers are notified")
+}
+
+/// Everything else.
+pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
+    let checks = [adoption, partitions, workers, keeper, unserved_runs, paused_queues, oldest_snapshot];
+    let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
+    checks.extend([dead_rows(figures), fsync(figures), synchronous_commit(figures)]);
+    checks
+}
+
+fn adoption(figures: &Figures<'_>) -> Check {
+    if figures.is("adopted") {
+        return ok("adoption", "this database is the one that Ambo was installed in");
+    }
+    bad(
+        "adoption",
+        "restored or cloned from another database; no worker starts (AMBO011)",
+        "if its origin does not run any more: ambo adopt --yes",
+    )
+}
+
+fn partitions(figures: &Figures<'_>) -> Check {
+    let ahead = figures.number("partitions_ahead").unwrap_or(0);
+    if !figures.is("partition_now") {
+        return bad(
+            "partitions",
+            "none for the present time: nothing can be enqueued (AMBO012)",
+            "run `ambo migrate`, which makes them, and keep a worker running, which goes on making them",
+        );
+    }
+    if ahead < PARTITIONS_AHEAD_MIN {
+        return warn(
+            "partitions",
+            format!("only {ahead} ahead"),
+            "a live worker makes them; without one run `ambo migrate` now and then",
+        );
+    }
+    ok("partitions", format!("{ahead} ahead"))
+}
+
+fn workers(figures: &Figures<'_>) -> Check {
+    let alive = figures.number("workers_alive").unwrap_or(0);
+    let silent = figures.number("workers_registered").unwrap_or(0) - alive;
+    if alive == 0 {
+        let message =
+            if silent > 0 { format!("none is alive, {silent} silent") } else { "none is alive".into() };
+        return warn("workers", message, "nothing is executed until a program with a worker starts");
+    }
+    if silent > 0 {
+        return warn(
+            "workers",
+            format!("{alive} alive, {silent} silent"),
+            "those that died lose their runs to the others within seconds; `ambo worker list` shows them",
+        );
+    }
+    ok("workers", format!("{alive} alive"))
+}
+
+fn keeper(figures: &Figures<'_>) -> Check {
+    if figures.number("workers_alive").unwrap_or(0) == 0 {
+        return ok("keeper", "none without a worker");
+    }
+    match figures.number("keeper_silent_ms") {
+        Some(silent) if silent <= KEEPER_SILENT_MS_MAX => ok("keeper", "at work"),
+        silent => {
+            let message = match silent {
+                Some(silent) => format!("silent for {}, though workers are alive", span(silent / 1000)),
+                None => "there is none, though workers are alive".to_owned(),
+            };
+            bad(
+                "keeper",
+                message,
+                "nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and \
+                 for a lock on the table `keeper`",
+            )
+        }
+    }
+}
+
+fn unserved_runs(figures: &Figures<'_>) -> Check {
+    let lanes: Vec<String> = (figures.all("unserved_lane"))
+        .filter_map(|lane| serde_json::from_str::<(String, String)>(lane).ok())
+        .map(|(queue, workflow)| format!("{workflow} (queue {queue})"))
+        .collect();
+    if lanes.is_empty() {
+        return ok("unserved_runs", "none: every run that waits has a worker that knows it");
+    }
+    warn(
+        "unserved_runs",
+        format!("runs wait for workflows that no live worker knows: {}", listed(&lanes)),
+        "start a worker that registers the workflow and serves the queue, or correct the name",
+    )
+}
+
+fn paused_queues(figures: &Figures<'_>) -> Check {
+    let queues: Vec<String> = figures.all("paused_queue").map(str::to_owned).collect();
+    if queues.is_empty() {
+        return ok("paused_queues", "none");
+    }
+    warn(
+        "paused_queues",
+        format!("paused: {}", listed(&queues)),
+        "`ambo queue resume NAME` lets their runs be claimed again",
+    )
+}
+
+fn oldest_snapshot(figures: &Figures<'_>) -> Check {
+    let seconds = figures.number("oldest_snapshot_seconds").unwrap_or(0);
+    if seconds <= SNAPSHOT_SECONDS_MAX {
+        return ok("oldest_snapshot", span(seconds));
+    }
+    let holder = figures.text("oldest_snapshot_holder").unwrap_or("unknown");
+    warn(
+        "oldest_snapshot",
+        format!("{} old, held by {holder}", span(seconds)),
+        "nothing that died since can be vacuumed: end that transaction, or pg_terminate_backend(its process)",
+    )
+}
+
+fn dead_rows(figures: &Figures<'_>) -> Check {
+    let mut most: Vec<(&str, i64)> = figures.numbers("dead_rows_").collect();
+    most.sort_by_key(|(table, count)| (-count, *table));
+    let over: Vec<String> = (most.iter())
+        .filter(|(table, count)| {
+            let few = matches!(*table, "heartbeat" | "keeper");
+            *count > if few { DEAD_ROWS_OF_FEW_MAX } else { DEAD_ROWS_MAX }
+        })
+        .map(|(table, count)| format!("{table} {count}"))
+        .collect();
+    if over.is_empty() {
+        return ok(
+            "dead_rows",
+            format!("{} on the hot tables", most.iter().map(|(_, count)| count).sum::<i64>()),
+        );
+    }
+    warn(
+        "dead_rows",
+        listed(&over),
+        "vacuum does not keep up: see oldest_snapshot, and whether autovacuum is on",
+    )
+}
+
+fn fsync(figures: &Figures<'_>) -> Check {
+    if figures.text("fsync") == Some("off") {
+        return bad(
+            "fsync",
+            "off: a crash of the machine can lose or corrupt everything",
+            "set fsync = on, except where all data may be lost, as in tests",
+        );
+    }
+    ok("fsync", "on")
+}
+
+fn synchronous_commit(figures: &Figures<'_>) -> Check {
+    let setting = figures.text("synchronous_commit").unwrap_or("on");
+    if matches!(setting, "off" | "local") {
+        return warn(
+            "synchronous_commit",
+            format!(
+                "{setting} by default: a crash can lose the last of your own commits, with what they enqueued"
+            ),
+            "set synchronous_commit = on for the roles that enqueue; Ambo's own commits are safe",
+        );
+    }
+    ok("synchronous_commit", setting)
+}
+
+/// Up to five names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
+}
+
+/// A length of time that the database gave.
+fn span(seconds: i64) -> String {
+    length(u64::try_from(seconds).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use ambo::admin::VitalSign;
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// A healthy installation, with some figures replaced or added.
+    #[track_caller]
+    fn check(changed: &[(&str, &str)], expected: Expect) {
+        let healthy = [
+            ("adopted", "true"),
+            ("partition_now", "true"),
+            ("partitions_ahead", "7"),
+            ("workers_alive", "2"),
+            ("workers_registered", "2"),
+            ("keeper_silent_ms", "300"),
+            ("oldest_snapshot_seconds", "0"),
+            ("dead_rows_ready", "12"),
+            ("fsync", "on"),
+            ("synchronous_commit", "on"),
+        ];
+        let kept = healthy.iter().filter(|(name, _)| changed.iter().all(|(other, _)| other != name));
+        let signs: Vec<VitalSign> = kept
+            .chain(changed)
+            .map(|(name, value)| VitalSign { name: (*name).to_owned(), value: (*value).to_owned() })
+            .collect();
+        let checks = all(&Figures::new(&signs));
+        let faults = checks.iter().filter(|check| changed.is_empty() || check.status != Status::Ok);
+        let lines: Vec<String> = faults
+            .map(|check| {
+                let advice = check.advice.as_ref().map(|advice| format!("\n  {advice}")).unwrap_or_default();
+                format!("{} {}: {}{advice}", check.status.name(), check.name, check.message)
+            })
+            .collect();
+        expected.assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn a_healthy_installation_is_well() {
+        check(
+            &[],
+            expect![[r#"
+            ok adoption: this database is the one that Ambo was installed in
+            ok partitions: 7 ahead
+            ok workers: 2 alive
+            ok keeper: at work
+            ok unserved_runs: none: every run that waits has a worker that knows it
+            ok paused_queues: none
+            ok oldest_snapshot: 0s
+            ok dead_rows: 12 on the hot tables
+            ok fsync: on
+            ok synchronous_commit: on"#]],
+        );
+    }
+
+    #[test]
+    fn without_a_partition_for_now_nothing_can_be_enqueued() {
+        check(
+            &[("partition_now", "false"), ("partitions_ahead", "0")],
+            expect![[r#"
+            bad partitions: none for the present time: nothing can be enqueued (AMBO012)
+              run `ambo migrate`, which makes them, and keep a worker running, which goes on making them"#]],
+        );
+        check(
+            &[("partitions_ahead", "1")],
+            expect![[r#"
+            warn partitions: only 1 ahead
+              a live worker makes them; without one run `ambo migrate` now and then"#]],
+        );
+    }
+
+    #[test]
+    fn workers_that_died_are_told_apart_from_none() {
+        check(
+            &[("workers_alive", "0"), ("workers_registered", "0")],
+            expect![[r#"
+            warn workers: none is alive
+              nothing is executed until a program with a worker starts"#]],
+        );
+        check(
+            &[("workers_alive", "0"), ("workers_registered", "2")],
+            expect![[r#"
+            warn workers: none is alive, 2 silent
+              nothing is executed until a program with a worker starts"#]],
+        );
+        check(
+            &[("workers_registered", "3")],
+            expect![[r#"
+            warn workers: 2 alive, 1 silent
+              those that died lose their runs to the others within seconds; `ambo worker list` shows them"#]],
+        );
+        check(
+            &[("keeper_silent_ms", "600000")],
+            expect![[r#"
+            bad keeper: silent for 10m, though workers are alive
+              nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and for a lock on the table `keeper`"#]],
+        );
+    }
+
+    #[test]
+    fn what_keeps_runs_from_being_claimed_is_named() {
+        check(
+            &[
+                ("paused_queue", "mail"),
+                ("unserved_lane", r#"["default", "fulfill"]"#),
+                ("unserved_lane", r#"["mail", "send"]"#),
+                ("adopted", "false"),
+            ],
+            expect![[r#"
+                bad adoption: restored or cloned from another database; no worker starts (AMBO011)
+                  if its origin does not run any more: ambo adopt --yes
+                warn unserved_runs: runs wait for workflows that no live worker knows: fulfill (queue default), send (queue mail)
+                  start a worker that registers the workflow and serves the queue, or correct the name
+                warn paused_queues: paused: mail
+                  `ambo queue resume NAME` lets their runs be claimed again"#]],
+        );
+    }
+
+    #[test]
+    fn what_makes_tables_rot_is_named() {
+        check(
+            &[
+                ("oldest_snapshot_seconds", "4000"),
+                ("oldest_snapshot_holder", "process 7, user ann, psql, idle in transaction"),
+                ("dead_rows_ready", "2000000"),
+                ("dead_rows_heartbeat", "30000"),
+                ("dead_rows_claim", "400000"),
+            ],
+            expect![[r#"
+                warn oldest_snapshot: 66m old, held by process 7, user ann, psql, idle in transaction
+                  nothing that died since can be vacuumed: end that transaction, or pg_terminate_backend(its process)
+                warn dead_rows: ready 2000000, heartbeat 30000
+                  vacuum does not keep up: see oldest_snapshot, and whether autovacuum is on"#]],
+        );
+    }
+
+    #[test]
+    fn settings_that_break_a_promise_are_named() {
+        check(
+            &[("fsync", "off"), ("synchronous_commit", "off")],
+            expect![[r#"
+            bad fsync: off: a crash of the machine can lose or corrupt everything
+              set fsync = on, except where all data may be lost, as in tests
+            warn synchronous_commit: off by default: a crash can lose the last of your own commits, with what they enqueued
+              set synchronous_commit = on for the roles that enqueue; Ambo's own commits are safe"#]],
+        );
+    }
+}

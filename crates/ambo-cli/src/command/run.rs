@@ -1,0 +1,149 @@
+//! `ambo run`: what was asked, how it stands, and what an operator may do about it.
+
+mod show;
+
+use std::io::Read as _;
+
+use ambo::admin::{Filter, RunSummary};
+use ambo::{Cancelled, Client, Enqueue, RunId};
+use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
+use serde_json::json;
+
+use crate::args::{self, Input, Run, RunCancel, RunEnqueue, RunList};
+use crate::database::Database;
+use crate::failure::Failure;
+use crate::output::{Cell, Column, Output, Table, age, state_style};
+
+const COLUMNS: &[Column] = &[
+    Column::whole("ID"),
+    Column::text("WORKFLOW"),
+    Column::whole("STATE"),
+    Column::number("ATTEMPT"),
+    Column::number("AGE"),
+];
+
+/// `ambo run ...`
+pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Result<()> {
+    // What is wrong with the input is said before the database is asked.
+    let input = match &wanted {
+        Run::Enqueue(RunEnqueue { input: Input::Stdin, .. }) => Some(read_stdin()?),
+        Run::Enqueue(RunEnqueue { input: Input::Json(json), .. }) => Some(json.clone()),
+        _ => None,
+    };
+    let client = database.connect().await?;
+    match wanted {
+        Run::List(wanted) => list(&wanted, &client, output).await,
+        Run::Show(run) => show::show(run.id, &client, output).await,
+        Run::Enqueue(wanted) => {
+            let run = Enqueue::named(&wanted.workflow, &input);
+            enqueue(options(run, &wanted), &client, output).await
+        }
+        Run::Cancel(wanted) => cancel(&wanted, &client, output).await,
+        Run::Retry(run) => retry(run.id, &client, output).await,
+    }
+}
+
+async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
+    let state = wanted.state.and_then(|state| state.to_possible_value());
+    let filter = Filter {
+        workflow: wanted.workflow.clone(),
+        queue: wanted.queue.clone(),
+        state: state.map(|state| state.get_name().to_owned()),
+        before: wanted.before,
+        limit: wanted.limit,
+    };
+    let runs = client.list_runs(&filter).await?;
+    if output.is_json {
+        return Ok(runs.iter().try_for_each(|run| output.json(run))?);
+    }
+    if runs.is_empty() {
+        output.say("no such runs");
+        return Ok(());
+    }
+    let now = client.now().await?;
+    let mut table = Table::new(COLUMNS);
+    for run in &runs {
+        let RunSummary { id, workflow, state, attempt, enqueued_at, .. } = run;
+        table.row([
+            id.to_string().into(),
+            workflow.into(),
+            Cell::styled(state, state_style(state)),
+            attempt.to_string().into(),
+            age(now, *enqueued_at).into(),
+        ]);
+    }
+    output.table(&table)?;
+    if let Some(last) = runs.last().filter(|_| u32::try_from(runs.len()) == Ok(wanted.limit)) {
+        output.say(&format!("there may be more: --before {}", last.id));
+    }
+    Ok(())
+}
+
+fn read_stdin() -> Result<Box<serde_json::value::RawValue>> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("cannot read the input from stdin")?;
+    let advice = "for a run without input, leave it out";
+    args::json(&text).map_err(|wrong| Failure::usage(format!("the input on stdin is {wrong}"), advice).into())
+}
+
+fn options<W>(mut run: Enqueue<W>, wanted: &RunEnqueue) -> Enqueue<W> {
+    run = run.queue(&wanted.queue).priority(wanted.priority.into()).attempts(wanted.attempts);
+    if let Some(key) = &wanted.key {
+        run = run.key(key);
+    }
+    if let Some(delay) = wanted.delay {
+        run = run.delay(delay);
+    }
+    if let Some(timeout) = wanted.timeout {
+        run = run.timeout(timeout);
+    }
+    run
+}
+
+async fn enqueue<W>(run: Enqueue<W>, client: &Client, output: Output) -> Result<()> {
+    let enqueued = run.on(client).await?;
+    if output.is_json {
+        return Ok(output.json(&json!({ "id": enqueued.run, "is_new": enqueued.is_new }))?);
+    }
+    if !enqueued.is_new {
+        output.say("the key names a run that is there already; nothing was enqueued");
+    }
+    Ok(output.line(&enqueued.run.to_string())?)
+}
+
+async fn cancel(wanted: &RunCancel, client: &Client, output: Output) -> Result<()> {
+    let id = wanted.id;
+    let (result, sentence) = match client.cancel(id, &wanted.reason).await? {
+        Cancelled::AtOnce => ("cancelled", "cancelled"),
+        Cancelled::Requested => ("requested", "asked to end; it does at its next durable call"),
+        Cancelled::AlreadyEnded(state) if state == "cancelled" => ("cancelled", "cancelled already"),
+        Cancelled::AlreadyEnded(state) => {
+            return Err(Failure::failed(
+                format!("run {id} has {} already: nothing is left to cancel", ended(&state)),
+                format!("`ambo run show {id}` shows how"),
+            )
+            .into());
+        }
+        _ => ("requested", "asked to end"),
+    };
+    output.say(&format!("run {id}: {sentence}"));
+    if output.is_json {
+        output.json(&json!({ "id": id, "result": result }))?;
+    }
+    Ok(())
+}
+
+/// A final state as a verb.
+fn ended(state: &str) -> &str {
+    if state == "dead" { "died" } else { state }
+}
+
+async fn retry(id: RunId, client: &Client, output: Output) -> Result<()> {
+    client.retry(id).await?;
+    output.say(&format!("run {id}: ready to run again, from its checkpoints"));
+    if output.is_json {
+        output.json(&json!({ "id": id, "state": "ready" }))?;
+    }
+    Ok(())
+}
