@@ -1,0 +1,154 @@
+//! `ambo doctor` and `ambo adopt` on databases that are well, bare, stale and cloned.
+
+use expect_test::expect;
+use serde_json::Value;
+
+use crate::harness::{Database, Ended, command};
+
+/// The checks that are not ok, a line each. Whether the tests' server may lose data is its own affair.
+fn faults(ended: &Ended) -> String {
+    let report: Value = serde_json::from_str(&ended.stdout).expect("a report");
+    let checks = report["checks"].as_array().expect("checks");
+    let faults = checks.iter().filter(|check| check["status"] != "ok" && check["name"] != "fsync");
+    let text = |check: &Value, field: &str| check[field].as_str().unwrap_or_default().to_owned();
+    let lines = faults.map(|check| {
+        format!("{} {}: {}\n", text(check, "status"), text(check, "name"), text(check, "message"))
+    });
+    lines.collect()
+}
+
+#[test]
+fn a_database_without_schema_is_told_so() {
+    let db = Database::empty();
+    expect![[r#"
+        bad   schema  the database holds no schema of Ambo (AMBO010)
+                      run: ambo migrate
+        stderr: 1 bad
+        exit status: 1
+    "#]]
+    .assert_eq(&db.ambo(&["doctor"]).shown());
+    expect![[r#"
+        {"status":"bad","schema":"jobs","checks":[{"name":"schema","status":"bad","message":"the database holds no schema of Ambo (AMBO010)","advice":"run: ambo migrate --schema jobs"}],"figures":[]}
+        exit status: 1
+    "#]].assert_eq(&db.ambo(&["doctor", "--json", "--schema", "jobs"]).shown());
+}
+
+#[test]
+fn a_server_that_is_away_is_a_finding() {
+    let mut doctor = command(&["doctor", "--database-url", "postgres://ann:s3cret@127.0.0.1:1/shop"]);
+    expect![[r#"
+        bad   connection  AMBO040: error connecting to server: Connection refused (os
+                          error 111)
+                          is a PostgreSQL server running at
+                          postgres://ann@127.0.0.1:1/shop, and can it be reached from
+                          here? (docs/errors/AMBO040.md)
+        stderr: 1 bad
+        exit status: 1
+    "#]]
+    .assert_eq(&Ended::of(&mut doctor, "").shown());
+}
+
+#[test]
+fn an_old_schema_and_a_new_one_are_told_apart() {
+    let db = Database::migrated();
+    db.sql.run("update ambo.installation set schema_version = 99");
+    expect![[r#"
+        bad   schema  version 99; this program knows 1 (AMBO010)
+                      use an `ambo` of the version that migrated it
+        stderr: 1 bad
+        exit status: 1
+    "#]]
+    .assert_eq(&db.ambo(&["doctor"]).shown());
+    db.sql.run("update ambo.installation set schema_version = -1");
+    expect![[r#"
+        bad   schema  version -1; this program needs 1 (AMBO010)
+                      run: ambo migrate
+        stderr: 1 bad
+        exit status: 1
+    "#]]
+    .assert_eq(&db.ambo(&["doctor"]).shown());
+}
+
+#[test]
+fn an_installation_that_nobody_looked_after_is_stale() {
+    let db = Database::migrated();
+    db.ambo(&["run", "enqueue", "fulfill"]).done();
+    db.ambo(&["queue", "create", "mail"]).done();
+    db.ambo(&["run", "enqueue", "send", "--queue", "mail"]).done();
+    db.ambo(&["queue", "pause", "mail"]).done();
+    db.sql.run(
+        "do $$ declare part text; begin
+             for part in select to_char(starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI') from ambo.history_partition loop
+                 execute format('drop table ambo.%I, ambo.%I, ambo.%I',
+                                'run_' || part, 'outcome_' || part, 'checkpoint_' || part);
+             end loop;
+         end $$;
+         delete from ambo.history_partition;
+         select ambo.register_worker('host-1', '1', 1, '{default}', '{fulfil}', false);
+         select ambo.register_worker('host-2', '1', 1, '{mail}', '{send}', false);
+         update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = 1;
+         update ambo.heartbeat set at = now() + interval '1 hour' where worker_id = 2;
+         update ambo.keeper set worker_id = 1, renewed_at = now() - interval '1 hour';",
+    );
+    let doctor = db.ambo(&["doctor", "--json"]);
+    assert_eq!(doctor.code, 1);
+    expect![[r#"
+        bad partitions: none for the present time: nothing can be enqueued (AMBO012)
+        warn workers: 1 alive, 1 silent
+        bad keeper: silent for 60m, though workers are alive
+        warn unserved_runs: runs wait for workflows that no live worker knows: fulfill (queue default)
+        warn paused_queues: paused: mail
+    "#]]
+    .assert_eq(&faults(&doctor));
+    // What it advises helps.
+    db.ambo(&["migrate"]).done();
+    db.ambo(&["queue", "resume", "mail"]).done();
+    expect![[r#"
+        warn workers: 1 alive, 1 silent
+        bad keeper: silent for 60m, though workers are alive
+        warn unserved_runs: runs wait for workflows that no live worker knows: fulfill (queue default)
+    "#]]
+    .assert_eq(&faults(&db.ambo(&["doctor", "--json"])));
+    let enqueued = db.ambo(&["run", "enqueue", "send", "--queue", "mail"]);
+    assert_eq!(enqueued.code, 0, "{enqueued:?}");
+}
+
+#[test]
+fn the_holder_of_a_snapshot_is_named() {
+    let db = Database::migrated();
+    db.sql.run("set application_name = 'report'; begin isolation level repeatable read; select 1");
+    let doctor = db.ambo(&["doctor", "--json"]);
+    let report: Value = serde_json::from_str(&doctor.stdout).expect("a report");
+    let figures = report["figures"].as_array().expect("figures");
+    let holder = figures.iter().find(|figure| figure["name"] == "oldest_snapshot_holder").expect("a holder");
+    let holder = holder["value"].as_str().expect("text");
+    assert!(holder.contains("report") && holder.contains("idle in transaction"), "{holder}");
+}
+
+#[test]
+fn a_cloned_database_waits_to_be_adopted() {
+    let origin = Database::migrated();
+    expect![[r#"
+        {"adopted":false}
+        stderr: PLACE is neither restored nor cloned: there is nothing to adopt
+    "#]]
+    .assert_eq(&origin.ambo(&["adopt", "--json"]).shown().replace(place(&origin), "PLACE"));
+    let clone = origin.cloned();
+    assert!(faults(&clone.ambo(&["doctor", "--json"])).contains("bad adoption"));
+    expect![[r#"
+        stderr: error: PLACE was restored or cloned; if its origin still runs, its runs would run twice
+        stderr:   if the origin runs no more, type: ambo adopt --yes
+        exit status: 2
+    "#]]
+    .assert_eq(&clone.ambo(&["adopt"]).shown().replace(place(&clone), "PLACE"));
+    expect![[r#"
+        stderr: adopted PLACE: workers may start
+    "#]]
+    .assert_eq(&clone.ambo(&["adopt", "--yes"]).shown().replace(place(&clone), "PLACE"));
+    assert!(!faults(&clone.ambo(&["doctor", "--json"])).contains("adoption"));
+}
+
+/// The database as it is named; the tests' URL has no password.
+fn place(db: &Database) -> &str {
+    &db.url
+}

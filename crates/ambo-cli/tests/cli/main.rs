@@ -1,0 +1,7 @@
+//! The binary `ambo` against a real PostgreSQL: what it prints, how it ends, and what it leaves behind.
+
+mod dev;
+mod doctor;
+mod harness;
+mod migrate;
+mod operate;
