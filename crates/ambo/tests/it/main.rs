@@ -3,6 +3,7 @@
 mod child;
 mod crash;
 mod docs;
+mod fence;
 mod harness;
 mod marks;
 mod random;

@@ -2,7 +2,7 @@
 
 use crate::child::Child;
 use crate::harness::{Database, database};
-use crate::workflows::{GATE, Ledger};
+use crate::workflows::{Ledger, close_gate, open_gate};
 
 const RUNS: i64 = 6000;
 
@@ -176,13 +176,13 @@ async fn two_beats(db: &Database) {
 async fn an_innocent_run_on_its_last_attempt_has_its_worker_to_itself() {
     let db = database().await;
     Ledger::prepare(&db).await;
-    db.sql.execute("select pg_advisory_lock($1)", &[&GATE]).await.unwrap();
+    close_gate(&db).await;
     let (mut worker, _) = Child::worker(&db.url, &[]).await;
     enqueue_suspect(&db, "gated", 4).await;
     worker.says("gate").await;
     db.sql.batch_execute("select ambo.enqueue_workflow('poison')").await.unwrap();
     two_beats(&db).await;
-    db.sql.execute("select pg_advisory_unlock($1)", &[&GATE]).await.unwrap();
+    open_gate(&db).await;
     worker.ended().await;
     assert_eq!(db.number("select count(*) from ambo.outcome where status = 'succeeded'").await, 1);
 }
@@ -191,7 +191,7 @@ async fn an_innocent_run_on_its_last_attempt_has_its_worker_to_itself() {
 async fn a_suspect_does_not_keep_its_worker_from_working_for_long() {
     let db = database().await;
     Ledger::prepare(&db).await;
-    db.sql.execute("select pg_advisory_lock($1)", &[&GATE]).await.unwrap();
+    close_gate(&db).await;
     let (mut worker, _) = Child::worker(&db.url, &[]).await;
     db.sql.batch_execute("select ambo.enqueue_workflow('gated')").await.unwrap();
     worker.says("gate").await;

@@ -130,7 +130,16 @@ async fn creep(mut cx: Ctx<'_>, steps: u32) -> Result<u32> {
 }
 
 /// The gate: an advisory lock that a test holds exclusively for as long as the workflows are to wait.
-pub(crate) const GATE: i64 = 77;
+const GATE: i64 = 77;
+
+/// Closes the gate, on the test's own connection.
+pub(crate) async fn close_gate(db: &Database) {
+    db.sql.execute("select pg_advisory_lock($1)", &[&GATE]).await.expect("close the gate");
+}
+
+pub(crate) async fn open_gate(db: &Database) {
+    db.sql.execute("select pg_advisory_unlock($1)", &[&GATE]).await.expect("open the gate");
+}
 
 impl Ledger {
     /// Waits at the gate, on a connection of its own. A gate that the server closes by itself is open.
@@ -153,12 +162,15 @@ async fn gated(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<u32> {
     step(&mut cx, "after").await
 }
 
-/// Waits at the gate within a transaction, where the keeper cannot find it by its name.
-async fn gated_transaction(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<u32> {
+/// Waits at the gate within a transaction; told to hide, where the keeper cannot find it by its name.
+async fn gated_transaction(mut cx: Ctx<'_>, hide: bool) -> Result<u32> {
     let (ledger, run) = (cx.state::<Arc<Ledger>>()?, cx.run_id());
     let counted = cx.transaction("count").run(&ledger.database, async |tx| {
-        let hide = "set local application_name = 'hidden'; set local idle_in_transaction_session_timeout = 0";
-        tx.batch_execute(hide).await.map_err(Error::other)?;
+        if hide {
+            let hide =
+                "set local application_name = 'hidden'; set local idle_in_transaction_session_timeout = 0";
+            tx.batch_execute(hide).await.map_err(Error::other)?;
+        }
         tx.execute("insert into counted (run) values ($1)", &[&run.to_string()])
             .await
             .map_err(Error::other)?;
