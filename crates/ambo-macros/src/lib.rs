@@ -9,7 +9,7 @@ mod step;
 mod workflow;
 
 use proc_macro::TokenStream;
-use quote::{ToTokens, quote};
+use quote::quote;
 
 /// Makes a workflow of an async function.
 ///
@@ -71,24 +71,26 @@ pub fn step(options: TokenStream, item: TokenStream) -> TokenStream {
     expand(options, item, step::expand)
 }
 
-/// Runs one of the macros. After an error the function itself stays in the code, so that it is the only error.
+/// Runs one of the macros. After an error the function itself stays in the code, so that nothing else is missing.
 fn expand(
     options: TokenStream,
     item: TokenStream,
-    expand: fn(proc_macro2::TokenStream, syn::ItemFn) -> syn::Result<proc_macro2::TokenStream>,
+    expand: fn(proc_macro2::TokenStream, &mut syn::ItemFn) -> syn::Result<proc_macro2::TokenStream>,
 ) -> TokenStream {
-    let function = match syn::parse::<syn::ItemFn>(item.clone()) {
-        Ok(function) => function,
-        Err(error) => {
+    let expanded = match syn::parse::<syn::Item>(item.clone()) {
+        Ok(syn::Item::Fn(mut function)) => expand(options.into(), &mut function).map_err(|error| {
             let error = error.to_compile_error();
-            let item = proc_macro2::TokenStream::from(item);
-            return quote!(#error #item).into();
+            quote!(#error #function)
+        }),
+        Ok(other) => {
+            let error = syn::Error::new_spanned(&other, "this attribute belongs on an async function");
+            let error = error.to_compile_error();
+            Err(quote!(#error #other))
+        }
+        Err(error) => {
+            let (error, item) = (error.to_compile_error(), proc_macro2::TokenStream::from(item));
+            Err(quote!(#error #item))
         }
     };
-    let expanded = expand(options.into(), function.clone()).unwrap_or_else(|error| {
-        let mut tokens = error.to_compile_error();
-        function.to_tokens(&mut tokens);
-        tokens
-    });
-    expanded.into()
+    expanded.unwrap_or_else(|error| error).into()
 }

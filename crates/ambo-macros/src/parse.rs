@@ -1,7 +1,7 @@
 //! What both macros read: their options, and an async function with nothing that a recorded call could not have.
 
 use proc_macro2::{Span, TokenStream};
-use quote::ToTokens;
+use quote::{ToTokens, quote_spanned};
 use syn::parse::Parser as _;
 use syn::spanned::Spanned as _;
 use syn::{Attribute, Error, Expr, FnArg, Ident, ItemFn, LitStr, PatType, Path, Result, ReturnType, Type};
@@ -11,8 +11,8 @@ const NAME_BYTES_MAX: usize = 200;
 
 /// The options in the parentheses of the attribute.
 pub(crate) struct Options {
-    /// The path of the crate `ambo`.
-    pub(crate) ambo: Path,
+    /// Where the crate `ambo` is, if not at `::ambo`.
+    ambo: Option<Path>,
     /// The recorded name, where it is not the function's.
     pub(crate) name: Option<LitStr>,
     /// The retry policy of a step.
@@ -24,21 +24,27 @@ pub(crate) struct Options {
 impl Options {
     /// Reads them; `known` are those that this macro has.
     pub(crate) fn parse(tokens: TokenStream, known: &[&str]) -> Result<Self> {
-        let mut options = Options { ambo: syn::parse_quote!(::ambo), name: None, retry: None, timeout: None };
+        let mut options = Options { ambo: None, name: None, retry: None, timeout: None };
         let parser = syn::meta::parser(|meta| {
             let key = meta.path.get_ident().map(Ident::to_string).unwrap_or_default();
             match key.as_str() {
                 key if !known.contains(&key) => {
-                    Err(meta.error(format!("there is no such option; there are {}", list(known))))
+                    return Err(meta.error(format!("there is no such option; there are {}", list(known))));
                 }
-                "crate" => Ok(options.ambo = meta.value()?.call(Path::parse_mod_style)?),
-                "name" => Ok(options.name = Some(name(meta.value()?.parse()?)?)),
-                "retry" => Ok(options.retry = Some(meta.value()?.parse()?)),
-                _ => Ok(options.timeout = Some(meta.value()?.parse()?)),
+                "crate" => options.ambo = Some(meta.value()?.call(Path::parse_mod_style)?),
+                "name" => options.name = Some(name(meta.value()?.parse()?)?),
+                "retry" => options.retry = Some(meta.value()?.parse()?),
+                _ => options.timeout = Some(meta.value()?.parse()?),
             }
+            Ok(())
         });
         parser.parse2(tokens)?;
         Ok(options)
+    }
+
+    /// The path of the crate `ambo`. An error about what it names shows `place`.
+    pub(crate) fn ambo(&self, place: Span) -> TokenStream {
+        self.ambo.as_ref().map_or_else(|| quote_spanned!(place=> ::ambo), ToTokens::to_token_stream)
     }
 
     /// The recorded name of `function`.
@@ -76,7 +82,7 @@ pub(crate) struct Function {
 
 impl Function {
     /// Checks what holds for a workflow and a step alike. `what` is the word for it, with its article.
-    pub(crate) fn check(item: ItemFn, what: &str) -> Result<Self> {
+    pub(crate) fn check(item: &ItemFn, what: &str) -> Result<Self> {
         let signature = &item.sig;
         let refuse = |tokens: &dyn ToTokens, text: &str| Err(Error::new_spanned(Verbatim(tokens), text));
         if signature.asyncness.is_none() {
@@ -93,8 +99,7 @@ impl Function {
         }
         if let Some(parameter) = signature.generics.params.first() {
             let text = format!(
-                "{what} has one recorded form and so no generic parameters; use concrete types, and leave lifetimes \
-                 out: `&T`, `Ctx`"
+                "{what} has one recorded form and so no generic parameters: name the types, and leave lifetimes out"
             );
             return refuse(parameter, &text);
         }
@@ -120,7 +125,7 @@ impl Function {
             }
             parameters.push(parameter);
         }
-        Ok(Function { item, parameters, returned })
+        Ok(Function { item: item.clone(), parameters, returned })
     }
 
     /// The attributes that decide whether the function is there at all: what is generated obeys them too.

@@ -26,11 +26,11 @@ struct Argument {
     owned: bool,
 }
 
-pub(crate) fn expand(options: TokenStream, item: ItemFn) -> Result<TokenStream> {
+pub(crate) fn expand(options: TokenStream, item: &mut ItemFn) -> Result<TokenStream> {
     Ok(parse(options, item)?.generate())
 }
 
-fn parse(options: TokenStream, item: ItemFn) -> Result<Step> {
+fn parse(options: TokenStream, item: &ItemFn) -> Result<Step> {
     let options = Options::parse(options, &["name", "retry", "timeout", "crate"])?;
     let function = Function::check(item, "a step")?;
     let mut attempt = false;
@@ -40,7 +40,11 @@ fn parse(options: TokenStream, item: ItemFn) -> Result<Step> {
             attempt = true;
             continue;
         }
-        if is_named(&parameter.ty, "Ctx") {
+        let referred = match &*parameter.ty {
+            Type::Reference(reference) => &reference.elem,
+            other => other,
+        };
+        if is_named(referred, "Ctx") {
             return Err(Error::new_spanned(
                 &parameter.ty,
                 "a step has no context, as it holds no other steps; make this a function that takes `&mut Ctx<'_>` \
@@ -97,8 +101,9 @@ impl Step {
     }
 
     fn generate(&self) -> TokenStream {
-        let Options { ambo, retry, timeout, .. } = &self.options;
+        let Options { retry, timeout, .. } = &self.options;
         let Function { item, returned, .. } = &self.function;
+        let ambo = self.options.ambo(returned.span());
         let conditions = self.function.conditions();
         let (visibility, step) = (&item.vis, &item.sig.ident);
         let name = self.options.name_of(step);
@@ -106,7 +111,7 @@ impl Step {
         let (cx, attempt) = (self.unused("cx"), self.unused("attempt"));
         let declared = self.arguments.iter().map(|Argument { name, ty, .. }| quote!(#name: #ty));
         let passed = self.arguments.iter().map(|Argument { name, ty, owned }| match owned {
-            true => quote_spanned!(ty.span()=> ::core::clone::Clone::clone(&#name)),
+            true => quote_spanned!(name.span().located_at(ty.span())=> ::core::clone::Clone::clone(&#name)),
             false => quote!(#name),
         });
         let first = self.attempt.then(|| quote!(#attempt,));

@@ -1,9 +1,9 @@
 //! `#[ambo::workflow]`: the function, and a type of its name that implements `ambo::Workflow`.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens as _, quote, quote_spanned};
 use syn::spanned::Spanned as _;
-use syn::{Error, FnArg, ItemFn, Pat, PatType, PathArguments, Result, Type};
+use syn::{Error, FnArg, ItemFn, LitStr, Pat, PathArguments, Result, Type};
 
 use crate::parse::{Function, Options, hidden, is_named};
 
@@ -15,83 +15,75 @@ struct Workflow {
     input: Option<Type>,
 }
 
-pub(crate) fn expand(options: TokenStream, item: ItemFn) -> Result<TokenStream> {
+pub(crate) fn expand(options: TokenStream, item: &mut ItemFn) -> Result<TokenStream> {
+    item.sig.inputs.iter_mut().for_each(complete);
     Ok(parse(options, item)?.generate())
 }
 
-fn parse(options: TokenStream, item: ItemFn) -> Result<Workflow> {
-    let options = Options::parse(options, &["name", "crate"])?;
-    let mut function = Function::check(item, "a workflow")?;
-    let context = match function.parameters.first() {
-        Some(first) if is_named(&first.ty, "Ctx") => context(first.clone()),
-        Some(first) => {
-            return Err(Error::new_spanned(
-                &first.ty,
-                "the first parameter of a workflow is its context, by value: `cx: Ctx`",
-            ));
-        }
-        None => {
-            return Err(Error::new(
-                function.item.sig.paren_token.span.join(),
-                "a workflow takes its context as the first parameter: `cx: Ctx`",
-            ));
-        }
-    };
-    if let Some(third) = function.parameters.get(2) {
-        return Err(Error::new_spanned(
-            third,
-            "a workflow takes its context and one input; put several values into a struct or a tuple",
-        ));
+/// Makes of `cx: Ctx` what the compiler wants: a mutable binding, and the lifetime that an async function must name.
+fn complete(parameter: &mut FnArg) {
+    let FnArg::Typed(parameter) = parameter else { return };
+    let Type::Path(path) = &mut *parameter.ty else { return };
+    let Some(last) = path.path.segments.last_mut().filter(|last| last.ident == "Ctx") else { return };
+    if last.arguments.is_none() {
+        last.arguments = PathArguments::AngleBracketed(syn::parse_quote!(<'_>));
     }
-    let input = function.parameters.get(1).map(|parameter| (*parameter.ty).clone());
-    if let Some(Type::Reference(reference)) = &input {
-        return Err(Error::new_spanned(
-            reference,
-            "the input of a workflow is read from the database: take it by value",
-        ));
-    }
-    if let Some(first) = function.item.sig.inputs.first_mut() {
-        *first = FnArg::Typed(context);
-    }
-    Ok(Workflow { options, function, input })
-}
-
-/// `cx: Ctx` as the compiler wants it: a mutable binding, and the lifetime that an async function must not leave out.
-fn context(mut parameter: PatType) -> PatType {
     if let Pat::Ident(binding) = &mut *parameter.pat
         && binding.mutability.is_none()
     {
         binding.mutability = Some(syn::token::Mut(binding.ident.span()));
         parameter.attrs.push(syn::parse_quote!(#[allow(unused_mut)]));
     }
-    if let Type::Path(path) = &mut *parameter.ty
-        && let Some(last) = path.path.segments.last_mut()
-        && last.arguments.is_none()
-    {
-        last.arguments = PathArguments::AngleBracketed(syn::parse_quote!(<'_>));
+}
+
+fn parse(options: TokenStream, item: &ItemFn) -> Result<Workflow> {
+    let options = Options::parse(options, &["name", "crate"])?;
+    let function = Function::check(item, "a workflow")?;
+    let input = match &*function.parameters {
+        [context] if is_named(&context.ty, "Ctx") => None,
+        [context, input] if is_named(&context.ty, "Ctx") => Some((*input.ty).clone()),
+        [context, _, third, ..] if is_named(&context.ty, "Ctx") => {
+            return Err(Error::new_spanned(
+                third,
+                "a workflow takes its context and one input; put several values into a struct or a tuple",
+            ));
+        }
+        [first, ..] => {
+            return Err(Error::new_spanned(
+                &first.ty,
+                "the first parameter of a workflow is its context, by value: `cx: Ctx`",
+            ));
+        }
+        [] => {
+            return Err(Error::new(
+                item.sig.paren_token.span.join(),
+                "a workflow takes its context as the first parameter: `cx: Ctx`",
+            ));
+        }
+    };
+    if let Some(Type::Reference(reference)) = &input {
+        return Err(Error::new_spanned(
+            reference,
+            "the input of a workflow is read from the database: take it by value",
+        ));
     }
-    parameter
+    Ok(Workflow { options, function, input })
 }
 
 impl Workflow {
     fn generate(&self) -> TokenStream {
-        let Options { ambo, .. } = &self.options;
-        let Function { item, returned, .. } = &self.function;
+        let ambo = self.options.ambo(Span::call_site());
+        let item = &self.function.item;
         let conditions = self.function.conditions();
         let (visibility, workflow) = (&item.vis, &item.sig.ident);
         let name = self.options.name_of(workflow);
         let about = format!("The workflow [`{workflow}`](fn@{workflow}), to be enqueued and registered.");
-        let (cx, input) = (hidden("cx", workflow), hidden("input", workflow));
-        let (taken, declared, given, passed) = match &self.input {
-            Some(ty) => (ty.to_token_stream(), quote!(#input: #ty), quote!(#input), quote!(#cx, #input)),
-            None => (quote!(()), quote!(), quote!(()), quote!(#cx)),
+        let input = hidden("input", workflow);
+        let (declared, given) = match &self.input {
+            Some(ty) => (quote!(#input: #ty), quote!(#input)),
+            None => (quote!(), quote!(())),
         };
-        let taken = quote_spanned!(taken.span()=> type Input = #taken;);
-        let results = quote_spanned! {returned.span()=>
-            type Output = <#returned as #ambo::__private::Returns>::Output;
-            type Error = <#returned as #ambo::__private::Returns>::Error;
-        };
-        let call = quote_spanned!(workflow.span()=> ::std::boxed::Box::pin(#workflow(#passed)));
+        let implementation = self.implementation(&name);
         quote! {
             #item
 
@@ -114,24 +106,42 @@ impl Workflow {
                     }
                 }
 
-                impl #ambo::Workflow for #workflow {
-                    #taken
-                    #results
-                    const NAME: &'static str = #name;
-
-                    #[allow(unused_variables)]
-                    fn run<'run>(
-                        #cx: #ambo::Ctx<'run>,
-                        #input: Self::Input,
-                    ) -> #ambo::__private::BoxFuture<'run, ::core::result::Result<Self::Output, Self::Error>> {
-                        #call
-                    }
-                }
+                #implementation
 
                 #ambo::__private::inventory::submit! {
                     #ambo::__private::Registered(|worker| worker.workflow::<#workflow>())
                 }
             };
+        }
+    }
+
+    /// The trait. Its tokens lie where the type lies that an error would be about.
+    fn implementation(&self, name: &LitStr) -> TokenStream {
+        let Function { item, returned, .. } = &self.function;
+        let ambo = self.options.ambo(returned.span());
+        let workflow = &item.sig.ident;
+        let (cx, input) = (hidden("cx", workflow), hidden("input", workflow));
+        let (ty, passed) = match &self.input {
+            Some(ty) => (ty.to_token_stream(), quote!(#cx, #input)),
+            None => (quote!(()), quote!(#cx)),
+        };
+        let taken = quote_spanned!(ty.span()=> type Input = #ty;);
+        let call = quote_spanned!(workflow.span()=> ::std::boxed::Box::pin(#workflow(#passed)));
+        quote_spanned! {returned.span()=>
+            impl #ambo::Workflow for #workflow {
+                #taken
+                type Output = <#returned as #ambo::__private::Returns>::Output;
+                type Error = <#returned as #ambo::__private::Returns>::Error;
+                const NAME: &'static str = #name;
+
+                #[allow(unused_variables)]
+                fn run<'run>(
+                    #cx: #ambo::Ctx<'run>,
+                    #input: Self::Input,
+                ) -> #ambo::__private::BoxFuture<'run, ::core::result::Result<Self::Output, Self::Error>> {
+                    #call
+                }
+            }
         }
     }
 }

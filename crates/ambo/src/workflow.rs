@@ -191,7 +191,7 @@ pub trait Returns {
 }
 
 #[cfg(feature = "macros")]
-impl<T, E> Returns for Result<T, E> {
+impl<T, E: ApplicationError> Returns for Result<T, E> {
     type Output = T;
     type Error = E;
 }

@@ -35,7 +35,11 @@ async fn order(attempt: Attempt, order: Order, (a, b): (u64, u64)) -> ambo::Resu
 }
 
 #[ambo::step]
-async fn borrowed(cx: Cow<'_, str>, deep: &[&str], call: &(dyn Fn(&str) -> usize + Sync)) -> ambo::Result<usize> {
+async fn borrowed(
+    cx: Cow<'_, str>,
+    deep: &[&str],
+    call: &(dyn Fn(&str) -> usize + Sync),
+) -> ambo::Result<usize> {
     Ok(cx.len() + deep.len() + call("x"))
 }
 
