@@ -1,6 +1,6 @@
 //! `#[ambo::step]`: the function, and a type of its name that builds the durable step.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned as _;
 use syn::visit_mut::{self, VisitMut};
@@ -61,7 +61,11 @@ fn parse(options: TokenStream, item: &ItemFn) -> Result<Step> {
             ));
         }
         let name = match &*parameter.pat {
-            Pat::Ident(binding) => hidden(&binding.ident.to_string(), &binding.ident),
+            Pat::Ident(binding) => {
+                let mut name = binding.ident.clone();
+                name.set_span(Span::mixed_site().located_at(name.span()));
+                name
+            }
             other => hidden(&format!("argument_{index}"), other),
         };
         let owned = !matches!(&*parameter.ty, Type::Reference(_));

@@ -44,6 +44,11 @@ async fn borrowed(
 }
 
 #[ambo::step]
+async fn r#loop(r#type: u64, attempt: u64) -> ambo::Result<u64> {
+    Ok(r#type + attempt)
+}
+
+#[ambo::step]
 async fn alone() -> ambo::Result<u64> {
     Ok(1)
 }
@@ -62,5 +67,6 @@ async fn fulfil(cx: Ctx, input: Order) -> ambo::Result<u64> {
 }
 
 fn main() {
+    assert_eq!(r#loop::NAME, "loop");
     assert_eq!((charge::NAME, order::NAME, fulfil::NAME), ("charge", "order/v2", "fulfil"));
 }
