@@ -262,6 +262,17 @@ pub enum Failure<E> {
     Ambo(Error),
 }
 
+impl<E: From<Error>> Failure<E> {
+    /// The application's error, or Ambo's turned into one: for `cx.step(...).await.map_err(Failure::flatten)?` in a
+    /// workflow whose error is its own type.
+    pub fn flatten(self) -> E {
+        match self {
+            Failure::Application(error) => error,
+            Failure::Ambo(error) => error.into(),
+        }
+    }
+}
+
 impl<E: fmt::Display> fmt::Display for Failure<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -289,6 +300,7 @@ impl<E: ApplicationError> From<Failure<E>> for Error {
             an `ambo::Error` with `.map_err(ambo::Error::other)`"
 )]
 pub trait ApplicationError: Serialize + DeserializeOwned + fmt::Display + Send + Sync + 'static {}
+#[diagnostic::do_not_recommend]
 impl<E: Serialize + DeserializeOwned + fmt::Display + Send + Sync + 'static> ApplicationError for E {}
 
 /// The recorded form of an application's error; an [`Error`] stays what it is.

@@ -19,25 +19,25 @@ as $$
                 else 'ready' end
 $$;
 
--- The outcomes, so far, of the runs that somebody waits for.
-create or replace function ambo.outcomes(p_runs uuid[])
+-- The outcomes, so far, of the runs that somebody waits for. Of those in p_new it also says which do not exist
+-- (status 'unknown'): whoever waits for one of them would wait for ever.
+create or replace function ambo.outcomes(p_runs uuid[], p_new uuid[])
 returns table (run_id uuid, status text, output json, error json)
-language sql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set jit = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
+#variable_conflict use_column
+begin
+    return query
     select o.run_id, o.status::text, o.output, o.error
     from unnest(p_runs) g (id)
-    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
-$$;
-
--- Those of the runs that do not exist: whoever waits for one of them would wait for ever.
-create or replace function ambo.unknown_runs(p_runs uuid[]) returns setof uuid
-language sql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set jit = off
-as $$
-    select g.id from unnest(p_runs) g (id)
-    where not exists (select from ambo.run r where r.id = g.id)
-$$;
+    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o;
+    if cardinality(p_new) > 0 then
+        return query
+        select g.id, 'unknown', null::json, null::json from unnest(p_new) g (id)
+        where not exists (select from ambo.run r where r.id = g.id);
+    end if;
+end $$;
 
 -- Runs, newest first, below the cursor p_before; every filter that is null is open.
 create or replace function ambo.list_runs(

@@ -182,26 +182,32 @@ end $$;
 create or replace function ambo.sweep(
     p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
 returns bigint
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off
 as $$
-    select r.seq from ambo.ready r
-    where r.queue = p_queue and r.workflow = p_workflow and r.priority = p_priority
-      and r.seq > p_above and r.seq <= p_upto and r.xid <> all (p_late)
-    order by r.seq limit 1
-$$;
+begin
+    return (
+        select r.seq from ambo.ready r
+        where r.queue = p_queue and r.workflow = p_workflow and r.priority = p_priority
+          and r.seq > p_above and r.seq <= p_upto and r.xid <> all (p_late)
+        order by r.seq limit 1);
+end $$;
 
 -- The checkpoints of runs that were claimed before.
 create or replace function ambo.history(p_runs uuid[])
 returns table (run_id uuid, "position" text, name text, output json, error json)
-language sql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set jit = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
+#variable_conflict use_column
+begin
     -- One partition a run: pruned for each, which `= any` is not.
+    return query
     select c.run_id, c.position, c.name, c.output, c.error
     from unnest(p_runs) g (id)
-    cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c
-$$;
+    cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c;
+end $$;
 
 -- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.
 create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])

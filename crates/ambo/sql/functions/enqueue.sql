@@ -139,12 +139,13 @@ create or replace function ambo.enqueue_workflow(
     attributes jsonb default null, timeout interval default null, attempts integer default 5,
     key_lifetime interval default null)
 returns uuid
-language sql volatile security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
-    select e.run_id
-    from ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
-                      key_lifetime) e
-$$;
+begin
+    -- Not in SQL: the body of a SQL function is planned anew on every call.
+    return (ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
+                         key_lifetime)).run_id;
+end $$;
 
 -- Many runs in one call. An array that is not given, or an element that is null, means the default.
 -- Keys are taken in sorted order, so that two bulk calls cannot deadlock on them.

@@ -71,12 +71,15 @@ end $$;
 -- (position null), each with the attempt that recorded it: another attempt's fact is not ours.
 create or replace function ambo.recorded(p_runs uuid[])
 returns table (run_id uuid, "position" text, attempt integer)
-language sql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set jit = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
+#variable_conflict use_column
+begin
+    return query
     select c.run_id, c.position, c.attempt from unnest(p_runs) g (id)
     cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c
     union all
     select o.run_id, null, o.attempt from unnest(p_runs) g (id)
-    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o
-$$;
+    cross join lateral (select o.* from ambo.outcome o where o.run_id = g.id offset 0) o;
+end $$;

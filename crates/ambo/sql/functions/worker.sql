@@ -93,8 +93,9 @@ begin
             end if;
         end loop;
     end if;
-    next_timer_ms := (select greatest((extract(epoch from min(t.due_at) - clock_timestamp()) * 1000)::bigint, 0)
-                      from ambo.timer t);
+    -- No timer, no row; greatest() would make a null to 0, which means now.
+    select greatest((extract(epoch from t.due_at - clock_timestamp()) * 1000)::bigint, 0) into next_timer_ms
+    from ambo.timer t order by t.due_at limit 1;
 end $$;
 
 -- A worker leaves: what it still holds is handed back, without a loss counted.

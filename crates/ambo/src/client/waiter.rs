@@ -19,6 +19,8 @@ use crate::store::worker;
 const POLL: Duration = Duration::from_secs(2);
 /// Between looks where there are no notifications.
 const POLL_POOLED: Duration = Duration::from_millis(100);
+/// How long the waiter goes on listening when nobody waits any more.
+const LINGER: Duration = Duration::from_secs(5);
 /// Runs asked about in one statement.
 const ASK: usize = 5000;
 
@@ -128,16 +130,31 @@ impl Waiter {
         all.iter().filter(|(_, waiting)| !waiting.local).map(|(run, _)| *run).collect()
     }
 
-    fn answer(&self, run: Uuid, outcome: &Outcome) {
-        if let Some(waiting) = self.waiting().remove(&run) {
-            for answer in waiting.answers {
-                let _ = answer.send(Ok(outcome.clone()));
+    fn answer(&self, run: Uuid, outcome: Option<Outcome>) {
+        let Some(waiting) = self.waiting().remove(&run) else { return };
+        for answer in waiting.answers {
+            let _ = answer.send(outcome.clone().ok_or_else(|| super::unknown(run.into())));
+        }
+    }
+
+    /// Those of the runs that the database was not asked about yet.
+    fn new_among(&self, runs: &[Uuid]) -> Vec<Uuid> {
+        let all = self.waiting();
+        runs.iter().copied().filter(|run| all.get(run).is_some_and(|waiting| !waiting.known)).collect()
+    }
+
+    fn known(&self, runs: &[Uuid]) {
+        let mut all = self.waiting();
+        for run in runs {
+            if let Some(waiting) = all.get_mut(run) {
+                waiting.known = true;
             }
         }
     }
 }
 
-/// Asks for outcomes while somebody waits; ends when nobody has for a while.
+/// Asks for outcomes while somebody waits, and goes on showing itself for a while after: whoever waits for one run
+/// mostly waits for another soon.
 async fn watch(waiter: Arc<Waiter>) {
     let (sender, mut notices) = mpsc::unbounded_channel();
     let mut link = Link::new(waiter.target.clone(), "ambo client waiter").with_notices(sender);
@@ -145,10 +162,12 @@ async fn watch(waiter: Arc<Waiter>) {
     loop {
         let wanted = waiter.wanted();
         if wanted.is_empty() {
-            if let (Some(_), Ok(session)) = (listening.take(), link.session().await) {
-                let _ = worker::show_asleep(session, &waiter.target.schema, "wait", false).await;
+            if tokio::time::timeout(LINGER, waiter.arrived.notified()).await.is_err() {
+                if let (Some(_), Ok(session)) = (listening.take(), link.session().await) {
+                    let _ = worker::show_asleep(session, &waiter.target.schema, "wait", false).await;
+                }
+                waiter.arrived.notified().await;
             }
-            waiter.arrived.notified().await;
             continue;
         }
         if let Err(error) = look(&waiter, &mut link, &mut listening, &wanted).await {
@@ -185,32 +204,12 @@ async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<u64>, wan
         *listening = Some(session.number);
     }
     for some in wanted.chunks(ASK) {
-        for (run, outcome) in admin::outcomes(&session, schema, some).await? {
-            waiter.answer(run, &outcome);
+        // Whoever waits for a run that there is not learns it, at the first look.
+        let new = waiter.new_among(some);
+        for (run, outcome) in admin::outcomes(&session, schema, some, &new).await? {
+            waiter.answer(run, outcome);
         }
-    }
-    refuse_unknown(waiter, &session, wanted).await
-}
-
-/// Whoever waits for a run that there is not learns it, once and at first.
-async fn refuse_unknown(waiter: &Waiter, session: &Session, wanted: &[Uuid]) -> Result<()> {
-    let new: Vec<Uuid> = {
-        let mut all = waiter.waiting();
-        wanted
-            .iter()
-            .copied()
-            .filter(|run| all.get_mut(run).is_some_and(|w| !std::mem::replace(&mut w.known, true)))
-            .collect()
-    };
-    if new.is_empty() {
-        return Ok(());
-    }
-    for run in admin::unknown_runs(session, &waiter.target.schema, &new).await? {
-        if let Some(waiting) = waiter.waiting().remove(&run) {
-            for answer in waiting.answers {
-                let _ = answer.send(Err(super::unknown(run.into())));
-            }
-        }
+        waiter.known(&new);
     }
     Ok(())
 }

@@ -30,6 +30,11 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// An attempt made by hand, to call a step's function in a unit test.
+    pub fn new(number: u32, idempotency_key: impl Into<Arc<str>>) -> Self {
+        Attempt { number, key: idempotency_key.into() }
+    }
+
     /// The number of this attempt in this worker, from 1. A crash begins again at 1.
     pub fn number(&self) -> u32 {
         self.number

@@ -158,12 +158,17 @@ impl Claimer {
             self.lanes.clear();
             self.late.clear();
         }
-        let busy = empty == 0;
-        if !busy || self.discovered.is_none_or(|at| at.elapsed() > DISCOVER) {
+        // While there is work, new lanes are looked for now and then; when there is none, after every look.
+        if self.discovered.is_none()
+            || empty == 0 && self.discovered.is_some_and(|at| at.elapsed() > DISCOVER)
+        {
             self.discover().await?;
         }
         let room = self.engine.max_in_flight.saturating_sub(self.life.in_flight()).min(BATCH);
-        let found = self.claim(room).await?;
+        let mut found = self.claim(room).await?;
+        if found == 0 && self.discover().await? {
+            found = self.claim(room).await?;
+        }
         if found == room {
             return Ok(true);
         }
@@ -223,19 +228,20 @@ impl Claimer {
         }
     }
 
-    /// Looks for lanes that are not known yet.
-    async fn discover(&mut self) -> Result<()> {
+    /// Looks for lanes that are not known yet; says whether there are any.
+    async fn discover(&mut self) -> Result<bool> {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         let registration = &self.engine.registration;
         let found =
             claim::find_lanes(&session, &schema, &registration.queues, &registration.workflows, &self.lanes)
                 .await?;
+        let is_new = !found.is_empty();
         self.lanes.extend(found);
         let excess = self.lanes.len().saturating_sub(LANES_MAX);
         self.lanes.drain(..excess);
         self.discovered = Some(Instant::now());
-        Ok(())
+        Ok(is_new)
     }
 
     /// Waits a little; a hint or the drain ends it.

@@ -29,28 +29,27 @@ pub(crate) struct Outcome {
     pub(crate) error: Option<Json>,
 }
 
-/// The outcomes, so far, of some runs.
+/// The outcomes, so far, of some runs; for those of `new` that do not exist, `None`.
 pub(crate) async fn outcomes(
     session: &Session,
     schema: &Schema,
     runs: &[Uuid],
-) -> Result<Vec<(Uuid, Outcome)>> {
-    let rows =
-        session.query(&schema.sql("select * from ambo.outcomes($1)"), &[(&runs, Type::UUID_ARRAY)]).await?;
-    all(&rows, |row| {
-        Ok((
-            row.try_get(0)?,
-            Outcome { status: row.try_get(1)?, output: json(row, 2)?, error: json(row, 3)? },
-        ))
-    })
-}
-
-/// Those of the runs that do not exist.
-pub(crate) async fn unknown_runs(session: &Session, schema: &Schema, runs: &[Uuid]) -> Result<Vec<Uuid>> {
+    new: &[Uuid],
+) -> Result<Vec<(Uuid, Option<Outcome>)>> {
     let rows = session
-        .query(&schema.sql("select * from ambo.unknown_runs($1)"), &[(&runs, Type::UUID_ARRAY)])
+        .query(
+            &schema.sql("select * from ambo.outcomes($1, $2)"),
+            &[(&runs, Type::UUID_ARRAY), (&new, Type::UUID_ARRAY)],
+        )
         .await?;
-    all(&rows, |row| row.try_get(0))
+    all(&rows, |row| {
+        let status: String = row.try_get(1)?;
+        let outcome = match status.as_str() {
+            "unknown" => None,
+            _ => Some(Outcome { status, output: json(row, 2)?, error: json(row, 3)? }),
+        };
+        Ok((row.try_get(0)?, outcome))
+    })
 }
 
 pub(crate) async fn list_runs(

@@ -1,17 +1,18 @@
 //! Connections of our own: opened with TLS where asked, pinned against role defaults, healed when cut.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Config, Row};
+use tokio_postgres::{AsyncMessage, Client, Config, Row, Statement};
 
 use super::schema::Schema;
 use crate::error::{Code, Error, Result};
 
-/// A parameter with its type: statements are unnamed, one round trip, and safe behind a transaction pooler.
+/// A parameter with its type: behind a transaction pooler statements are unnamed, and still take one round trip.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// What every connection of ours is opened with.
@@ -69,7 +70,8 @@ impl Target {
         let client = tls::connect(&config, notices).await?;
         static COUNT: AtomicU64 = AtomicU64::new(1);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let session = Session { client: Arc::new(client), backend: 0, number };
+        let prepared = (!self.pooled).then(Arc::default);
+        let session = Session { client: Arc::new(client), backend: 0, number, prepared };
         if !self.pooled {
             session.batch(SETTINGS).await?;
         }
@@ -93,11 +95,34 @@ pub(crate) struct Session {
     pub(crate) backend: i32,
     /// Tells this session from all others of the process: a restarted server may give the same process ids again.
     pub(crate) number: u64,
+    /// Statements prepared once, by their text; none behind a transaction pooler, where they would be somebody
+    /// else's. A std mutex: never held across an await.
+    prepared: Option<Arc<Mutex<HashMap<String, Statement>>>>,
 }
 
 impl Session {
     pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
-        self.client.query_typed(sql, params).await.map_err(from_driver)
+        let Some(prepared) = &self.prepared else {
+            return self.client.query_typed(sql, params).await.map_err(from_driver);
+        };
+        let known = prepared.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned();
+        let statement = match known {
+            Some(statement) => statement,
+            None => {
+                let types: Vec<Type> = params.iter().map(|(_, ty)| ty.clone()).collect();
+                let statement = self.client.prepare_typed(sql, &types).await.map_err(from_driver)?;
+                let mut prepared = prepared.lock().unwrap_or_else(PoisonError::into_inner);
+                prepared.insert(sql.to_owned(), statement.clone());
+                statement
+            }
+        };
+        let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
+        let answer = self.client.query(&statement, &values).await.map_err(from_driver);
+        if answer.as_ref().is_err_and(|error| error.sqlstate() == Some("0A000")) {
+            // A migration changed what a function returns: the next call prepares anew.
+            prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        answer
     }
 
     pub(crate) async fn query_one(&self, sql: &str, params: &[Param<'_>]) -> Result<Row> {
