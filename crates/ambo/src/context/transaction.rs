@@ -279,7 +279,7 @@ impl<'a> TransactionStep<'a> {
         let args = [Some(self.run.id.to_string()), Some(self.position.clone())];
         let open = D::call(&mut connection, &self.run.target.schema.sql(sql), &args, Token(())).await;
         D::rollback(connection, Token(())).await;
-        if let Ok(answer) = open
+        if let Ok(answer) = &open
             && answer.first() == Some(&Some("false".to_owned()))
         {
             return Ended::Stopped(Stop::Dead(Error::new(
@@ -293,6 +293,10 @@ impl<'a> TransactionStep<'a> {
         match &failure {
             Failure::Application(error) if passes(error) => {
                 Ended::Again(Error::new(Code::Database, error.to_string()))
+            }
+            // The connection was cut under the body, whatever it made of that.
+            Failure::Application(_) if open.as_ref().is_err_and(Error::is_unavailable) => {
+                Ended::Again(Error::new(Code::Unavailable, "the connection was lost within the transaction"))
             }
             _ => Ended::Failed(failure),
         }

@@ -6,7 +6,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row, Transaction};
 
 use super::{Call, Database, Isolation, Token};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::connect::from_driver;
 
 async fn call(
@@ -131,5 +131,11 @@ impl Database for std::sync::Arc<TokioPostgres> {
     async fn rollback(opened: Opened, _: Token) {
         // If it cannot be rolled back the connection is gone, and the transaction with it.
         let _ = opened.end("rollback").await;
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        from_driver(error)
     }
 }

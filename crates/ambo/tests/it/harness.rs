@@ -30,6 +30,7 @@ pub(crate) struct Database {
     /// A plain connection, for what a user or an observer would do.
     pub(crate) sql: tokio_postgres::Client,
     name: String,
+    server: String,
 }
 
 pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
@@ -40,24 +41,33 @@ pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
 
 /// An empty database, without Ambo.
 pub(crate) async fn empty_database() -> (String, String) {
+    empty_database_at(server()).await
+}
+
+async fn empty_database_at(server: &str) -> (String, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if std::env::var_os("AMBO_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_env_filter("ambo=debug").with_test_writer().try_init();
     }
     let name = format!("t_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let admin = connect(server()).await;
+    let admin = connect(server).await;
     admin.batch_execute(&format!("create database {name}")).await.expect("create database");
-    let base = server().rsplit_once('/').expect("a URL with a database").0.to_owned();
+    let base = server.rsplit_once('/').expect("a URL with a database").0.to_owned();
     (format!("{base}/{name}"), name)
 }
 
 /// A database with Ambo installed.
 pub(crate) async fn database() -> Database {
-    let (url, name) = empty_database().await;
+    database_at(server()).await
+}
+
+/// A database with Ambo installed, on a server of the test's own.
+pub(crate) async fn database_at(server: &str) -> Database {
+    let (url, name) = empty_database_at(server).await;
     let client = Client::connect_unchecked(&url, "ambo").await.expect("connect");
     client.migrate().await.expect("migrate");
     let sql = connect(&url).await;
-    Database { url, client, sql, name }
+    Database { url, client, sql, name, server: server.to_owned() }
 }
 
 impl Database {
@@ -81,12 +91,12 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         // The server goes with its directory; what matters during a run is the room in memory.
-        let name = std::mem::take(&mut self.name);
+        let (name, server) = (std::mem::take(&mut self.name), std::mem::take(&mut self.server));
         let drop = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
                 runtime.block_on(async {
-                    let admin = connect(server()).await;
+                    let admin = connect(&server).await;
                     let _ =
                         admin.batch_execute(&format!("drop database if exists {name} with (force)")).await;
                 });

@@ -6,6 +6,7 @@ mod docs;
 mod fence;
 mod harness;
 mod marks;
+mod outage;
 mod random;
 mod recovery;
 mod smoke;
