@@ -49,23 +49,23 @@ pub use transaction::TransactionStep;
 pub struct Ctx<'run> {
     run: &'run Arc<Run>,
     /// The path of this branch, empty at the top.
-    branch: String,
+    branch: Arc<str>,
     /// The index of the last call built here.
     index: u32,
 }
 
 impl<'run> Ctx<'run> {
     pub(crate) fn new(run: &'run Arc<Run>) -> Self {
-        Ctx { run, branch: String::new(), index: 0 }
+        Ctx { run, branch: "".into(), index: 0 }
     }
 
     /// The next position: an index within the branch, behind the path of the branch.
-    fn position(&mut self) -> String {
+    fn position(&mut self) -> Arc<str> {
         self.index += 1;
         if self.branch.is_empty() {
-            self.index.to_string()
+            self.index.to_string().into()
         } else {
-            format!("{}.{}", self.branch, self.index)
+            format!("{}.{}", self.branch, self.index).into()
         }
     }
 

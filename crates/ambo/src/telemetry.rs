@@ -1,11 +1,11 @@
 //! Every metric, with its unit: names are constants here and nowhere else. Spans are `run` (run, workflow, attempt),
 //! `step` and `transaction` (position, name), on the target `ambo`.
 //!
-//! Without a recorder of the `metrics` crate they cost next to nothing.
+//! Without a recorder of the `metrics` crate they cost next to nothing. Install the recorder before workers start.
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{Counter, Histogram, counter, gauge, histogram};
 
 /// Runs taken into memory, by `workflow`.
 pub const RUNS_STARTED: &str = "ambo_runs_started_total";
@@ -15,7 +15,7 @@ pub const RUNS_ENDED: &str = "ambo_runs_ended_total";
 pub const RUNS_IN_FLIGHT: &str = "ambo_runs_in_flight";
 /// Steps that ended, by `workflow` and `succeeded`.
 pub const STEPS_ENDED: &str = "ambo_steps_ended_total";
-/// How long a step took, its retries included, in seconds.
+/// How long a step took, its retries included, in seconds, by `workflow`.
 pub const STEP_SECONDS: &str = "ambo_step_seconds";
 /// Attempts of steps that failed and were tried again, by `workflow`.
 pub const STEP_RETRIES: &str = "ambo_step_retries_total";
@@ -51,26 +51,62 @@ pub const ALL: &[(&str, &str)] = &[
     (SWEEP_FOUND, "runs that only the sweep found"),
 ];
 
-pub(crate) fn run_started(workflow: &str) {
-    counter!(RUNS_STARTED, "workflow" => workflow.to_owned()).increment(1);
+/// The counters of one workflow, looked up once: with no recorder they cost nothing, with one an addition.
+#[derive(Clone)]
+pub(crate) struct WorkflowMeters {
+    runs_started: Counter,
+    runs_ended: [(&'static str, Counter); 4],
+    steps_succeeded: Counter,
+    steps_failed: Counter,
+    step_retries: Counter,
+    step_seconds: Histogram,
 }
 
-pub(crate) fn run_ended(workflow: &str, status: &'static str) {
-    counter!(RUNS_ENDED, "workflow" => workflow.to_owned(), "status" => status).increment(1);
+impl WorkflowMeters {
+    pub(crate) fn new(workflow: &str) -> Self {
+        let workflow = workflow.to_owned();
+        let ended = |status: &'static str| {
+            (status, counter!(RUNS_ENDED, "workflow" => workflow.clone(), "status" => status))
+        };
+        WorkflowMeters {
+            runs_started: counter!(RUNS_STARTED, "workflow" => workflow.clone()),
+            runs_ended: [ended("succeeded"), ended("failed"), ended("cancelled"), ended("dead")],
+            steps_succeeded: counter!(STEPS_ENDED, "workflow" => workflow.clone(), "succeeded" => "true"),
+            steps_failed: counter!(STEPS_ENDED, "workflow" => workflow.clone(), "succeeded" => "false"),
+            step_retries: counter!(STEP_RETRIES, "workflow" => workflow.clone()),
+            step_seconds: histogram!(STEP_SECONDS, "workflow" => workflow.clone()),
+        }
+    }
+
+    pub(crate) fn run_started(&self) {
+        self.runs_started.increment(1);
+    }
+
+    pub(crate) fn run_ended(&self, status: &str) {
+        if let Some((_, counter)) = self.runs_ended.iter().find(|(known, _)| *known == status) {
+            counter.increment(1);
+        }
+    }
+
+    pub(crate) fn step_ended(&self, succeeded: bool, elapsed: Duration) {
+        let counter = if succeeded { &self.steps_succeeded } else { &self.steps_failed };
+        counter.increment(1);
+        self.step_seconds.record(elapsed.as_secs_f64());
+    }
+
+    pub(crate) fn step_retried(&self) {
+        self.step_retries.increment(1);
+    }
+}
+
+impl std::fmt::Debug for WorkflowMeters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WorkflowMeters")
+    }
 }
 
 pub(crate) fn in_flight(runs: usize) {
     gauge!(RUNS_IN_FLIGHT).set(runs as f64);
-}
-
-pub(crate) fn step_ended(workflow: &str, succeeded: bool, elapsed: Duration) {
-    let succeeded = if succeeded { "true" } else { "false" };
-    counter!(STEPS_ENDED, "workflow" => workflow.to_owned(), "succeeded" => succeeded).increment(1);
-    histogram!(STEP_SECONDS).record(elapsed.as_secs_f64());
-}
-
-pub(crate) fn step_retried(workflow: &str) {
-    counter!(STEP_RETRIES, "workflow" => workflow.to_owned()).increment(1);
 }
 
 pub(crate) fn claimed(runs: usize, elapsed: Duration) {

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::context::Ctx;
 use crate::error::{ApplicationError, Code, Error, Result, to_error};
 use crate::payload::{self, Json};
+use crate::telemetry::WorkflowMeters;
 
 /// A registered async function whose runs are durable. Made by [`#[ambo::workflow]`](macro@crate::workflow), or by hand.
 pub trait Workflow: Send + Sync + 'static {
@@ -95,7 +96,14 @@ where
 
 /// The workflows that a worker knows, by name.
 #[derive(Default, Clone)]
-pub(crate) struct Registry(HashMap<String, Arc<dyn Body>>);
+pub(crate) struct Registry(HashMap<String, Known>);
+
+/// A workflow that a worker knows.
+#[derive(Clone)]
+pub(crate) struct Known {
+    pub(crate) body: Arc<dyn Body>,
+    pub(crate) meters: Arc<WorkflowMeters>,
+}
 
 impl Registry {
     pub(crate) fn add<W: Workflow>(&mut self) -> Result<()> {
@@ -119,13 +127,14 @@ impl Registry {
                 format!("the name of a workflow has 1 to 200 bytes and no NUL; this one has {}", name.len()),
             ));
         }
-        if self.0.insert(name.to_owned(), body).is_some() {
+        let known = Known { body, meters: Arc::new(WorkflowMeters::new(name)) };
+        if self.0.insert(name.to_owned(), known).is_some() {
             return Err(Error::new(Code::Registration, format!("two workflows are registered as {name:?}")));
         }
         Ok(())
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Body>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
     }
 

@@ -16,6 +16,11 @@ const BATCH: usize = 1000;
 /// Requests waiting at most: beyond it, callers wait to be taken in.
 const WAITING: usize = 10_000;
 
+/// A batch of so many shows that many callers wait, and that as many will come again at once.
+const BUSY: usize = 16;
+/// How long they are given to come: a call costs the server a fixed part as dear as some tens of runs.
+const GATHER: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// A run, what to do with it, and where the answer goes.
 #[derive(Debug)]
 struct Request {
@@ -78,12 +83,34 @@ async fn serve(
     batch: usize,
 ) {
     let mut taken = Vec::with_capacity(batch);
+    let mut last = 0;
     loop {
-        if requests.lock().await.recv_many(&mut taken, batch).await == 0 {
-            return;
+        {
+            let mut requests = requests.lock().await;
+            if requests.recv_many(&mut taken, batch).await == 0 {
+                return;
+            }
+            if last >= BUSY && taken.len() < last {
+                gather(&mut requests, &mut taken, last.min(batch)).await;
+            }
         }
+        last = taken.len();
         for group in by_worker(std::mem::take(&mut taken)) {
             commit(&mut link, group).await;
+        }
+    }
+}
+
+/// Waits, for a moment only, until as many requests have come as the last batch had.
+async fn gather(requests: &mut mpsc::Receiver<Request>, taken: &mut Vec<Request>, wanted: usize) {
+    let moment = tokio::time::sleep(GATHER);
+    tokio::pin!(moment);
+    while taken.len() < wanted {
+        let room = wanted - taken.len();
+        tokio::select! {
+            biased;
+            received = requests.recv_many(taken, room) => if received == 0 { return },
+            () = &mut moment => return,
         }
     }
 }

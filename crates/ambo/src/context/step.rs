@@ -17,22 +17,23 @@ use tracing::Instrument as _;
 use crate::engine::run::Run;
 use crate::engine::{clock, executor, failpoint};
 use crate::error::{ApplicationError, Code, Error, Failure, to_error, to_failure};
+use crate::id::RunId;
 use crate::payload;
 use crate::retry::Retry;
 use crate::store::claim::Checkpoint;
-use crate::telemetry;
 
 /// What a step's body is told: which attempt it is, and the key to hand to the outside.
 #[derive(Debug, Clone)]
 pub struct Attempt {
     number: u32,
-    key: Arc<str>,
+    run: RunId,
+    position: Arc<str>,
 }
 
 impl Attempt {
     /// An attempt made by hand, to call a step's function in a unit test.
-    pub fn new(number: u32, idempotency_key: impl Into<Arc<str>>) -> Self {
-        Attempt { number, key: idempotency_key.into() }
+    pub fn new(number: u32, run: RunId, position: impl Into<Arc<str>>) -> Self {
+        Attempt { number, run, position: position.into() }
     }
 
     /// The number of this attempt in this worker, from 1. A crash begins again at 1.
@@ -42,8 +43,8 @@ impl Attempt {
 
     /// A key that is the same for every attempt of this step of this run, in whatever worker, and for no other
     /// step: hand it to the outside system, and it can tell a repetition from a second order.
-    pub fn idempotency_key(&self) -> &str {
-        &self.key
+    pub fn idempotency_key(&self) -> String {
+        format!("{}/{}", self.run, self.position)
     }
 }
 
@@ -74,7 +75,7 @@ struct Options<'a, E> {
 type Predicate<'a, E> = Box<dyn Fn(&E) -> bool + Send + Sync + 'a>;
 
 impl<'a, T, E> Step<'a, T, E> {
-    pub(crate) fn new<F, Fut>(run: &'a Arc<Run>, position: String, name: Cow<'static, str>, body: F) -> Self
+    pub(crate) fn new<F, Fut>(run: &'a Arc<Run>, position: Arc<str>, name: Cow<'static, str>, body: F) -> Self
     where
         F: FnMut(Attempt) -> Fut + Send + 'a,
         Fut: Future<Output = Result<T, E>> + Send + 'a,
@@ -131,7 +132,7 @@ impl<T, E> Future for Step<'_, T, E> {
 
 async fn perform<T, E, F, Fut>(
     run: &Arc<Run>,
-    position: String,
+    position: Arc<str>,
     name: Cow<'static, str>,
     body: F,
     options: Options<'_, E>,
@@ -146,14 +147,14 @@ where
         return answer;
     }
     let started = Instant::now();
-    let span = tracing::info_span!("step", position, name = %name);
+    let span = tracing::info_span!("step", position = &*position, name = %name);
     let result = attempts(run, &position, &name, body, options).instrument(span).await;
     // A value that cannot be recorded is a failure of the step for good: its effect has happened.
     let result = result.and_then(|value| match payload::encode("the result of the step", &value) {
         Ok(json) => Ok((value, json)),
         Err(error) => Err(Failure::Ambo(error)),
     });
-    telemetry::step_ended(&run.workflow, result.is_ok(), started.elapsed());
+    run.meters.step_ended(result.is_ok(), started.elapsed());
     match result {
         Ok((value, json)) => {
             run.record(position, name, Ok(json), started.elapsed());
@@ -211,7 +212,7 @@ where
 
 async fn attempts<T, E, F, Fut>(
     run: &Arc<Run>,
-    position: &str,
+    position: &Arc<str>,
     name: &str,
     mut body: F,
     options: Options<'_, E>,
@@ -221,7 +222,7 @@ where
     Fut: Future<Output = Result<T, E>>,
 {
     let Options { retry, retry_if, timeout } = options;
-    let mut attempt = Attempt { number: 1, key: format!("{}/{position}", run.id).into() };
+    let mut attempt = Attempt { number: 1, run: run.id.into(), position: position.clone() };
     loop {
         run.barrier().await;
         failpoint::reach("step-before");
@@ -236,7 +237,7 @@ where
         let Some(pause) = retry.pause_after(attempt.number, clock::jitter()).filter(|_| worth_it) else {
             return Err(failure);
         };
-        telemetry::step_retried(&run.workflow);
+        run.meters.step_retried();
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
         tokio::time::sleep(pause).await;
         if run.is_cancelled() {

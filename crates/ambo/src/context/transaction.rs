@@ -21,14 +21,13 @@ use crate::on::{Database, Isolation, Token};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
 use crate::store::connect::from_driver;
-use crate::telemetry;
 
 /// A transaction step that was built: configure it, then [`run`](TransactionStep::run) it.
 #[must_use = "a transaction step does nothing until it is run"]
 #[derive(Debug)]
 pub struct TransactionStep<'a> {
     run: &'a Arc<Run>,
-    position: String,
+    position: Arc<str>,
     name: Cow<'static, str>,
     isolation: Isolation,
     retry: Retry,
@@ -56,7 +55,7 @@ enum Ended<T, E> {
 }
 
 impl<'a> TransactionStep<'a> {
-    pub(crate) fn new(run: &'a Arc<Run>, position: String, name: Cow<'static, str>) -> Self {
+    pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, name: Cow<'static, str>) -> Self {
         let isolation = Isolation::default();
         TransactionStep { run, position, name, isolation, retry: Retry::none(), timeout: None }
     }
@@ -98,7 +97,7 @@ impl<'a> TransactionStep<'a> {
         if let Some(answer) = replay(self.run, &self.position, &self.name).await {
             return answer;
         }
-        let span = tracing::info_span!("transaction", position = self.position, name = %self.name);
+        let span = tracing::info_span!("transaction", position = &*self.position, name = %self.name);
         self.perform(database, &mut body).instrument(span).await
     }
 
@@ -116,7 +115,7 @@ impl<'a> TransactionStep<'a> {
             self.run.barrier().await;
             match self.attempt(database, body, started).await {
                 Ended::Committed(value) => {
-                    telemetry::step_ended(&self.run.workflow, true, started.elapsed());
+                    self.run.meters.step_ended(true, started.elapsed());
                     return Ok(value);
                 }
                 Ended::Stopped(reason) => {
@@ -124,7 +123,7 @@ impl<'a> TransactionStep<'a> {
                     std::future::pending::<()>().await;
                 }
                 Ended::Again(error) => {
-                    telemetry::step_retried(&self.run.workflow);
+                    self.run.meters.step_retried();
                     tracing::debug!(%error, "the transaction had no effect; trying again");
                     let full = Duration::from_millis(1u64 << troubled.min(10));
                     troubled += 1;
@@ -145,7 +144,7 @@ impl<'a> TransactionStep<'a> {
                 ));
             }
         };
-        telemetry::step_ended(&self.run.workflow, false, started.elapsed());
+        self.run.meters.step_ended(false, started.elapsed());
         let error = match failure {
             Failure::Application(error) => to_error(error),
             Failure::Ambo(error) => error,
@@ -240,7 +239,7 @@ impl<'a> TransactionStep<'a> {
             Some(self.run.worker.to_string()),
             Some(self.run.id.to_string()),
             Some(self.run.attempt.to_string()),
-            Some(self.position.clone()),
+            Some(self.position.to_string()),
         ];
         let mut row =
             D::call(connection, &self.run.target.schema.sql(sql), &args, Token(())).await?.into_iter();
@@ -261,7 +260,7 @@ impl<'a> TransactionStep<'a> {
             Some(self.run.worker.to_string()),
             Some(self.run.id.to_string()),
             Some(self.run.attempt.to_string()),
-            Some(self.position.clone()),
+            Some(self.position.to_string()),
             Some(self.name.to_string()),
             Some(output.into()),
             Some(i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX).to_string()),
@@ -276,7 +275,7 @@ impl<'a> TransactionStep<'a> {
         E: ApplicationError,
     {
         let sql = "select ambo.step_is_open($1::text::uuid, $2::text)::text";
-        let args = [Some(self.run.id.to_string()), Some(self.position.clone())];
+        let args = [Some(self.run.id.to_string()), Some(self.position.to_string())];
         let open = D::call(&mut connection, &self.run.target.schema.sql(sql), &args, Token(())).await;
         D::rollback(connection, Token(())).await;
         if let Ok(answer) = &open

@@ -66,7 +66,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
     };
     let body = async {
         let ctx = Ctx::new(run);
-        let mut body = AssertUnwindSafe(workflow.run(ctx, input)).catch_unwind();
+        let mut body = AssertUnwindSafe(workflow.body.run(ctx, input)).catch_unwind();
         std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await
     };
     let deadline = async {

@@ -221,7 +221,7 @@ async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witnes
     }
     batch.retain(|entry| {
         let position = match &entry.fact {
-            Fact::Checkpoint(checkpoint) => Some(checkpoint.position.clone()),
+            Fact::Checkpoint(checkpoint) => Some(checkpoint.position.to_string()),
             Fact::Outcome(_) => None,
         };
         let ours = there.get(&(entry.run.id, position)) == Some(&entry.run.attempt);

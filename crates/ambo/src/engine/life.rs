@@ -61,7 +61,7 @@ impl Life {
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
-        telemetry::run_started(&run.workflow);
+        run.meters.run_started();
         let execution =
             executor::execute(engine.clone(), self.clone(), run, claimed.input, claimed.time_left);
         engine.runtime.spawn(execution);
@@ -106,7 +106,7 @@ impl Life {
 
 impl journal::Witness for Life {
     fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome) {
-        telemetry::run_ended(&run.workflow, outcome.status);
+        run.meters.run_ended(outcome.status);
         run.settle();
         self.outcomes.settle(run.id, outcome);
         self.forget(&run.id);

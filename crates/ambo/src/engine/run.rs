@@ -14,6 +14,7 @@ use crate::error::{Code, Error};
 use crate::payload::Json;
 use crate::store::claim::Checkpoint;
 use crate::store::flush::NewCheckpoint;
+use crate::telemetry::WorkflowMeters;
 use crate::workflow::States;
 
 /// Why a run is taken from its body.
@@ -38,6 +39,7 @@ pub(crate) struct Run {
     pub(crate) worker: i64,
     pub(crate) journal: Journal,
     pub(crate) states: States,
+    pub(crate) meters: Arc<WorkflowMeters>,
     pub(crate) target: crate::store::connect::Target,
     /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
     history: Mutex<HashMap<String, Checkpoint>>,
@@ -72,7 +74,11 @@ impl Run {
         life: &super::Life,
         engine: &super::Engine,
     ) -> Self {
+        let known = engine.registry.get(&identity.workflow);
+        let meters = known
+            .map_or_else(|| Arc::new(WorkflowMeters::new(&identity.workflow)), |known| known.meters.clone());
         Run {
+            meters,
             id: identity.id,
             attempt: identity.attempt,
             workflow: identity.workflow,
@@ -130,7 +136,7 @@ impl Run {
     /// Gives a checkpoint to the journal. The caller may go on: what must wait for it is the next effect.
     pub(crate) fn record(
         self: &Arc<Self>,
-        position: String,
+        position: Arc<str>,
         name: Cow<'static, str>,
         result: Result<Json, Json>,
         elapsed: std::time::Duration,

@@ -14,7 +14,7 @@ use crate::payload::Json;
 pub(crate) struct NewCheckpoint {
     pub(crate) run: Uuid,
     pub(crate) attempt: i32,
-    pub(crate) position: String,
+    pub(crate) position: std::sync::Arc<str>,
     pub(crate) name: std::borrow::Cow<'static, str>,
     pub(crate) output: Option<Json>,
     pub(crate) error: Option<Json>,
@@ -41,7 +41,7 @@ pub(crate) async fn flush(
 ) -> Result<Vec<Uuid>> {
     let runs: Vec<Uuid> = checkpoints.iter().map(|c| c.run).collect();
     let attempts: Vec<i32> = checkpoints.iter().map(|c| c.attempt).collect();
-    let positions: Vec<&str> = checkpoints.iter().map(|c| c.position.as_str()).collect();
+    let positions: Vec<&str> = checkpoints.iter().map(|c| &*c.position).collect();
     let names: Vec<&str> = checkpoints.iter().map(|c| &*c.name).collect();
     let outputs: Vec<Option<JsonText<&str>>> =
         checkpoints.iter().map(|c| c.output.as_deref().map(JsonText)).collect();
