@@ -3,11 +3,14 @@
 mod child;
 mod crash;
 mod docs;
+mod drain;
 mod fence;
+mod guarantees;
 mod harness;
 mod marks;
 mod outage;
 mod random;
 mod recovery;
 mod smoke;
+mod wake;
 mod workflows;

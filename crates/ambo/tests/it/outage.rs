@@ -25,7 +25,7 @@ async fn work(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<i64> {
     let run = cx.run_id().to_string();
     for name in ["first", "second"] {
         cx.step_with(name, |attempt| {
-            tally.note(attempt.idempotency_key());
+            tally.note(&attempt.idempotency_key());
             async { Ok::<_, Error>(()) }
         })
         .await?;

@@ -69,7 +69,7 @@ async fn step(cx: &mut Ctx<'_>, name: &'static str) -> Result<u32> {
     let (ledger, run) = (cx.state::<Arc<Ledger>>()?, cx.run_id().to_string());
     let step = cx.step_with(name, |attempt| {
         let (ledger, run) = (&ledger, &run);
-        async move { ledger.effect(run, name, attempt.idempotency_key()).await }
+        async move { ledger.effect(run, name, &attempt.idempotency_key()).await }
     });
     Ok(step.await?)
 }
