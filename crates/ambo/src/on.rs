@@ -7,7 +7,7 @@
 mod diesel_async;
 #[cfg(feature = "sea-orm")]
 mod sea_orm;
-#[cfg(feature = "sqlx")]
+#[cfg(any(feature = "sqlx", feature = "sea-orm"))]
 mod sqlx;
 mod tokio_postgres;
 
@@ -16,6 +16,8 @@ pub use self::tokio_postgres::TokioPostgres;
 use std::future::Future;
 
 use crate::error::Result;
+#[cfg(any(feature = "sqlx", feature = "sea-orm", feature = "diesel-async"))]
+use crate::error::{Code, Error};
 
 /// Where an enqueue goes: a connection or an open transaction of the caller's, or the [`Client`](crate::Client).
 ///
@@ -37,9 +39,9 @@ impl<C: sealed::Enqueue + Send> On for C {}
     note = "pass the pool of the driver, with the feature of its name: `sqlx::PgPool`, `sea_orm::DatabaseConnection`, \
             `diesel_async::pooled_connection::deadpool::Pool`, or `ambo::TokioPostgres`"
 )]
-pub trait Database: Sync {
+pub trait Database: Clone + Send + Sync + 'static {
     /// What the body of the step works with.
-    type Connection: std::ops::DerefMut + Send;
+    type Connection: std::ops::DerefMut + Send + 'static;
 
     #[doc(hidden)]
     fn begin(
@@ -87,6 +89,19 @@ impl Isolation {
 }
 
 pub(crate) use sealed::{Call, Token};
+
+/// What a server refused, as a user's driver reports it.
+#[cfg(any(feature = "sqlx", feature = "sea-orm", feature = "diesel-async"))]
+fn refused(sqlstate: &str, message: &str, hint: Option<&str>) -> Error {
+    let text = match (crate::store::connect::classify(sqlstate, message), hint) {
+        (Code::SchemaMismatch, _) => {
+            "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned()
+        }
+        (_, Some(hint)) => format!("{message} ({hint})"),
+        (_, None) => message.to_owned(),
+    };
+    Error::new(crate::store::connect::classify(sqlstate, message), text).with_sqlstate(sqlstate)
+}
 
 pub(crate) mod sealed {
     //! What only Ambo implements and calls.

@@ -1,11 +1,10 @@
 //! sqlx: connections, transactions, pools.
 
-use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool, PgRow};
 use sqlx::{Executor, Postgres, Row as _, Transaction};
 
-use super::{Call, Database, Isolation, Token};
+use super::{Call, Database, Isolation, Token, refused};
 use crate::error::{Code, Error, Result};
-use crate::store::connect::classify;
 
 async fn call<'c>(
     executor: impl Executor<'c, Database = Postgres>,
@@ -71,25 +70,24 @@ impl Database for PgPool {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let (code, sqlstate) = match &error {
-            sqlx::Error::Database(db) => {
-                let sqlstate = db.code().map(|code| code.into_owned());
-                (classify(sqlstate.as_deref().unwrap_or(""), db.message()), sqlstate)
-            }
-            sqlx::Error::Io(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::Tls(_) => (Code::Unavailable, None),
-            _ => (Code::Database, None),
-        };
-        let text = match &error {
-            sqlx::Error::Database(db) => db.message().to_owned(),
-            other => other.to_string(),
-        };
-        let mut converted = Error::new(code, text).with_source(error);
-        if let Some(sqlstate) = sqlstate {
-            converted = converted.with_sqlstate(&sqlstate);
+        let converted = convert(&error);
+        converted.with_source(error)
+    }
+}
+
+/// Classifies what the driver reports. The message of the server is kept, its detail (which may quote rows) not.
+pub(super) fn convert(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(db) => {
+            let sqlstate = db.code().unwrap_or_default();
+            let hint = db.try_downcast_ref::<PgDatabaseError>().and_then(|db| db.hint());
+            refused(&sqlstate, db.message(), hint)
         }
-        converted
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Tls(_) => Error::new(Code::Unavailable, error.to_string()),
+        _ => Error::new(Code::Database, error.to_string()),
     }
 }
