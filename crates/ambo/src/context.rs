@@ -2,6 +2,7 @@
 
 pub(crate) mod step;
 pub(crate) mod transaction;
+pub(crate) mod witness;
 
 use std::borrow::Cow;
 use std::future::Future;

@@ -89,6 +89,7 @@ mod workflow;
 pub use admin::Cancelled;
 pub use client::Client;
 pub use context::transaction::Tx;
+pub use context::witness::{WITNESS_SQL, install_witness};
 pub use context::{Attempt, Ctx, Step, TransactionStep};
 pub use engine::failpoint::NAMES as FAILPOINTS;
 pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};

@@ -24,7 +24,7 @@ end $$;
 
 -- Last statement before its commit: locks the claim, so that nobody can take the run before the commit is
 -- decided, removes the marker and records the checkpoint. In a snapshot older than the loss of the claim the
--- lock fails with 40001, which is the same answer.
+-- lock fails with 40001: the step is tried again and finds itself fenced in the new snapshot.
 create or replace function ambo.finish_step(
     p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json,
     p_error json, p_elapsed_ms integer)
@@ -35,7 +35,7 @@ begin
     delete from ambo.transaction_marker m
     where m.run_id = p_run and m.position = p_position and m.xid = pg_current_xact_id();
     if not found then
-        raise exception 'AMBO031: the body of the transaction step at position % of run % committed by hand',
+        raise exception 'AMBO031: the body of the transaction step at position % of run % committed or rolled back by hand',
             p_position, p_run using errcode = 'AM031',
             hint = 'A body must not run COMMIT or ROLLBACK: Ambo commits it together with its checkpoint.';
     end if;
@@ -43,32 +43,58 @@ begin
     where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt
     for key share;
     if not found then
+        if not exists (select from ambo.run r where r.id = p_run) then
+            raise exception 'AMBO041: run % is not of this database', p_run using errcode = 'AM041',
+                hint = 'A transaction step runs in the database that its run lives in; for another one, use a witness.';
+        end if;
         raise exception 'AMBO030: worker % no longer holds run %', p_worker, p_run using errcode = 'AM030';
     end if;
     insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output, error)
     values (p_run, p_attempt, p_elapsed_ms, p_position, p_name, p_output, p_error);
 end $$;
 
--- What became of a step whose commit was not answered: 'in progress', 'committed' or 'aborted'. Ends the backend
--- that may still hold it, where we may.
-create or replace function ambo.step_fate(p_backend integer, p_xid xid8) returns text
+-- What became of a step whose end is unknown: 'in progress', 'committed', 'by hand' or 'aborted'. Ends the
+-- backend that may still hold it, where we may. The checkpoint is what decides: after a failover the xid may belong
+-- to somebody else, or not have been given out yet.
+create or replace function ambo.step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text)
+returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pg_xact_status(p_xid) = 'in progress' then
-        perform pg_terminate_backend(a.pid) from pg_stat_activity a
-        where a.pid = p_backend and a.backend_xid = xid(p_xid)
-          and pg_has_role(current_user, a.usesysid, 'member');
-        return 'in progress';
-    end if;
-    return coalesce(pg_xact_status(p_xid), 'aborted');
+    begin
+        if pg_xact_status(p_xid) = 'in progress' then
+            perform pg_terminate_backend(a.pid) from pg_stat_activity a
+            where a.pid = p_backend and a.backend_xid = xid(p_xid)
+              and pg_has_role(current_user, a.usesysid, 'member');
+            return 'in progress';
+        end if;
+    exception when invalid_parameter_value then
+        null;
+    end;
+    return case
+        when exists (select from ambo.checkpoint c where c.run_id = p_run and c.position = p_position)
+            then 'committed'
+        when exists (select from ambo.transaction_marker m where m.run_id = p_run and m.position = p_position)
+            then 'by hand'
+        else 'aborted'
+    end;
 end $$;
 
 -- Whether the transaction is still the one that the step began: after a body that failed.
 create or replace function ambo.step_is_open(p_run uuid, p_position text) returns boolean
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from ambo.transaction_marker m
+begin
+    return exists (select from ambo.transaction_marker m
                    where m.run_id = p_run and m.position = p_position
-                     and m.xid = pg_current_xact_id_if_assigned())
-$$;
+                     and m.xid = pg_current_xact_id_if_assigned());
+end $$;
+
+-- Whether a body committed by hand: after its transaction was rolled back.
+create or replace function ambo.step_is_marked(p_run uuid, p_position text) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (select from ambo.transaction_marker m
+                   where m.run_id = p_run and m.position = p_position);
+end $$;

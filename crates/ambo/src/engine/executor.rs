@@ -32,6 +32,10 @@ pub(crate) async fn execute(
 ) {
     let span = tracing::info_span!("run", run = %run.id, workflow = run.workflow, attempt = run.attempt);
     let ending = drive(&engine, &run, &input, time_left).instrument(span.clone()).await;
+    // A transaction step that was dropped is run to a known end first: the outcome must not wait for its locks.
+    if !matches!(ending, Ending::Fenced) {
+        run.decided().await;
+    }
     match ending {
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
         Ending::HandBack => hand_back(&engine, &life, &run).await,
@@ -56,7 +60,8 @@ pub(crate) async fn execute(
 }
 
 async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Option<Duration>) -> Ending {
-    if run.is_cancelled() {
+    // A run that had begun sees the cancel at its next durable call, so that it can compensate.
+    if run.is_cancelled() && run.attempt == 1 {
         return Ending::Outcome("cancelled", Err(cancelled()));
     }
     let Some(workflow) = engine.registry.get(&run.workflow) else {

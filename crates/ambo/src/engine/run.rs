@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -54,6 +54,19 @@ pub(crate) struct Run {
     /// Since when the body has been polled without coming back, in milliseconds of the process clock; 0: it is not.
     busy_since: AtomicU64,
     reported: AtomicBool,
+    /// Commits on their way whose step was dropped.
+    undecided: AtomicUsize,
+}
+
+/// What the run does not go past until it is dropped: a commit on its way whose step was dropped.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Run>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.undecided.fetch_sub(1, Ordering::AcqRel);
+        self.0.moved.notify_waiters();
+    }
 }
 
 /// What identifies a run and where its facts go.
@@ -98,6 +111,7 @@ impl Run {
             stopped: Notify::new(),
             busy_since: AtomicU64::new(0),
             reported: AtomicBool::new(false),
+            undecided: AtomicUsize::new(0),
         }
     }
 
@@ -114,6 +128,30 @@ impl Run {
         let since = self.busy_since.load(Ordering::Relaxed);
         let busy = std::time::Duration::from_millis(clock::monotonic_ms().saturating_sub(since));
         (since != 0 && busy > limit && !self.reported.swap(true, Ordering::Relaxed)).then_some(busy)
+    }
+
+    /// Whether a call at this position was recorded and has not been replayed yet.
+    pub(crate) fn is_recorded(&self, position: &str) -> bool {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).contains_key(position)
+    }
+
+    /// Holds up the next effect and the end of the run.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.undecided.fetch_add(1, Ordering::AcqRel);
+        Hold(self.clone())
+    }
+
+    /// Waits until nothing holds up the run.
+    pub(crate) async fn decided(&self) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.undecided.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            moved.await;
+        }
     }
 
     /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it
@@ -160,7 +198,8 @@ impl Run {
         );
     }
 
-    /// Waits until all that was recorded so far is durable and the journal has room: before every effect. Never
+    /// Waits until all that was recorded so far is durable, every commit on its way is decided and the journal has
+    /// room: before every effect. Never
     /// returns for a run that was stopped, whose body is about to be dropped.
     pub(crate) async fn barrier(&self) {
         let target = self.sent.load(Ordering::Acquire);
@@ -178,6 +217,7 @@ impl Run {
                 moved.await;
             }
         }
+        self.decided().await;
         self.journal.room().await;
     }
 

@@ -1,0 +1,242 @@
+//! Where a transaction step is recorded: as a checkpoint in Ambo's own database, or as a witness in another one.
+//!
+//! Each is a set of SQL functions with the same parts: open, close, what became of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::Type;
+
+use crate::engine::run::Run;
+use crate::error::{Code, Error, Result};
+use crate::on::{Database, Isolation, Token};
+use crate::payload::Json;
+use crate::store::connect::from_driver;
+
+/// How long a witnessed transaction may be idle before the server ends it: the default lease.
+const WITNESS_IDLE: Duration = Duration::from_secs(15);
+/// Between two questions for the fate of a transaction.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long one such question may take: the connection it is asked on may be cut as well.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A position of a run, and the kind of its record. Owns what it needs: a commit outlives a step that is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) run: Arc<Run>,
+    pub(super) position: Arc<str>,
+    pub(super) name: Arc<str>,
+    pub(super) witnessed: bool,
+}
+
+/// The transaction of one attempt, as the server knows it.
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    backend: String,
+    xid: String,
+}
+
+/// What an attempt finds.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// The step is to be run.
+    Open(Opened),
+    /// The step took effect in an earlier attempt, with this output.
+    Done(Json),
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Committed,
+    Aborted,
+    /// The body committed part of it.
+    ByHand,
+}
+
+type Row = Vec<Option<String>>;
+
+impl Place {
+    fn run_and_position(&self) -> [Option<String>; 2] {
+        [Some(self.run.id.to_string()), Some(self.position.to_string())]
+    }
+
+    async fn call<D: Database>(
+        &self,
+        connection: &mut D::Connection,
+        sql: &str,
+        args: &[Option<String>],
+    ) -> Result<Row> {
+        // The witness has a schema of its own, which is never renamed.
+        let sql =
+            if self.witnessed { std::borrow::Cow::Borrowed(sql) } else { self.run.target.schema.sql(sql) };
+        D::call(connection, &sql, args, Token(())).await.map_err(|error| self.explain(error))
+    }
+
+    /// The first statement of the step's transaction.
+    pub(super) async fn open<D: Database>(&self, connection: &mut D::Connection) -> Result<Opening> {
+        let [run, position] = self.run_and_position();
+        let (attempt, worker) = (Some(self.run.attempt.to_string()), Some(self.run.worker.to_string()));
+        let row = if self.witnessed {
+            let sql = "select state, backend::text, xid::text, output::text from ambo_witness.open_step(\
+                       $1::text::uuid, $2::text, $3::text::int4, $4::text::int8, $5::text::int4)";
+            let idle = Some(WITNESS_IDLE.as_millis().to_string());
+            self.call::<D>(connection, sql, &[run, position, attempt, worker, idle]).await?
+        } else {
+            let sql = "select 'open', backend::text, xid::text, null::text from ambo.begin_step(\
+                       $1::text::int8, $2::text::uuid, $3::text::int4, $4::text)";
+            self.call::<D>(connection, sql, &[worker, run, attempt, position]).await?
+        };
+        match <[_; 4]>::try_from(row) {
+            Ok([Some(state), Some(backend), Some(xid), _]) if state == "open" => {
+                Ok(Opening::Open(Opened { backend, xid }))
+            }
+            Ok([Some(state), _, _, output]) if state == "done" => {
+                Ok(Opening::Done(output.unwrap_or_else(|| "null".to_owned()).into()))
+            }
+            _ => Err(Error::new(Code::Database, "the beginning of a transaction step gave no answer")),
+        }
+    }
+
+    /// The last statement before its commit.
+    pub(super) async fn close<D: Database>(
+        &self,
+        connection: &mut D::Connection,
+        output: &str,
+        started: Instant,
+    ) -> Result<()> {
+        let [run, position] = self.run_and_position();
+        let output = Some(output.to_owned());
+        if self.witnessed {
+            let sql = "select ambo_witness.close_step($1::text::uuid, $2::text, $3::text::json)::text";
+            return self.call::<D>(connection, sql, &[run, position, output]).await.map(drop);
+        }
+        let sql = "select ambo.finish_step($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text, \
+                   $6::text::json, null, $7::text::int4)::text";
+        let args = [
+            Some(self.run.worker.to_string()),
+            run,
+            Some(self.run.attempt.to_string()),
+            position,
+            Some(self.name.to_string()),
+            output,
+            Some(i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX).to_string()),
+        ];
+        self.call::<D>(connection, sql, &args).await.map(drop)
+    }
+
+    /// Whether the transaction is still the one that [`open`](Place::open) began. An error where it is aborted.
+    pub(super) async fn is_open<D: Database>(&self, connection: &mut D::Connection) -> Result<bool> {
+        let sql = match self.witnessed {
+            true => "select ambo_witness.step_is_open($1::text::uuid, $2::text)::text",
+            false => "select ambo.step_is_open($1::text::uuid, $2::text)::text",
+        };
+        self.call::<D>(connection, sql, &self.run_and_position()).await.map(|row| is_true(&row))
+    }
+
+    /// Whether the body committed by hand: outside of the transaction.
+    pub(super) async fn is_marked<D: Database>(&self, connection: &mut D::Connection) -> Result<bool> {
+        let sql = match self.witnessed {
+            true => "select ambo_witness.step_is_marked($1::text::uuid, $2::text)::text",
+            false => "select ambo.step_is_marked($1::text::uuid, $2::text)::text",
+        };
+        self.call::<D>(connection, sql, &self.run_and_position()).await.map(|row| is_true(&row))
+    }
+
+    /// A tombstone, in a transaction of its own: no earlier attempt can take effect any more. Answers the output of
+    /// one that did.
+    pub(super) async fn void<D: Database>(&self, database: &D) -> Result<Option<Json>> {
+        let mut connection = database.begin(Isolation::ReadCommitted, Token(())).await?;
+        let sql = "select state, output::text from ambo_witness.void_step($1::text::uuid, $2::text, $3::text::int4)";
+        let [run, position] = self.run_and_position();
+        let row = self
+            .call::<D>(&mut connection, sql, &[run, position, Some(self.run.attempt.to_string())])
+            .await?;
+        D::commit(connection, Token(())).await?;
+        match <[_; 2]>::try_from(row) {
+            Ok([Some(state), output]) if state == "done" => {
+                Ok(Some(output.unwrap_or_else(|| "null".to_owned()).into()))
+            }
+            Ok([Some(state), _]) if state == "void" => Ok(None),
+            _ => Err(Error::new(Code::Database, "the tombstone of a transaction step gave no answer")),
+        }
+    }
+
+    /// What became of a transaction whose end is unknown: asks until it is decided. For a checkpoint on a connection
+    /// of ours; for a witness on another one of the user's.
+    pub(super) async fn fate<D: Database>(&self, database: &D, opened: &Opened) -> Fate {
+        let mut told = false;
+        loop {
+            let asked = match tokio::time::timeout(ANSWER, self.ask(database, opened)).await {
+                Ok(asked) => asked,
+                Err(_) => Err(Error::new(Code::Unavailable, "the database did not answer in time")),
+            };
+            match asked.as_deref() {
+                Ok("committed") => return Fate::Committed,
+                Ok("aborted") => return Fate::Aborted,
+                Ok("by hand") => return Fate::ByHand,
+                Ok(_) => {}
+                Err(error) if !told => {
+                    tracing::warn!(
+                        run = %self.run.id, position = &*self.position, %error,
+                        "cannot learn what became of a commit; the run waits until the database tells"
+                    );
+                    told = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    async fn ask<D: Database>(&self, database: &D, opened: &Opened) -> Result<String> {
+        let (backend, xid) = (&opened.backend, &opened.xid);
+        let [run, position] = self.run_and_position();
+        if self.witnessed {
+            let mut connection = database.begin(Isolation::ReadCommitted, Token(())).await?;
+            let sql =
+                "select ambo_witness.step_fate($1::text::int4, $2::text::xid8, $3::text::uuid, $4::text)";
+            let args = [Some(backend.clone()), Some(xid.clone()), run, position];
+            let row = self.call::<D>(&mut connection, sql, &args).await?;
+            D::rollback(connection, Token(())).await;
+            return row.into_iter().next().flatten().ok_or_else(|| Error::new(Code::Database, "no answer"));
+        }
+        let session = self.run.target.open("ambo step fate", None).await?;
+        let sql = "select ambo.step_fate($1::text::int4, $2::text::xid8, $3::text::uuid, $4::text)";
+        let params: [crate::store::connect::Param<'_>; 4] =
+            [(backend, Type::TEXT), (xid, Type::TEXT), (&run, Type::TEXT), (&position, Type::TEXT)];
+        let row = session.query_one(&self.run.target.schema.sql(sql), &params).await?;
+        row.try_get(0).map_err(from_driver)
+    }
+
+    /// An error that says what to do about it.
+    fn explain(&self, error: Error) -> Error {
+        let text = match (error.code(), error.sqlstate()) {
+            _ if self.witnessed && is_missing(&error) => {
+                "the database of this transaction step has no table of witnesses; \
+                 run ambo::install_witness on it, or the SQL of ambo::WITNESS_SQL"
+            }
+            (Code::SchemaMismatch, _) => {
+                "the database of this transaction step holds no schema of Ambo that fits; a transaction step \
+                 runs in the database that its run lives in, for another one add .witnessed()"
+            }
+            (_, Some("25P02")) => {
+                "the transaction was aborted: its body went on after an error of the database, and did not return it"
+            }
+            _ => return error,
+        };
+        let code = if self.witnessed && is_missing(&error) { Code::SchemaMismatch } else { error.code() };
+        let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
+        Error::new(code, text).with_sqlstate(&sqlstate).with_source(error)
+    }
+}
+
+fn is_true(row: &Row) -> bool {
+    row.first() == Some(&Some("true".to_owned()))
+}
+
+/// No such schema, function or table.
+fn is_missing(error: &Error) -> bool {
+    error.code() == Code::SchemaMismatch
+        || matches!(error.sqlstate(), Some("3F000" | "42883" | "42P01" | "42703"))
+}
