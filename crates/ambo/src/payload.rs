@@ -9,6 +9,9 @@ use crate::error::{Code, Error};
 /// and the journal holds outputs in memory: without a limit one payload could end a worker.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// The deepest nesting that is recorded: what is deeper could be written but not read back.
+const DEPTH_MAX: usize = 127;
+
 /// Recorded JSON, as the text it was.
 pub(crate) type Json = Box<str>;
 
@@ -22,7 +25,33 @@ pub(crate) fn encode(what: &str, value: &impl Serialize) -> Result<Json, Error> 
             format!("{what} has {} bytes; the limit is {PAYLOAD_BYTES_MAX}", text.len()),
         ));
     }
+    // What is shorter cannot be so deep: each level has two brackets.
+    if text.len() > 2 * DEPTH_MAX && depth(&text) > DEPTH_MAX {
+        return Err(Error::new(
+            Code::NotEncodable,
+            format!("{what} is nested deeper than {DEPTH_MAX} levels"),
+        ));
+    }
     Ok(text.into_boxed_str())
+}
+
+/// How deep JSON is nested.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, Error> {
@@ -37,4 +66,22 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, E
             ),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_within_strings_are_no_depth() {
+        assert_eq!(depth(r#"{"a": ["[[[", "\"[[", "\\"], "]": {}}"#), 2);
+    }
+
+    #[test]
+    fn what_is_taken_can_be_read_back() {
+        let nested = |n| (1..n).fold(serde_json::json!([]), |inner, _| serde_json::json!([inner]));
+        let text = encode("it", &nested(DEPTH_MAX)).unwrap();
+        decode::<serde_json::Value>("it", &text).unwrap();
+        assert_eq!(encode("it", &nested(DEPTH_MAX + 1)).unwrap_err().code(), Code::NotEncodable);
+    }
 }

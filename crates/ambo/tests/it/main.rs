@@ -7,6 +7,7 @@ mod drain;
 mod fence;
 mod guarantees;
 mod harness;
+mod hostile;
 mod marks;
 mod outage;
 mod random;

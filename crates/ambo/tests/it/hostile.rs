@@ -1,0 +1,265 @@
+//! Hostile input: through the API and through SQL, into runs, steps and results. It is refused with a code or recorded
+//! as a coded failure, and hurts nobody else.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use ambo::{Client, Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, Untyped, Worker};
+use serde_json::Value;
+
+use crate::harness::{Database, database};
+
+const TOO_MUCH: usize = 3 * 1024 * 1024;
+
+/// Does what its input says.
+async fn hostile(mut cx: Ctx<'_>, act: String) -> Result<Value> {
+    let tried = cx.state::<Arc<AtomicU32>>()?;
+    let step = cx.step(if act == "long name" { "n".repeat(65_536) } else { "step".to_owned() }, async || {
+        tried.fetch_add(1, Ordering::SeqCst);
+        match act.as_str() {
+            "large output" => Ok(Value::String("x".repeat(TOO_MUCH))),
+            "large error" => Err(Error::message("x".repeat(TOO_MUCH))),
+            "nul" => Ok(Value::String("a\0b \u{10ffff} \\u0000".into())),
+            "deep" => Ok(nested(127)),
+            "too deep" => Ok(nested(128)),
+            "panic in a step" => panic!("told to"),
+            _ => Ok(Value::Null),
+        }
+    });
+    let value = step.retry(Retry::fixed(Duration::from_millis(1)).max_attempts(3)).await?;
+    match act.as_str() {
+        "large result" => Ok(Value::String("x".repeat(TOO_MUCH))),
+        "panic" => panic!("told to"),
+        _ => Ok(value),
+    }
+}
+
+async fn innocent(mut cx: Ctx<'_>, n: i64) -> Result<i64> {
+    Ok(cx.step("harmless", async || Ok::<_, Error>(n)).await?)
+}
+
+fn nested(depth: usize) -> Value {
+    (1..depth).fold(Value::Array(Vec::new()), |inner, _| Value::Array(vec![inner]))
+}
+
+async fn result(client: &Client, run: RunId) -> Result<Value> {
+    let result: Result<Value, Failure<Error>> = client.handle::<Untyped>(run).result_as().await;
+    result.map_err(Error::from)
+}
+
+/// Workers of both kinds of workflow, and how often the hostile one has tried its step.
+async fn worker(db: &Database) -> (Worker, Arc<AtomicU32>) {
+    let tried = Arc::new(AtomicU32::new(0));
+    let worker =
+        Worker::builder(&db.client).workflow_fn("hostile", hostile).workflow_fn("innocent", innocent);
+    (worker.state(tried.clone()).start().await.expect("worker"), tried)
+}
+
+/// Innocent runs, enqueued around a hostile act, all succeed.
+async fn amid_innocents<T>(db: &Database, act: impl Future<Output = T>) -> T {
+    let enqueue = |n: i64| async move { Enqueue::named("innocent", &n).on(&db.client).await };
+    let innocents = futures_util::future::join_all((0..20).map(enqueue));
+    let (innocents, answer) = tokio::join!(innocents, act);
+    for (n, innocent) in innocents.into_iter().enumerate() {
+        let run = innocent.expect("an innocent enqueue was refused").run;
+        assert_eq!(result(&db.client, run).await.expect("an innocent run failed"), n as i64);
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_recorded_is_a_permanent_coded_failure_and_hurts_nobody() {
+    let db = database().await;
+    let (_worker, tried) = worker(&db).await;
+    for (act, code, tries) in [
+        ("large output", Some(Code::TooLarge), 1),
+        ("large result", Some(Code::TooLarge), 1),
+        ("large error", Some(Code::Application), 3),
+        ("too deep", Some(Code::NotEncodable), 1),
+        ("deep", None, 1),
+        ("nul", None, 1),
+        ("panic in a step", Some(Code::Panicked), 3),
+        ("panic", Some(Code::Panicked), 1),
+        ("long name", Some(Code::InvalidName), 0),
+    ] {
+        tried.store(0, Ordering::SeqCst);
+        let ended = amid_innocents(&db, async {
+            let run = Enqueue::named("hostile", &act).on(&db.client).await.unwrap().run;
+            (result(&db.client, run).await, db.client.show_run(run).await.unwrap())
+        });
+        let (result, run) = ended.await;
+        assert_eq!(result.as_ref().err().map(Error::code), code, "{act}: {result:?}");
+        assert_eq!(run.summary.state, if code.is_some() { "failed" } else { "succeeded" }, "{act}");
+        assert_eq!(run.steps.len(), usize::from(act != "long name"), "{act}");
+        assert_eq!(tried.load(Ordering::SeqCst), tries, "{act}: how often the step was tried");
+        if act == "nul" {
+            assert_eq!(result.unwrap(), "a\0b \u{10ffff} \\u0000");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_enqueues_are_refused_with_a_code_and_hurt_nobody() {
+    let db = database().await;
+    let (_worker, _) = worker(&db).await;
+    let long = "n".repeat(65_536);
+    let named = |name: &str| Enqueue::named(name, &1);
+    let refused = [
+        (named(&long), Code::InvalidName),
+        (named("a\0b"), Code::InvalidName),
+        (named("a").key(&long), Code::InvalidName),
+        (named("a").key("a\0b"), Code::InvalidName),
+        (named("a").queue(&long), Code::UnknownQueue),
+        (named("a").queue("a\0b"), Code::InvalidName),
+        (named("a").priority(i32::MIN), Code::InvalidOption),
+        (named("a").priority(i32::MAX), Code::InvalidOption),
+        (named("a").delay(Duration::MAX), Code::InvalidOption),
+        (named("a").timeout(Duration::ZERO), Code::InvalidOption),
+        (named("a").attempts(u32::MAX), Code::InvalidOption),
+        (Enqueue::named("a", &"x".repeat(TOO_MUCH)), Code::TooLarge),
+        (Enqueue::named("a", &nested(128)), Code::NotEncodable),
+        (named("a").attributes(&"a\0b"), Code::Database),
+    ];
+    for (n, (enqueue, code)) in refused.into_iter().enumerate() {
+        let error = amid_innocents(&db, enqueue.on(&db.client)).await.expect_err(&format!("number {n}"));
+        assert_eq!(error.code(), code, "number {n}: {error}");
+    }
+    assert_eq!(db.number("select count(*) from ambo.run where workflow <> 'innocent'").await, 0);
+}
+
+#[tokio::test]
+async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
+    let db = database().await;
+    let deep = format!("select ambo.enqueue_workflow('a', repeat('[', 1000000)::json)");
+    for (sql, state) in [
+        ("select ambo.enqueue_workflow(null)", "AM001"),
+        ("select ambo.enqueue_workflow('')", "AM001"),
+        ("select ambo.enqueue_workflow(repeat('n', 65536))", "AM001"),
+        ("select ambo.enqueue_workflow('a', key => repeat('k', 65536))", "AM001"),
+        ("select ambo.enqueue_workflow('a', queue => 'nowhere')", "AM002"),
+        ("select ambo.enqueue_workflow('a', queue => null)", "AM002"),
+        ("select ambo.enqueue_workflow('a', null)", "AM005"),
+        ("select ambo.enqueue_workflow('a', to_json(repeat('x', 3000000)))", "AM004"),
+        ("select ambo.enqueue_workflow('a', priority => 32768)", "AM005"),
+        ("select ambo.enqueue_workflow('a', priority => null)", "AM005"),
+        ("select ambo.enqueue_workflow('a', delay => '-1 second')", "AM005"),
+        ("select ambo.enqueue_workflow('a', delay => '11 years')", "AM005"),
+        ("select ambo.enqueue_workflow('a', at => 'infinity')", "AM005"),
+        ("select ambo.enqueue_workflow('a', at => now(), delay => '1 s')", "AM005"),
+        ("select ambo.enqueue_workflow('a', timeout => '0')", "AM005"),
+        ("select ambo.enqueue_workflow('a', attempts => 0)", "AM005"),
+        ("select ambo.enqueue_workflow('a', key => 'k', key_lifetime => '-1 s')", "AM005"),
+        ("select ambo.enqueue_workflow('a', '{bad json')", "22P02"),
+        ("select ambo.enqueue_workflow('a', no_such_option => 1)", "42883"),
+        (deep.as_str(), "54001"),
+        ("select ambo.enqueue_workflows(null, null)", "AM006"),
+        ("select ambo.enqueue_workflows('{a,b}', '{1}')", "AM006"),
+        ("select ambo.enqueue_workflows('{a}', '{null}')", "AM005"),
+        ("select ambo.enqueue_workflows('{null}', '{1}')", "AM001"),
+        ("select ambo.enqueue_workflows('{a,a}', '{1,2}', keys => '{k,k}')", "AM003"),
+        ("select ambo.enqueue_workflows('{{a},{b}}', '{1,2}', ats => '{infinity,now}')", "AM005"),
+        ("select ambo.create_queue('')", "AM001"),
+        ("select ambo.create_queue(repeat('q', 201))", "AM001"),
+        ("select ambo.pause_queue('nowhere', true)", "AM002"),
+        ("select ambo.cancel_run('00000000-0000-0000-0000-000000000000')", "AM033"),
+        ("select ambo.retry_run('ffffffff-ffff-ffff-ffff-ffffffffffff')", "AM033"),
+        ("select * from ambo.list_runs(p_state => 'sleepy')", "AM005"),
+    ] {
+        let error = db.sql.batch_execute(sql).await.expect_err(sql);
+        assert_eq!(error.code().map(|code| code.code()), Some(state), "{sql}: {error:?}");
+    }
+    assert_eq!(db.number("select count(*) from ambo.run").await, 0);
+    // What JSON in the database may be and in Rust may not is dead, with its reason.
+    let (_worker, _) = worker(&db).await;
+    db.sql
+        .batch_execute(
+            "select ambo.enqueue_workflow('hostile', (repeat('[', 500) || repeat(']', 500))::json)",
+        )
+        .await
+        .unwrap();
+    db.until("select count(*) = 1 from ambo.outcome where status = 'dead' and error->>'code' = 'AMBO028'")
+        .await;
+}
+
+#[tokio::test]
+async fn two_workflows_of_one_name_and_none_at_all_are_refused_at_start() {
+    let db = database().await;
+    let twice = Worker::builder(&db.client).workflow_fn("same", innocent).workflow_fn("same", hostile);
+    assert_eq!(twice.start().await.unwrap_err().code(), Code::Registration);
+    assert_eq!(Worker::builder(&db.client).start().await.unwrap_err().code(), Code::Registration);
+    let long = Worker::builder(&db.client).workflow_fn(&"n".repeat(65_536), innocent);
+    assert_eq!(long.start().await.unwrap_err().code(), Code::InvalidName);
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_there_is_not_is_said_not_to_be() {
+    let db = database().await;
+    let nobody: RunId = "019ab3c2-7f00-7000-8000-000000000000".parse().unwrap();
+    assert_eq!(db.client.show_run(nobody).await.unwrap_err().code(), Code::UnknownRun);
+    assert_eq!(db.client.cancel(nobody, "").await.unwrap_err().code(), Code::UnknownRun);
+    assert_eq!(db.client.retry(nobody).await.unwrap_err().code(), Code::UnknownRun);
+    assert_eq!(result(&db.client, nobody).await.unwrap_err().code(), Code::UnknownRun);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_does_not_fit_a_runs_history_loses_nothing() {
+    let db = database().await;
+    let done = Arc::new(AtomicU32::new(0));
+    let (renamed, fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+    let settings = (done.clone(), renamed.clone(), fails.clone());
+    type Settings = (Arc<AtomicU32>, Arc<AtomicBool>, Arc<AtomicBool>);
+    async fn shifty(mut cx: Ctx<'_>, _: i32) -> Result<u32> {
+        let settings = cx.state::<Settings>()?;
+        let (done, renamed, fails) = &*settings;
+        cx.step("zero", async || Ok::<_, Error>(())).await?;
+        let name = if renamed.load(Ordering::SeqCst) { "uno" } else { "one" };
+        let value = cx.step(name, async || Ok::<_, Error>(done.fetch_add(1, Ordering::SeqCst))).await?;
+        if fails.load(Ordering::SeqCst) { Err("told to".into()) } else { Ok(value) }
+    }
+    let worker =
+        Worker::builder(&db.client).workflow_fn("shifty", shifty).state(settings).start().await.unwrap();
+    let run = Enqueue::named("shifty", &1).on(&db.client).await.unwrap().run;
+    assert_eq!(result(&db.client, run).await.unwrap_err().code(), Code::Application);
+
+    renamed.store(true, Ordering::SeqCst);
+    db.client.retry(run).await.unwrap();
+    let error = result(&db.client, run).await.unwrap_err();
+    assert_eq!(error.code(), Code::NonDeterminism);
+    let text = error.to_string();
+    assert!(text.contains("\"one\"") && text.contains("\"uno\"") && text.contains("position 2"), "{text}");
+    assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "dead");
+
+    renamed.store(false, Ordering::SeqCst);
+    fails.store(false, Ordering::SeqCst);
+    db.client.retry(run).await.unwrap();
+    assert_eq!(result(&db.client, run).await.unwrap(), 0);
+    assert_eq!(done.load(Ordering::SeqCst), 1, "the step was not done again");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_blocks_its_thread_does_not_cost_the_lease() {
+    let db = database().await;
+    db.sql.batch_execute("update ambo.installation set lease = '2 seconds'").await.unwrap();
+    let (open, gate) = mpsc::channel::<()>();
+    async fn block(mut cx: Ctx<'_>, _: i32) -> Result<u32> {
+        let gate = cx.state::<Mutex<mpsc::Receiver<()>>>()?;
+        let step = cx.step("block", async || {
+            // As badly as can be: the thread of the runtime, without an await.
+            let _ = gate.lock().unwrap().recv();
+            Ok::<_, Error>(())
+        });
+        step.await?;
+        Ok(cx.attempt())
+    }
+    let worker = Worker::builder(&db.client).workflow_fn("block", block).state(Mutex::new(gate));
+    let worker = worker.start().await.unwrap();
+    let run = Enqueue::named("block", &1).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 1 from ambo.claim").await;
+    db.until("select h.at > c.claimed_at + interval '3 seconds' from ambo.heartbeat h, ambo.claim c").await;
+    open.send(()).unwrap();
+    assert_eq!(result(&db.client, run).await.unwrap(), 1, "it was the first attempt");
+    worker.drain(Duration::ZERO).await;
+}
