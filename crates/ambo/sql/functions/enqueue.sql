@@ -92,18 +92,21 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_due timestamptz := coalesce(p_at, now() + p_delay);
+    v_good boolean;
     v_xid xid8;
 begin
-    if (octet_length(p_workflow) between 1 and 200
+    -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
+    v_good := (octet_length(p_workflow) between 1 and 200
         and octet_length(p_input::text) <= 2097152
         and (p_key is null or octet_length(p_key) between 1 and 512)
         and p_priority between -32768 and 32767
         and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
              and coalesce(p_delay >= interval '0', true))
-        and coalesce(p_timeout > interval '0', true)
+        and (p_timeout is null or p_timeout > interval '0')
         and p_attempts between 1 and 1000
-        and coalesce(p_key_lifetime > interval '0', true)
-        and exists (select from ambo.queue q where q.name = p_queue)) is not true
+        and (p_key_lifetime is null or p_key_lifetime > interval '0'));
+    perform from ambo.queue q where q.name = p_queue;
+    if not found or v_good is not true
     then
         perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
                                     p_timeout, p_attempts, p_key_lifetime);

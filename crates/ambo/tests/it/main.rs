@@ -15,3 +15,5 @@ mod recovery;
 mod smoke;
 mod wake;
 mod workflows;
+mod schema;
+mod partition;

@@ -1,0 +1,382 @@
+-- What the migrations make, read from the catalog. Renewed with UPDATE_EXPECT=1.
+type status: succeeded, failed, cancelled, dead
+
+table cancel_request
+    run_id uuid not null
+    requested_at timestamp with time zone not null default now()
+    reason text
+    UNIQUE index cancel_request_pkey btree (run_id)
+
+partitioned table checkpoint
+    run_id uuid not null
+    recorded_at timestamp with time zone not null default now()
+    attempt integer not null
+    elapsed_ms integer not null
+    position text not null
+    name text not null
+    output json
+    error json
+    UNIQUE index checkpoint_pkey btree (run_id, "position")
+
+table checkpoint_carried
+    run_id uuid not null
+    recorded_at timestamp with time zone not null default now()
+    attempt integer not null
+    elapsed_ms integer not null
+    position text not null
+    name text not null
+    output json
+    error json
+    UNIQUE index checkpoint_carried_pkey btree (run_id, "position")
+
+table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+    run_id uuid not null
+    worker_id bigint not null
+    claimed_at timestamp with time zone not null default now()
+    attempt integer not null
+    losses smallint not null
+    deadline timestamp with time zone
+    UNIQUE index claim_pkey btree (run_id)
+
+table heartbeat with (fillfactor=50)
+    worker_id bigint not null
+    at timestamp with time zone not null
+    in_flight integer not null default 0
+    draining boolean not null default false
+    UNIQUE index heartbeat_pkey btree (worker_id)
+
+table history_partition
+    starts_at timestamp with time zone not null
+    ends_at timestamp with time zone not null
+    CHECK ((ends_at > starts_at))
+    UNIQUE index history_partition_pkey btree (starts_at)
+
+table installation
+    only_row boolean not null default true
+    schema_version integer not null
+    system_identifier bigint not null
+    database_oid oid not null
+    lease interval not null default '00:00:15'::interval
+    retention interval not null default '30 days'::interval
+    key_lifetime interval not null default '30 days'::interval
+    partition_width interval not null default '1 day'::interval
+    partitions_ahead integer not null default 7
+    CHECK ((key_lifetime > '00:00:00'::interval))
+    CHECK ((lease >= '00:00:02'::interval))
+    CHECK (only_row)
+    CHECK ((partition_width >= '01:00:00'::interval))
+    CHECK (((partitions_ahead >= 2) AND (partitions_ahead <= 100)))
+    CHECK ((retention >= '01:00:00'::interval))
+    UNIQUE index installation_pkey btree (only_row)
+
+table keeper with (fillfactor=50)
+    only_row boolean not null default true
+    epoch bigint not null default 0
+    worker_id bigint
+    renewed_at timestamp with time zone not null default now()
+    server text not null default ''::text
+    grace_until timestamp with time zone not null default now()
+    CHECK (only_row)
+    UNIQUE index keeper_pkey btree (only_row)
+
+partitioned table outcome
+    run_id uuid not null
+    ended_at timestamp with time zone not null default now()
+    attempt integer not null
+    status ambo.status not null
+    output json
+    error json
+    UNIQUE index outcome_pkey btree (run_id)
+
+table outcome_carried
+    run_id uuid not null
+    ended_at timestamp with time zone not null default now()
+    attempt integer not null
+    status ambo.status not null
+    output json
+    error json
+    UNIQUE index outcome_carried_pkey btree (run_id)
+
+table queue
+    name text not null
+    created_at timestamp with time zone not null default now()
+    paused boolean not null default false
+    UNIQUE index queue_pkey btree (name)
+
+table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+    seq bigint not null
+    xid xid8 not null
+    run_id uuid not null
+    attempt integer not null
+    losses smallint not null
+    priority smallint not null
+    queue text not null
+    workflow text not null
+    timeout interval
+    deadline timestamp with time zone
+    UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
+    index ready_xid btree (xid)
+
+sequence ready_seq
+
+partitioned table run
+    id uuid not null
+    attempts_max smallint not null
+    priority smallint not null
+    workflow text not null
+    queue text not null
+    input json not null
+    key text
+    timeout interval
+    attributes jsonb
+    UNIQUE index run_pkey btree (id)
+
+table run_carried
+    id uuid not null
+    attempts_max smallint not null
+    priority smallint not null
+    workflow text not null
+    queue text not null
+    input json not null
+    key text
+    timeout interval
+    attributes jsonb
+    UNIQUE index run_carried_pkey btree (id)
+
+table run_key
+    workflow text not null
+    key text not null
+    run_id uuid not null
+    input_digest bytea not null
+    expires_at timestamp with time zone not null
+    index run_key_expiry btree (expires_at)
+    UNIQUE index run_key_pkey btree (workflow, key)
+
+table timer
+    run_id uuid not null
+    due_at timestamp with time zone not null
+    attempt integer not null
+    losses smallint not null
+    deadline timestamp with time zone
+    index timer_due btree (due_at, run_id)
+    UNIQUE index timer_pkey btree (run_id)
+
+table transaction_marker
+    run_id uuid not null
+    position text not null
+    xid xid8 not null
+    UNIQUE index transaction_marker_pkey btree (run_id, "position")
+
+table worker
+    id bigint not null
+    started_at timestamp with time zone not null default now()
+    dead_at timestamp with time zone
+    name text not null
+    version text not null
+    pid integer not null
+    session boolean not null
+    queues text[] not null
+    workflows text[] not null
+    UNIQUE index worker_pkey btree (id)
+
+sequence worker_seq
+
+function adopt()
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, OUT backend integer, OUT xid xid8)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
+
+function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text)
+    returns text
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function check_installation()
+    returns void
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[])
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+
+function claims_of(p_worker bigint)
+    returns TABLE(run_id uuid, attempt integer)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function create_queue(name text)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function drop_partition()
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on
+
+function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[])
+    returns TABLE(run_id uuid, is_new boolean)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
+
+function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval)
+    returns uuid
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, OUT run_id uuid, OUT is_new boolean)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function expire_keys(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[], p_known_priorities smallint[])
+    returns TABLE(queue text, workflow text, priority smallint)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
+
+function finish_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json, p_error json, p_elapsed_ms integer)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function fire_timers(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
+
+function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[])
+    returns uuid[]
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_bitmapscan=off, lock_timeout=2s
+
+function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function history(p_runs uuid[])
+    returns TABLE(run_id uuid, "position" text, name text, output json, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
+
+function hold_worker(p_worker bigint)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function input_digest(p_input json)
+    returns bytea
+    immutable
+
+function is_awaited(p_lock integer)
+    returns boolean
+    volatile
+
+function leave(p_worker bigint)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_queues()
+    returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_workers()
+    returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
+    returns uuid[]
+    volatile
+
+function live_state(p_run uuid)
+    returns text
+    stable
+
+function make_partitions()
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
+
+function new_run_id()
+    returns uuid
+    volatile
+
+function outcomes(p_runs uuid[], p_new uuid[])
+    returns TABLE(run_id uuid, status text, output json, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
+
+function pause_queue(p_queue text, p_paused boolean)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function recorded(p_runs uuid[])
+    returns TABLE(run_id uuid, "position" text, attempt integer)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
+
+function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+    returns void
+    stable
+
+function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, OUT worker_id bigint)
+    returns bigint
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function retry_run(p_run uuid)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function run_id_floor(at timestamp with time zone)
+    returns uuid
+    immutable
+
+function run_result(p_run uuid)
+    returns TABLE(state text, output json, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function run_time(run_id uuid)
+    returns timestamp with time zone
+    immutable
+
+function show_run(p_run uuid)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, input json, output json, cancel_requested boolean)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function show_steps(p_run uuid)
+    returns TABLE("position" text, name text, attempt integer, recorded_at timestamp with time zone, elapsed_ms integer, output json, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[])
+    returns TABLE(run_id uuid, is_new boolean)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
+
+function step_fate(p_backend integer, p_xid xid8)
+    returns text
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function step_is_open(p_run uuid, p_position text)
+    returns boolean
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
+    returns bigint
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off, enable_bitmapscan=off
+
+function take_key(p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
+    returns record
+    volatile
+
+function tell_waiters(p_runs uuid[])
+    returns void
+    volatile
+
+function vital_signs()
+    returns TABLE(name text, value text)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function wake()
+    returns void
+    volatile

@@ -1,0 +1,93 @@
+//! Partitions: made ahead, dropped past the retention, and the runs that outlive them carried over.
+
+use ambo::{Ctx, Failure, Result, RunId, Worker};
+
+use crate::harness::{Database, database};
+
+/// A partition of forty days ago, with one run that ended then and one that is still waiting.
+const OLD_PARTITION: &str = "
+    do $$
+    declare
+        v_from timestamptz := date_trunc('day', now(), 'UTC') - interval '41 days';
+        v_to timestamptz := (select min(starts_at) from ambo.history_partition);
+        v_table text;
+        v_name text;
+    begin
+        foreach v_table in array array['run', 'outcome', 'checkpoint'] loop
+            v_name := v_table || '_' || to_char(v_from at time zone 'UTC', 'YYYYMMDD_HH24MI');
+            execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
+            execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',
+                v_table, v_table || '_carried', ambo.run_id_floor(v_from));
+            execute format('create table ambo.%I (like ambo.%I including all)', v_name, v_table);
+            execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
+                v_table, v_name, ambo.run_id_floor(v_from), ambo.run_id_floor(v_to));
+        end loop;
+        -- It ends where the retention began; the first regular partition follows.
+        insert into ambo.history_partition values (v_from, v_to - interval '35 days');
+        insert into ambo.run (id, attempts_max, priority, workflow, queue, input)
+        select ambo.run_id_floor(v_from + n * interval '1 hour'), 5, 0, 'wait', 'default', to_json(n)
+        from generate_series(1, 2) n;
+        insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output)
+        select r.id, 1, 0, '1', 'first', '40' from ambo.run r;
+        insert into ambo.outcome (run_id, attempt, status) select min(r.id::text)::uuid, 1, 'succeeded' from ambo.run r;
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow)
+        select nextval('ambo.ready_seq'), pg_current_xact_id(), max(r.id::text)::uuid, 1, 0, 0, 'default', 'wait'
+        from ambo.run r;
+    end $$";
+
+async fn wait(mut cx: Ctx<'_>, _: i64) -> Result<i64> {
+    let first = cx.step("first", || async { Ok::<i64, ambo::Error>(-1) }).await?;
+    Ok(cx.step("second", || async { Ok::<_, ambo::Error>(first + 2) }).await?)
+}
+
+async fn partitions(db: &Database) -> i64 {
+    db.number("select count(*) from pg_inherits where inhparent = 'ambo.run'::regclass").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_past_retention_is_dropped_and_its_living_run_carried_over() {
+    let db = database().await;
+    db.sql.batch_execute(OLD_PARTITION).await.unwrap();
+    let before = partitions(&db).await;
+    let living: uuid::Uuid = db.sql.query_one("select run_id from ambo.ready", &[]).await.unwrap().get(0);
+
+    db.until("select ambo.drop_partition()").await;
+    assert_eq!(partitions(&db).await, before - 1);
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1, "the run that had ended is gone");
+    assert_eq!(db.number("select count(*) from ambo.run_carried").await, 1);
+    assert_eq!(db.number("select count(*) from ambo.checkpoint_carried").await, 1);
+    assert!(!db.sql.query_one("select ambo.drop_partition()", &[]).await.unwrap().get::<_, bool>(0));
+
+    // It goes on from its checkpoint, and its outcome finds its place.
+    let _worker = Worker::builder(&db.client).workflow_fn("wait", wait).start().await.unwrap();
+    let handle = db.client.handle::<ambo::Untyped>(RunId::from(living));
+    let result: Result<i64, Failure<ambo::Error>> = handle.result_as().await;
+    assert_eq!(result.unwrap(), 42);
+    assert_eq!(db.number("select count(*) from ambo.outcome_carried").await, 1);
+}
+
+#[tokio::test]
+async fn a_transaction_that_holds_a_table_makes_the_keeper_come_back_later() {
+    let mut db = database().await;
+    db.sql.batch_execute(OLD_PARTITION).await.unwrap();
+    let other = crate::harness::connect(&db.url).await;
+    let holding = db.sql.transaction().await.unwrap();
+    holding.execute("select ambo.enqueue_workflow('wait', '1')", &[]).await.unwrap();
+    let refused = other.query_one("select ambo.drop_partition()", &[]).await.unwrap_err();
+    assert_eq!(refused.code().map(|code| code.code()), Some("55P03"), "it waits 50 ms and gives up");
+    // Nobody was blocked for good, and nothing was half done.
+    holding.commit().await.unwrap();
+    db.until("select ambo.drop_partition()").await;
+}
+
+#[tokio::test]
+async fn partitions_lie_ahead_and_are_made_once() {
+    let db = database().await;
+    assert_eq!(db.number("select count(*) from ambo.history_partition where starts_at > now()").await, 7);
+    assert_eq!(db.number("select ambo.make_partitions()::bigint").await, 0);
+    db.sql.execute("update ambo.installation set partitions_ahead = 9", &[]).await.unwrap();
+    assert_eq!(db.number("select ambo.make_partitions()::bigint").await, 2);
+    let gaps = "select count(*) from ambo.history_partition a where a.ends_at <> (select max(ends_at) from ambo.history_partition)
+        and not exists (select from ambo.history_partition b where b.starts_at = a.ends_at)";
+    assert_eq!(db.number(gaps).await, 0);
+}
