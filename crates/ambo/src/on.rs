@@ -15,9 +15,7 @@ pub use self::tokio_postgres::TokioPostgres;
 
 use std::future::Future;
 
-use crate::error::Result;
-#[cfg(any(feature = "sqlx", feature = "sea-orm", feature = "diesel-async"))]
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
 
 /// Where an enqueue goes: a connection or an open transaction of the caller's, or the [`Client`](crate::Client).
 ///
@@ -90,6 +88,21 @@ impl Isolation {
 
 pub(crate) use sealed::{Call, Token};
 
+/// Whether there is no such schema, function or table.
+pub(crate) fn is_missing(error: &Error) -> bool {
+    matches!(error.sqlstate(), Some("3F000" | "42883" | "42P01" | "42703"))
+}
+
+/// In a statement of ours only what is ours can be missing, whatever the schema is called.
+fn missing(error: Error) -> Error {
+    if !is_missing(&error) || error.code() == Code::SchemaMismatch {
+        return error;
+    }
+    let text = "the database holds no schema of Ambo that fits, by that name; run: ambo migrate";
+    let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
+    Error::new(Code::SchemaMismatch, text).with_sqlstate(&sqlstate).with_source(error)
+}
+
 /// What a server refused, as a user's driver reports it.
 #[cfg(any(feature = "sqlx", feature = "sea-orm", feature = "diesel-async"))]
 fn refused(sqlstate: &str, message: &str, hint: Option<&str>) -> Error {
@@ -106,7 +119,7 @@ fn refused(sqlstate: &str, message: &str, hint: Option<&str>) -> Error {
 pub(crate) mod sealed {
     //! What only Ambo implements and calls.
 
-    use super::{Future, Result};
+    use super::{Future, Result, missing};
     use crate::enqueue::Enqueued;
     use crate::store::enqueue::{ENQUEUE_ONE, NewRun};
 
@@ -134,7 +147,7 @@ pub(crate) mod sealed {
     impl<C: Call + Send> Enqueue for C {
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
         async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
-            let row = self.call(&run.schema.sql(ENQUEUE_ONE), &run.texts()).await?;
+            let row = self.call(&run.schema.sql(ENQUEUE_ONE), &run.texts()).await.map_err(missing)?;
             Enqueued::read(&row)
         }
     }

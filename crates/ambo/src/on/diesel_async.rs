@@ -165,13 +165,14 @@ fn sqlstate(kind: &DatabaseErrorKind, message: &str) -> Option<&'static str> {
             }
             let known = [
                 ("deadlock detected", "40P01"),
+                ("stack depth limit exceeded", "54001"),
                 ("current transaction is aborted", "25P02"),
                 ("terminating connection due to", "57P01"),
                 ("canceling statement due to lock timeout", "55P03"),
                 ("canceling statement due to", "57014"),
                 ("schema \"", "3F000"),
-                ("function ambo", "42883"),
-                ("relation \"ambo", "42P01"),
+                ("function ", "42883"),
+                ("relation \"", "42P01"),
             ];
             return known.into_iter().find(|(begin, _)| message.starts_with(begin)).map(|(_, state)| state);
         }

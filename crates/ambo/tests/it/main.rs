@@ -9,7 +9,16 @@ mod guarantees;
 mod harness;
 mod hostile;
 mod marks;
+#[cfg(feature = "diesel-async")]
+mod on_diesel_async;
+mod on_driver;
+#[cfg(feature = "sea-orm")]
+mod on_sea_orm;
+#[cfg(feature = "sqlx")]
+mod on_sqlx;
+mod on_tokio_postgres;
 mod outage;
+mod proxy;
 mod random;
 mod recovery;
 mod smoke;

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 
 use crate::engine::run::Run;
 use crate::error::{Code, Error, Result};
-use crate::on::{Database, Isolation, Token};
+use crate::on::{Database, Isolation, Token, is_missing};
 use crate::payload::Json;
 use crate::store::connect::from_driver;
 
@@ -211,21 +211,23 @@ impl Place {
 
     /// An error that says what to do about it.
     fn explain(&self, error: Error) -> Error {
-        let text = match (error.code(), error.sqlstate()) {
-            _ if self.witnessed && is_missing(&error) => {
+        let (code, text) = match error.sqlstate() {
+            _ if is_missing(&error) && self.witnessed => (
+                Code::SchemaMismatch,
                 "the database of this transaction step has no table of witnesses; \
-                 run ambo::install_witness on it, or the SQL of ambo::WITNESS_SQL"
-            }
-            (Code::SchemaMismatch, _) => {
+                 run ambo::install_witness on it, or the SQL of ambo::WITNESS_SQL",
+            ),
+            _ if is_missing(&error) => (
+                Code::SchemaMismatch,
                 "the database of this transaction step holds no schema of Ambo that fits; a transaction step \
-                 runs in the database that its run lives in, for another one add .witnessed()"
-            }
-            (_, Some("25P02")) => {
-                "the transaction was aborted: its body went on after an error of the database, and did not return it"
-            }
+                 runs in the database that its run lives in, for another one add .witnessed()",
+            ),
+            Some("25P02") => (
+                Code::Database,
+                "the transaction was aborted: its body went on after an error of the database, and did not return it",
+            ),
             _ => return error,
         };
-        let code = if self.witnessed && is_missing(&error) { Code::SchemaMismatch } else { error.code() };
         let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
         Error::new(code, text).with_sqlstate(&sqlstate).with_source(error)
     }
@@ -233,10 +235,4 @@ impl Place {
 
 fn is_true(row: &Row) -> bool {
     row.first() == Some(&Some("true".to_owned()))
-}
-
-/// No such schema, function or table.
-fn is_missing(error: &Error) -> bool {
-    error.code() == Code::SchemaMismatch
-        || matches!(error.sqlstate(), Some("3F000" | "42883" | "42P01" | "42703"))
 }

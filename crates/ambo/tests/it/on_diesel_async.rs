@@ -1,0 +1,66 @@
+//! diesel-async: enqueue on its connections, in and out of transactions; transaction steps in its pool.
+
+use ambo::{Enqueue, Enqueued, Error, Isolation, Result, Untyped};
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::{
+    AnsiTransactionManager, AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _,
+    TransactionManager as _,
+};
+
+use crate::harness::database;
+use crate::on_driver::{Caller, conformance};
+
+impl Caller for AsyncPgConnection {
+    async fn connect(url: &str) -> Self {
+        <Self as diesel_async::AsyncConnection>::establish(url).await.unwrap()
+    }
+
+    async fn begin(&mut self, isolation: Isolation) -> Result<()> {
+        let begin = match isolation {
+            Isolation::ReadCommitted => "begin isolation level read committed",
+            Isolation::RepeatableRead => "begin isolation level repeatable read",
+            Isolation::Serializable => "begin isolation level serializable",
+        };
+        Ok(AnsiTransactionManager::begin_transaction_sql(self, begin).await?)
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        Ok(AnsiTransactionManager::commit_transaction(self).await?)
+    }
+
+    async fn rollback(&mut self) -> Result<()> {
+        Ok(AnsiTransactionManager::rollback_transaction(self).await?)
+    }
+
+    async fn execute(&mut self, sql: &str) -> Result<()> {
+        Ok(self.batch_execute(sql).await?)
+    }
+
+    async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued> {
+        run.on(self).await
+    }
+}
+
+conformance!(AsyncPgConnection);
+
+#[tokio::test]
+async fn a_transaction_of_diesel_takes_its_run_along() {
+    let db = database().await;
+    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(&db.url);
+    let pool = Pool::builder(manager).build().unwrap();
+    let mut connection = pool.get().await.unwrap();
+    let kept: Result<Enqueued, Error> =
+        connection.transaction(async |tx| Enqueue::named("fulfil", &1).on(tx).await).await;
+    kept.unwrap();
+    let gone: Result<(), Error> = connection
+        .transaction(async |tx| {
+            Enqueue::named("fulfil", &2).on(&mut *tx).await?;
+            Err(Error::message("no"))
+        })
+        .await;
+    gone.unwrap_err();
+    Enqueue::named("fulfil", &3).on(&mut connection).await.unwrap();
+    let inputs = "select array(select input::text from ambo.run order by 1)";
+    assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1", "3"]);
+}

@@ -1,0 +1,73 @@
+//! sqlx: enqueue on its transactions, connections and pools; transaction steps in its pool.
+
+use ambo::{Enqueue, Enqueued, Isolation, Result, Untyped};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
+
+use crate::harness::database;
+use crate::on_driver::{Caller, conformance};
+
+struct Sqlx {
+    pool: PgPool,
+    tx: Option<Transaction<'static, Postgres>>,
+}
+
+impl Caller for Sqlx {
+    async fn connect(url: &str) -> Self {
+        let pool = PgPoolOptions::new().max_connections(1).test_before_acquire(false);
+        Sqlx { pool: pool.connect(url).await.unwrap(), tx: None }
+    }
+
+    async fn begin(&mut self, isolation: Isolation) -> Result<()> {
+        let begin = match isolation {
+            Isolation::ReadCommitted => "begin isolation level read committed",
+            Isolation::RepeatableRead => "begin isolation level repeatable read",
+            Isolation::Serializable => "begin isolation level serializable",
+        };
+        self.tx = Some(self.pool.begin_with(begin).await?);
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        Ok(self.tx.take().expect("a transaction").commit().await?)
+    }
+
+    async fn rollback(&mut self) -> Result<()> {
+        Ok(self.tx.take().expect("a transaction").rollback().await?)
+    }
+
+    async fn execute(&mut self, sql: &str) -> Result<()> {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        match &mut self.tx {
+            Some(tx) => tx.execute(sql).await?,
+            None => self.pool.execute(sql).await?,
+        };
+        Ok(())
+    }
+
+    async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued> {
+        match &mut self.tx {
+            Some(tx) => run.on(tx).await,
+            None => run.on(&self.pool).await,
+        }
+    }
+}
+
+conformance!(Sqlx);
+
+#[tokio::test]
+async fn a_connection_will_do_as_well_as_a_transaction() {
+    let db = database().await;
+    let mut connection = PgConnection::connect(&db.url).await.unwrap();
+    Enqueue::named("fulfil", &1).on(&mut connection).await.unwrap();
+    let mut tx = connection.begin().await.unwrap();
+    Enqueue::named("fulfil", &2).on(&mut *tx).await.unwrap();
+    let mut part = tx.begin().await.unwrap();
+    Enqueue::named("fulfil", &3).on(&mut part).await.unwrap();
+    part.rollback().await.unwrap();
+    tx.commit().await.unwrap();
+    let pool = PgPool::connect(&db.url).await.unwrap();
+    Enqueue::named("fulfil", &4).on(&mut *pool.acquire().await.unwrap()).await.unwrap();
+    let inputs = "select array(select input::text from ambo.run order by 1)";
+    assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1", "2", "4"]);
+}

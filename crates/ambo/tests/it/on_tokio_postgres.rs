@@ -1,0 +1,58 @@
+//! tokio-postgres: enqueue on its clients and transactions; transaction steps in [`ambo::TokioPostgres`].
+
+use ambo::{Enqueue, Enqueued, Isolation, Result, Untyped};
+
+use crate::harness::{connect, database};
+use crate::on_driver::{Caller, conformance};
+
+/// Begins and ends by SQL: what is borrowed from a client cannot stand beside it. Its transactions are below.
+struct TokioPostgres(tokio_postgres::Client);
+
+impl Caller for TokioPostgres {
+    async fn connect(url: &str) -> Self {
+        TokioPostgres(connect(url).await)
+    }
+
+    async fn begin(&mut self, isolation: Isolation) -> Result<()> {
+        let begin = match isolation {
+            Isolation::ReadCommitted => "begin isolation level read committed",
+            Isolation::RepeatableRead => "begin isolation level repeatable read",
+            Isolation::Serializable => "begin isolation level serializable",
+        };
+        self.execute(begin).await
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        self.execute("commit").await
+    }
+
+    async fn rollback(&mut self) -> Result<()> {
+        self.execute("rollback").await
+    }
+
+    async fn execute(&mut self, sql: &str) -> Result<()> {
+        Ok(self.0.batch_execute(sql).await?)
+    }
+
+    async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued> {
+        run.on(&self.0).await
+    }
+}
+
+conformance!(TokioPostgres);
+
+#[tokio::test]
+async fn a_transaction_and_its_savepoint_take_their_runs_along() {
+    let db = database().await;
+    let mut client = connect(&db.url).await;
+    for (order, kept) in [(1, true), (2, false)] {
+        let mut tx = client.transaction().await.unwrap();
+        Enqueue::named("fulfil", &order).on(&tx).await.unwrap();
+        let part = tx.savepoint("part").await.unwrap();
+        Enqueue::named("fulfil", &(10 + order)).on(&part).await.unwrap();
+        part.rollback().await.unwrap();
+        if kept { tx.commit().await } else { tx.rollback().await }.unwrap();
+    }
+    let inputs = "select array(select input::text from ambo.run order by 1)";
+    assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1"]);
+}

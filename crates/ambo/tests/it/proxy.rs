@@ -1,0 +1,141 @@
+//! A proxy before the server that knows its protocol: counts round trips, and loses what a test wants lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What becomes of the next COMMIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lose {
+    /// It passes, like everything.
+    Nothing,
+    /// It reaches the server, and its answer reaches nobody.
+    Answer,
+    /// It does not reach the server, which sees the connection closed.
+    Commit,
+    /// It does not reach the server, which sees nothing: its end stays open.
+    Everything,
+}
+
+pub(crate) struct Proxy {
+    /// Instead of the server's; without TLS, which could not be read.
+    pub(crate) url: String,
+    state: Arc<State>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    lose: AtomicU8,
+    lost: AtomicU64,
+    round_trips: AtomicU64,
+}
+
+impl Proxy {
+    /// A proxy before the database with this address.
+    pub(crate) async fn before(url: &str) -> Proxy {
+        let config: tokio_postgres::Config = url.parse().expect("a URL");
+        let tokio_postgres::config::Host::Tcp(host) = &config.get_hosts()[0] else { panic!("no TCP host") };
+        let target = format!("{host}:{}", config.get_ports()[0]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let here = listener.local_addr().expect("an address");
+        let (before, database) = url.rsplit_once('/').expect("a URL with a database");
+        let user = before.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(user, _)| user);
+        let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+        let database = database.split('?').next().expect("a database");
+        let url = format!("postgres://{user}{here}/{database}?sslmode=disable");
+        let state = Arc::new(State::default());
+        let shared = state.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&target).await.expect("the server");
+                client.set_nodelay(true).expect("nodelay");
+                server.set_nodelay(true).expect("nodelay");
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                let answers = tokio::spawn(answers(from_server, to_client, shared.clone()));
+                tokio::spawn(requests(from_client, to_server, shared.clone(), answers));
+            }
+        });
+        Proxy { url, state, accepting }
+    }
+
+    /// Loses the next COMMIT in this way, once.
+    pub(crate) fn lose(&self, what: Lose) {
+        self.state.lose.store(what as u8, Ordering::SeqCst);
+    }
+
+    /// How many were lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.state.lost.load(Ordering::SeqCst)
+    }
+
+    /// How often the server said that it was done and waits for more.
+    pub(crate) fn round_trips(&self) -> u64 {
+        self.state.round_trips.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// One message with a tag: the tag, and all of its bytes.
+async fn message(from: &mut OwnedReadHalf) -> std::io::Result<(u8, Vec<u8>)> {
+    let mut bytes = vec![0; 5];
+    from.read_exact(&mut bytes).await?;
+    let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+    bytes.resize(1 + length, 0);
+    from.read_exact(&mut bytes[5..]).await?;
+    Ok((bytes[0], bytes))
+}
+
+async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: Arc<State>) {
+    while let Ok((tag, bytes)) = message(&mut from).await {
+        if tag == b'Z' {
+            state.round_trips.fetch_add(1, Ordering::SeqCst);
+        }
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    state: Arc<State>,
+    answers: tokio::task::JoinHandle<()>,
+) {
+    // The first message has no tag.
+    let Ok(length) = from.read_u32().await else { return };
+    let mut start = vec![0; length as usize - 4];
+    if from.read_exact(&mut start).await.is_err() || to.write_all(&length.to_be_bytes()).await.is_err() {
+        return;
+    }
+    let mut sent = to.write_all(&start).await.is_ok();
+    while sent && let Ok((tag, bytes)) = message(&mut from).await {
+        let is_commit = tag == b'Q' && bytes[5..].to_ascii_lowercase().starts_with(b"commit");
+        let lose = if is_commit { state.lose.swap(Lose::Nothing as u8, Ordering::SeqCst) } else { 0 };
+        if lose != Lose::Nothing as u8 {
+            // The task holds the client's end: dropped, that is closed.
+            answers.abort();
+            let _ = answers.await;
+            if lose == Lose::Answer as u8 {
+                to.write_all(&bytes).await.expect("the server");
+            }
+            state.lost.fetch_add(1, Ordering::SeqCst);
+            if lose == Lose::Everything as u8 {
+                drop(from);
+                std::future::pending::<()>().await;
+            }
+            return;
+        }
+        sent = to.write_all(&bytes).await.is_ok();
+    }
+}
