@@ -18,11 +18,19 @@ mod on_sea_orm;
 mod on_sqlx;
 mod on_tokio_postgres;
 mod outage;
+mod partition;
 mod proxy;
 mod random;
 mod recovery;
-mod smoke;
-mod wake;
-mod workflows;
 mod schema;
-mod partition;
+mod smoke;
+#[cfg(feature = "sqlx")]
+mod stage;
+#[cfg(feature = "sqlx")]
+mod transaction;
+#[cfg(feature = "sqlx")]
+mod transaction_trouble;
+mod wake;
+#[cfg(feature = "sqlx")]
+mod witness;
+mod workflows;

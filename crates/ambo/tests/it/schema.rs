@@ -9,7 +9,8 @@ use crate::harness::{connect, database, empty_database};
 const DUMP: &str = include_str!("schema_dump.sql");
 
 async fn dump(sql: &tokio_postgres::Client) -> String {
-    let mut out = String::from("-- What the migrations make, read from the catalog. Renewed with UPDATE_EXPECT=1.\n");
+    let mut out =
+        String::from("-- What the migrations make, read from the catalog. Renewed with UPDATE_EXPECT=1.\n");
     for row in sql.query(DUMP, &[]).await.expect("the dump") {
         out.push_str(&row.get::<_, String>(0));
         out.push('\n');
@@ -76,7 +77,8 @@ async fn another_schema_name_works_from_end_to_end() {
     let result: Result<i64, Failure<ambo::Error>> = client.handle::<ambo::Untyped>(run).result_as().await;
     assert_eq!(result.unwrap(), 42);
     let enqueued = Enqueue::named("double", &4).schema("jobs").on(&sql).await.unwrap();
-    let result: Result<i64, Failure<ambo::Error>> = client.handle::<ambo::Untyped>(enqueued.run).result_as().await;
+    let result: Result<i64, Failure<ambo::Error>> =
+        client.handle::<ambo::Untyped>(enqueued.run).result_as().await;
     assert_eq!(result.unwrap(), 8);
 }
 
