@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
@@ -24,7 +24,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Runs asked about in one statement.
 const ASK: usize = 5000;
 
-type Answer = oneshot::Sender<Result<Outcome>>;
+/// Since when somebody waits, and where the answer goes.
+type Answer = (Instant, oneshot::Sender<Result<Outcome>>);
 
 /// Those who wait, by run.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Waiter {
         let local = {
             let mut all = self.waiting();
             let waiting = all.entry(run).or_default();
-            waiting.answers.push(answer);
+            waiting.answers.push((Instant::now(), answer));
             waiting.local
         };
         if !local {
@@ -89,17 +90,15 @@ impl Waiter {
         self.arrived.notify_one();
     }
 
-    /// An outcome became durable in this process.
-    pub(crate) fn settle(&self, run: Uuid, outcome: &NewOutcome) {
-        let Some(waiting) = self.waiting().remove(&run) else { return };
-        let outcome = Outcome {
-            status: outcome.status.to_owned(),
-            output: outcome.output.clone(),
-            error: outcome.error.clone(),
-        };
-        for answer in waiting.answers {
-            let _ = answer.send(Ok(outcome.clone()));
-        }
+    /// An outcome became durable in this process, by a flush that was sent at `sent`.
+    pub(crate) fn settle(&self, run: Uuid, outcome: &NewOutcome, sent: Instant) {
+        self.answer(run, sent, || {
+            Ok(Outcome {
+                status: outcome.status.to_owned(),
+                output: outcome.output.clone(),
+                error: outcome.error.clone(),
+            })
+        });
     }
 
     /// A run left this process without an outcome: from now on the database is asked.
@@ -126,14 +125,29 @@ impl Waiter {
     /// The runs to ask the database about.
     fn wanted(&self) -> Vec<Uuid> {
         let mut all = self.waiting();
-        all.retain(|_, waiting| waiting.local || waiting.answers.iter().any(|answer| !answer.is_closed()));
+        all.retain(|_, waiting| {
+            waiting.local || waiting.answers.iter().any(|(_, answer)| !answer.is_closed())
+        });
         all.iter().filter(|(_, waiting)| !waiting.local).map(|(run, _)| *run).collect()
     }
 
-    fn answer(&self, run: Uuid, outcome: Option<Outcome>) {
-        let Some(waiting) = self.waiting().remove(&run) else { return };
-        for answer in waiting.answers {
-            let _ = answer.send(outcome.clone().ok_or_else(|| super::unknown(run.into())));
+    /// Answers those who have waited since before `as_of`. Whoever came later may have retried the run and wait for
+    /// another outcome than this one: for them the database is asked again. Only where the run was started here
+    /// they all wait for its first outcome.
+    fn answer(&self, run: Uuid, as_of: Instant, outcome: impl Fn() -> Result<Outcome>) {
+        let mut all = self.waiting();
+        let Some(waiting) = all.get_mut(&run) else { return };
+        let first = std::mem::take(&mut waiting.local);
+        let told: Vec<Answer> =
+            waiting.answers.extract_if(.., |(since, _)| first || *since <= as_of).collect();
+        if waiting.answers.is_empty() {
+            all.remove(&run);
+        } else {
+            self.arrived.notify_one();
+        }
+        drop(all);
+        for (_, answer) in told {
+            let _ = answer.send(outcome());
         }
     }
 
@@ -206,8 +220,9 @@ async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<u64>, wan
     for some in wanted.chunks(ASK) {
         // Whoever waits for a run that there is not learns it, at the first look.
         let new = waiter.new_among(some);
+        let asked = Instant::now();
         for (run, outcome) in admin::outcomes(&session, schema, some, &new).await? {
-            waiter.answer(run, outcome);
+            waiter.answer(run, asked, || outcome.clone().ok_or_else(|| super::unknown(run.into())));
         }
         waiter.known(&new);
     }

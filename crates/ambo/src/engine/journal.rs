@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
@@ -106,7 +106,7 @@ impl Journal {
 
 /// Told of every fact that became durable, and of every run that turned out not to be ours.
 pub(crate) trait Witness: Send + Sync {
-    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome);
+    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome, sent: Instant);
 }
 
 /// Flushes a lane until all senders are gone.
@@ -120,7 +120,7 @@ pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witn
             batch.push(entry);
         }
         let bytes: usize = batch.iter().map(|entry| entry.fact.bytes()).sum();
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let facts = batch.len();
         commit(&mut link, worker, std::mem::take(&mut batch), &*witness).await;
         telemetry::flushed(facts, started.elapsed());
@@ -190,22 +190,23 @@ async fn attempt(
             Fact::Outcome(outcome) => outcomes.push(outcome),
         }
     }
+    let sent = Instant::now();
     let fenced = flush::flush(&session, &schema, worker, &checkpoints, &outcomes).await?;
     failpoint::reach("flush-answered");
     for entry in batch.drain(..) {
         if !fenced.is_empty() && fenced.contains(&entry.run.id) {
             entry.run.stop(Stop::Fenced);
         } else {
-            settle(&entry, witness);
+            settle(&entry, witness, sent);
         }
     }
     Ok(())
 }
 
-fn settle(entry: &Entry, witness: &dyn Witness) {
+fn settle(entry: &Entry, witness: &dyn Witness, sent: Instant) {
     entry.run.advance();
     if let Fact::Outcome(outcome) = &entry.fact {
-        witness.ended(&entry.run, outcome);
+        witness.ended(&entry.run, outcome, sent);
     }
 }
 
@@ -215,6 +216,7 @@ async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witnes
     let mut runs: Vec<Uuid> = batch.iter().map(|entry| entry.run.id).collect();
     runs.sort_unstable();
     runs.dedup();
+    let sent = Instant::now();
     let mut there: HashMap<(Uuid, Option<String>), i32> = HashMap::new();
     for (run, position, attempt) in flush::recorded(link.session().await?, &schema, &runs).await? {
         there.insert((run, position), attempt);
@@ -226,7 +228,7 @@ async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witnes
         };
         let ours = there.get(&(entry.run.id, position)) == Some(&entry.run.attempt);
         if ours {
-            settle(entry, witness);
+            settle(entry, witness, sent);
         }
         !ours
     });

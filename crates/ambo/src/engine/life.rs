@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -105,10 +105,10 @@ impl Life {
 }
 
 impl journal::Witness for Life {
-    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome) {
+    fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome, sent: Instant) {
         run.meters.run_ended(outcome.status);
         run.settle();
-        self.outcomes.settle(run.id, outcome);
+        self.outcomes.settle(run.id, outcome, sent);
         self.forget(&run.id);
     }
 }

@@ -263,3 +263,23 @@ async fn a_step_that_blocks_its_thread_does_not_cost_the_lease() {
     assert_eq!(result(&db.client, run).await.unwrap(), 1, "it was the first attempt");
     worker.drain(Duration::ZERO).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_after_a_retry_is_not_told_the_outcome_from_before_it() {
+    let db = database().await;
+    let stubborn =
+        async |cx: Ctx<'_>, _: i32| -> Result<()> { Err(format!("attempt {}", cx.attempt()).into()) };
+    let _worker = Worker::builder(&db.client).workflow_fn("stubborn", stubborn).start().await.unwrap();
+    for _ in 0..50 {
+        let run = Enqueue::named("stubborn", &1).on(&db.client).await.unwrap().run;
+        for attempt in 1..=3 {
+            let error = result(&db.client, run).await.unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("attempt {attempt}")),
+                "asked after {} retries: {error}",
+                attempt - 1
+            );
+            db.client.retry(run).await.unwrap();
+        }
+    }
+}
