@@ -1,15 +1,18 @@
 //! diesel-async: enqueue on its connections, in and out of transactions; transaction steps in its pool.
 
-use ambo::{Enqueue, Enqueued, Error, Isolation, Result, Untyped};
+use std::sync::Arc;
+
+use ambo::{Ctx, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{
-    AnsiTransactionManager, AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _,
-    TransactionManager as _,
+    AnsiTransactionManager, AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _,
+    SimpleAsyncConnection as _, TransactionManager as _,
 };
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance};
+use crate::on_driver::{Caller, conformance, last_words};
+use crate::stage::Gate;
 
 impl Caller for AsyncPgConnection {
     async fn connect(url: &str) -> Self {
@@ -63,4 +66,36 @@ async fn a_transaction_of_diesel_takes_its_run_along() {
     Enqueue::named("fulfil", &3).on(&mut connection).await.unwrap();
     let inputs = "select array(select input::text from ambo.run order by 1)";
     assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1", "3"]);
+}
+
+fn pool(url: &str) -> Pool<AsyncPgConnection> {
+    Pool::builder(AsyncDieselConnectionManager::new(url)).build().unwrap()
+}
+
+async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
+    let (pool, gate) = (cx.state::<Pool<AsyncPgConnection>>()?, cx.state::<Arc<Gate>>()?);
+    let step = cx.transaction("reserve").run(&*pool, async |mut tx| {
+        gate.count();
+        let insert = diesel::sql_query("insert into effect (what) values ($1)");
+        let rows = insert.bind::<diesel::sql_types::Text, _>(&how).execute(&mut *tx).await?;
+        let n = i64::try_from(rows).map_err(Error::other)?;
+        Enqueue::named("fulfil", &n).on(&mut *tx).await?;
+        if let Some(words) = last_words(&how, gate.bodies()) {
+            let spoken = tx.batch_execute(words).await;
+            if how != "swallow" {
+                spoken?;
+            }
+        }
+        if how == "fail" { Err(Error::message("no")) } else { Ok(n) }
+    });
+    Ok(step.await?)
+}
+
+#[cfg(feature = "sqlx")]
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_steps_take_effect_once_or_not_at_all() {
+    crate::on_driver::transaction_steps(|builder, url| async move {
+        builder.state(pool(&url)).workflow_fn("reserve", reserve)
+    })
+    .await;
 }

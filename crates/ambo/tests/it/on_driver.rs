@@ -227,6 +227,64 @@ pub(crate) async fn round_trips<C: Caller>() {
     caller.commit().await.unwrap();
 }
 
+/// Transaction steps of a driver. `register` gives the worker a workflow `reserve` and what it needs to reach the
+/// database at this address; its body inserts an effect, enqueues, and then does what its input says.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn transaction_steps<F>(register: impl Fn(ambo::WorkerBuilder, String) -> F)
+where
+    F: Future<Output = ambo::WorkerBuilder>,
+{
+    use crate::proxy::Lose;
+
+    for (how, lose, code) in [
+        ("succeed", Lose::Nothing, None),
+        ("succeed", Lose::Answer, None),
+        ("succeed", Lose::Commit, None),
+        ("succeed", Lose::Everything, None),
+        ("conflict", Lose::Nothing, None),
+        ("deadlock", Lose::Nothing, None),
+        ("fail", Lose::Nothing, Some(Code::Application)),
+        ("duplicate", Lose::Nothing, Some(Code::Database)),
+        ("swallow", Lose::Nothing, Some(Code::Database)),
+        ("commit", Lose::Nothing, Some(Code::CommittedByHand)),
+    ] {
+        let scene = format!("{how}, {lose:?}");
+        let stage = crate::stage::Stage::set().await;
+        let proxy = Proxy::before(&stage.db.url).await;
+        let _worker = register(stage.worker(), proxy.url.clone()).await.start().await.unwrap();
+        proxy.lose(lose);
+        let run = Enqueue::named("reserve", &how).on(&stage.db.client).await.unwrap().run;
+        let ended = stage.end(run).await;
+        assert_eq!(ended.as_ref().err().map(Error::code), code, "{scene}: {ended:?}");
+        assert_eq!(proxy.lost(), u64::from(lose != Lose::Nothing), "{scene}");
+        let effects = i64::from(code.is_none() || how == "commit");
+        assert_eq!(stage.effects().await, effects, "{scene}");
+        let children = "select count(*) from ambo.run where workflow = 'fulfil'";
+        assert_eq!(stage.db.number(children).await, effects, "{scene}: what it enqueued is there with it");
+        let bodies =
+            if ["conflict", "deadlock"].contains(&how) || [Lose::Commit, Lose::Everything].contains(&lose) {
+                2
+            } else {
+                1
+            };
+        assert_eq!(stage.gate.bodies(), bodies, "{scene}: how often the body was run");
+    }
+}
+
+/// What a body does at its end, by SQL; `None`: nothing of the kind.
+pub(crate) fn last_words(how: &str, bodies: u32) -> Option<&'static str> {
+    match (how, bodies) {
+        ("conflict", 1) => {
+            Some("do $$ begin raise 'could not serialize access' using errcode = '40001'; end $$")
+        }
+        ("deadlock", 1) => Some("do $$ begin raise 'deadlock detected' using errcode = '40P01'; end $$"),
+        ("duplicate", _) => Some("insert into counter values (1, 1)"),
+        ("swallow", _) => Some("select 1 / 0"),
+        ("commit", _) => Some("commit"),
+        _ => None,
+    }
+}
+
 /// The suite for one driver.
 macro_rules! conformance {
     ($caller:ty) => {

@@ -1,13 +1,16 @@
 //! SeaORM: enqueue on its connections and transactions; transaction steps in its connection.
 
-use ambo::{Enqueue, Enqueued, Isolation, Result, Untyped};
+use std::sync::Arc;
+
+use ambo::{Ctx, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, IsolationLevel,
-    TransactionTrait as _,
+    ConnectOptions, ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    IsolationLevel, Statement, TransactionTrait as _,
 };
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance};
+use crate::on_driver::{Caller, conformance, last_words};
+use crate::stage::Gate;
 
 struct SeaOrm {
     connection: DatabaseConnection,
@@ -73,4 +76,33 @@ async fn a_nested_transaction_takes_its_run_along() {
     tx.commit().await.unwrap();
     let inputs = "select array(select input::text from ambo.run order by 1)";
     assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1"]);
+}
+
+async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
+    let (connection, gate) = (cx.state::<DatabaseConnection>()?, cx.state::<Arc<Gate>>()?);
+    let step = cx.transaction("reserve").run(&*connection, async |tx| {
+        gate.count();
+        let insert = "insert into effect (what) values ($1) returning n";
+        let insert = Statement::from_sql_and_values(DbBackend::Postgres, insert, [how.clone().into()]);
+        let row = tx.query_one_raw(insert).await?.ok_or(DbErr::RecordNotInserted)?;
+        let n: i64 = row.try_get_by_index(0)?;
+        Enqueue::named("fulfil", &n).on(&*tx).await?;
+        if let Some(words) = last_words(&how, gate.bodies()) {
+            let spoken = tx.execute_unprepared(words).await;
+            if how != "swallow" {
+                spoken?;
+            }
+        }
+        if how == "fail" { Err(Error::message("no")) } else { Ok(n) }
+    });
+    Ok(step.await?)
+}
+
+#[cfg(feature = "sqlx")]
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_steps_take_effect_once_or_not_at_all() {
+    crate::on_driver::transaction_steps(|builder, url| async move {
+        builder.state(open(&url).await).workflow_fn("reserve", reserve)
+    })
+    .await;
 }

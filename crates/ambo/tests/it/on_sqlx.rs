@@ -1,11 +1,14 @@
 //! sqlx: enqueue on its transactions, connections and pools; transaction steps in its pool.
 
-use ambo::{Enqueue, Enqueued, Isolation, Result, Untyped};
+use std::sync::Arc;
+
+use ambo::{Ctx, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance};
+use crate::on_driver::{Caller, conformance, last_words};
+use crate::stage::Gate;
 
 struct Sqlx {
     pool: PgPool,
@@ -70,4 +73,31 @@ async fn a_connection_will_do_as_well_as_a_transaction() {
     Enqueue::named("fulfil", &4).on(&mut *pool.acquire().await.unwrap()).await.unwrap();
     let inputs = "select array(select input::text from ambo.run order by 1)";
     assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1", "2", "4"]);
+}
+
+async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
+    let (pool, gate) = (cx.state::<PgPool>()?, cx.state::<Arc<Gate>>()?);
+    let step = cx.transaction("reserve").run(&*pool, async |mut tx| {
+        gate.count();
+        let insert = "insert into effect (what) values ($1) returning n";
+        let n: i64 = sqlx::query_scalar(insert).bind(&how).fetch_one(&mut *tx).await?;
+        Enqueue::named("fulfil", &n).on(&mut *tx).await?;
+        if let Some(words) = last_words(&how, gate.bodies()) {
+            let spoken = tx.execute(words).await;
+            if how != "swallow" {
+                spoken?;
+            }
+        }
+        if how == "fail" { Err(Error::message("no")) } else { Ok(n) }
+    });
+    Ok(step.await?)
+}
+
+#[cfg(feature = "sqlx")]
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_steps_take_effect_once_or_not_at_all() {
+    crate::on_driver::transaction_steps(|builder, url| async move {
+        builder.state(PgPool::connect(&url).await.unwrap()).workflow_fn("reserve", reserve)
+    })
+    .await;
 }

@@ -1,9 +1,12 @@
 //! tokio-postgres: enqueue on its clients and transactions; transaction steps in [`ambo::TokioPostgres`].
 
-use ambo::{Enqueue, Enqueued, Isolation, Result, Untyped};
+use std::sync::Arc;
+
+use ambo::{Ctx, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
 
 use crate::harness::{connect, database};
-use crate::on_driver::{Caller, conformance};
+use crate::on_driver::{Caller, conformance, last_words};
+use crate::stage::Gate;
 
 /// Begins and ends by SQL: what is borrowed from a client cannot stand beside it. Its transactions are below.
 struct TokioPostgres(tokio_postgres::Client);
@@ -55,4 +58,42 @@ async fn a_transaction_and_its_savepoint_take_their_runs_along() {
     }
     let inputs = "select array(select input::text from ambo.run order by 1)";
     assert_eq!(db.sql.query_one(inputs, &[]).await.unwrap().get::<_, Vec<String>>(0), ["1"]);
+}
+
+fn source(url: String) -> Arc<ambo::TokioPostgres> {
+    Arc::new(ambo::TokioPostgres::new(move || {
+        let url = url.clone();
+        async move {
+            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            Ok(client)
+        }
+    }))
+}
+
+async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
+    let (database, gate) = (cx.state::<Arc<ambo::TokioPostgres>>()?, cx.state::<Arc<Gate>>()?);
+    let step = cx.transaction("reserve").run(&*database, async |tx| {
+        gate.count();
+        let insert = "insert into effect (what) values ($1) returning n";
+        let n: i64 = tx.query_one(insert, &[&how]).await?.get(0);
+        Enqueue::named("fulfil", &n).on(&*tx).await?;
+        if let Some(words) = last_words(&how, gate.bodies()) {
+            let spoken = tx.batch_execute(words).await;
+            if how != "swallow" {
+                spoken?;
+            }
+        }
+        if how == "fail" { Err(Error::message("no")) } else { Ok(n) }
+    });
+    Ok(step.await?)
+}
+
+#[cfg(feature = "sqlx")]
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_steps_take_effect_once_or_not_at_all() {
+    crate::on_driver::transaction_steps(|builder, url| async move {
+        builder.state(source(url)).workflow_fn("reserve", reserve)
+    })
+    .await;
 }
