@@ -353,9 +353,13 @@ function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues te
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
-function step_fate(p_backend integer, p_xid xid8)
+function step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function step_is_marked(p_run uuid, p_position text)
+    returns boolean
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function step_is_open(p_run uuid, p_position text)
     returns boolean
