@@ -1,0 +1,95 @@
+//! The shop front: places orders in transactions that also enqueue their fulfilment. Some are rolled back on purpose,
+//! some come in by plain SQL and get their run from a trigger. It survives the crash of the database by placing an
+//! order again that it has no answer for: the order's id and the run's key are the same.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::worker::{Order, fulfil};
+
+/// Customers who order at the same time.
+const CUSTOMERS: u64 = 16;
+
+/// How an order is placed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// In a transaction that also enqueues.
+    Enqueued,
+    /// By plain SQL; a trigger enqueues.
+    Imported,
+    /// As the first, but rolled back.
+    RolledBack,
+}
+
+/// Which way order `id` takes: the books know it too.
+pub(crate) fn way(id: u64) -> Way {
+    match id % 10 {
+        3 => Way::RolledBack,
+        1 | 5 | 8 => Way::Imported,
+        _ => Way::Enqueued,
+    }
+}
+
+/// The order with this id.
+pub(crate) fn order(id: u64) -> Order {
+    let id = id as i64;
+    Order { id, item: 1 + (id * 7 % 20) as i32, quantity: 1 + (id % 3) as i32, cents: 500 + id % 9_000 }
+}
+
+/// Places all orders; returns when each is placed or rolled back.
+pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
+    let pool = PgPoolOptions::new()
+        .max_connections(CUSTOMERS as u32)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect(url)
+        .await?;
+    let next = Arc::new(AtomicU64::new(1));
+    let mut customers = tokio::task::JoinSet::new();
+    for _ in 0..CUSTOMERS {
+        let (pool, next) = (pool.clone(), next.clone());
+        customers.spawn(async move {
+            loop {
+                let id = next.fetch_add(1, Ordering::Relaxed);
+                if id > orders {
+                    return;
+                }
+                while let Err(error) = place_one(&pool, id).await {
+                    if std::env::var_os("AMBO_DEMO_LOG").is_some() {
+                        eprintln!("order {id} again: {error}");
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+    }
+    customers.join_all().await;
+    Ok(())
+}
+
+async fn place_one(pool: &PgPool, id: u64) -> ambo::Result<()> {
+    let (way, order) = (way(id), order(id));
+    let mut tx = pool.begin().await?;
+    sqlx::query(
+        "insert into orders (id, item, quantity, cents, imported) values ($1, $2, $3, $4, $5) on conflict do nothing",
+    )
+    .bind(order.id)
+    .bind(order.item)
+    .bind(order.quantity)
+    .bind(order.cents)
+    .bind(way == Way::Imported)
+    .execute(&mut *tx)
+    .await?;
+    if way != Way::Imported {
+        fulfil::enqueue(order).key(format!("order-{id}")).on(&mut *tx).await?;
+    }
+    match way {
+        Way::RolledBack => tx.rollback().await?, // neither
+        _ => tx.commit().await?,                 // both
+    }
+    Ok(())
+}
