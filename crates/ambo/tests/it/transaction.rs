@@ -10,8 +10,8 @@ use crate::stage::{Gate, Stage};
 
 type Pool = Arc<PgPool>;
 
-fn held(cx: &Ctx<'_>) -> Result<(Pool, Arc<Arc<Gate>>)> {
-    Ok((cx.state::<PgPool>()?, cx.state::<Arc<Gate>>()?))
+fn held(cx: &Ctx<'_>) -> Result<(Pool, Arc<Gate>)> {
+    Ok((cx.state::<PgPool>()?, (*cx.state::<Arc<Gate>>()?).clone()))
 }
 
 /// One effect. The first attempt of the run is held at the gate, in the midst of its transaction.

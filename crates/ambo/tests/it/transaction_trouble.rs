@@ -10,10 +10,10 @@ use crate::harness::{database, empty_database};
 use crate::proxy::{Lose, Proxy};
 use crate::stage::{Gate, Stage, pool};
 
-type Held = (Arc<PgPool>, Arc<Arc<Gate>>);
+type Held = (Arc<PgPool>, Arc<Gate>);
 
 fn held(cx: &Ctx<'_>) -> Result<Held> {
-    Ok((cx.state::<PgPool>()?, cx.state::<Arc<Gate>>()?))
+    Ok((cx.state::<PgPool>()?, (*cx.state::<Arc<Gate>>()?).clone()))
 }
 
 const INSERT: &str = "insert into effect (what) values ('it')";

@@ -1,0 +1,40 @@
+//! An order and its run in one transaction of SeaORM: both or neither.
+//!
+//! `DATABASE_URL=postgres://localhost/shop cargo run --example enqueue_sea_orm --features sea-orm`
+
+use ambo::{Client, Ctx, Result, Worker};
+use sea_orm::{ConnectionTrait as _, Database, DbBackend, DbErr, Statement, TransactionTrait as _};
+
+#[ambo::workflow]
+async fn fulfil(cx: Ctx, order: i64) -> Result<String> {
+    Ok(cx.step("ship", || async move { Ok::<_, ambo::Error>(format!("shipped order {order}")) }).await?)
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let url = std::env::var("DATABASE_URL").map_err(ambo::Error::other)?;
+    let client = Client::connect_unchecked(&url, "ambo").await?;
+    client.migrate().await?;
+    let worker = Worker::builder(&client).workflow::<fulfil>().start().await?;
+    let shop = Database::connect(&url).await?;
+    let table = "create table if not exists orders (id bigint primary key generated always as identity)";
+    shop.execute_unprepared(table).await?;
+
+    for kept in [true, false] {
+        let tx = shop.begin().await?;
+        let insert = "insert into orders default values returning id";
+        let row = tx.query_one_raw(Statement::from_string(DbBackend::Postgres, insert)).await?;
+        let order: i64 = row.ok_or(DbErr::RecordNotInserted)?.try_get_by_index(0)?;
+        let run = fulfil::enqueue(order).key(format!("order-{order}")).on(&tx).await?;
+        if kept {
+            tx.commit().await?;
+            println!("order {order}: {}", client.handle::<fulfil>(run.run).result().await?);
+        } else {
+            tx.rollback().await?;
+            let gone = client.handle::<fulfil>(run.run).result().await;
+            println!("order {order}, rolled back: {}", gone.err().map(|e| e.to_string()).unwrap_or_default());
+        }
+    }
+    worker.drain(ambo::DRAIN).await;
+    Ok(())
+}
