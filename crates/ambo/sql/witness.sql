@@ -148,3 +148,8 @@ begin
     get diagnostics v_count = row_count;
     return v_count;
 end $$;
+
+-- To a role that runs steps here and did not install this:
+-- grant usage on schema ambo_witness to shop; grant execute on all functions in schema ambo_witness to shop;
+revoke all on all tables in schema ambo_witness from public;
+revoke all on all functions in schema ambo_witness from public;

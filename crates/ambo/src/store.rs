@@ -8,6 +8,7 @@ pub(crate) mod flush;
 pub(crate) mod migrate;
 pub(crate) mod schema;
 pub(crate) mod start;
+pub(crate) mod transaction;
 pub(crate) mod types;
 pub(crate) mod worker;
 

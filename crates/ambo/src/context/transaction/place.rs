@@ -5,13 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::types::Type;
-
 use crate::engine::run::Run;
 use crate::error::{Code, Error, Result};
 use crate::on::{Database, Isolation, Token, is_missing};
 use crate::payload::Json;
-use crate::store::connect::from_driver;
+use crate::store;
 
 /// How long a witnessed transaction may be idle before the server ends it: the default lease.
 const WITNESS_IDLE: Duration = Duration::from_secs(15);
@@ -201,12 +199,10 @@ impl Place {
             D::rollback(connection, Token(())).await;
             return row.into_iter().next().flatten().ok_or_else(|| Error::new(Code::Database, "no answer"));
         }
-        let session = self.run.target.open("ambo step fate", None).await?;
-        let sql = "select ambo.step_fate($1::text::int4, $2::text::xid8, $3::text::uuid, $4::text)";
-        let params: [crate::store::connect::Param<'_>; 4] =
-            [(backend, Type::TEXT), (xid, Type::TEXT), (&run, Type::TEXT), (&position, Type::TEXT)];
-        let row = session.query_one(&self.run.target.schema.sql(sql), &params).await?;
-        row.try_get(0).map_err(from_driver)
+        let target = &self.run.target;
+        let session = target.open("ambo step fate", None).await?;
+        let place = (self.run.id, &*self.position);
+        store::transaction::step_fate(&session, &target.schema, (backend, xid), place).await
     }
 
     /// An error that says what to do about it.
