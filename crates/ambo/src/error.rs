@@ -315,12 +315,10 @@ pub(crate) fn to_error<E: ApplicationError>(error: E) -> Error {
 /// The typed form of a recorded error.
 pub(crate) fn to_failure<E: ApplicationError>(error: Error) -> Failure<E> {
     let mut slot = Some(error);
-    if std::any::TypeId::of::<E>() == std::any::TypeId::of::<Error>() {
-        if let Some(error) = (&mut slot as &mut dyn std::any::Any).downcast_mut::<Option<E>>()
-            && let Some(error) = error.take()
-        {
-            return Failure::Application(error);
-        }
+    if let Some(error) = (&mut slot as &mut dyn std::any::Any).downcast_mut::<Option<E>>()
+        && let Some(error) = error.take()
+    {
+        return Failure::Application(error);
     }
     let error = slot.unwrap_or_else(|| Error::message("taken"));
     match error.details::<E>() {

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use postgres_types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+pub(crate) use postgres_types::Type;
+use postgres_types::{FromSql, IsNull, ToSql, to_sql_checked};
 
 /// JSON that stays the text it was: no tree is built on the hot path.
 #[derive(Debug, Clone)]
