@@ -5,10 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambo::{Client, Ctx, Enqueue, Worker};
+use ambo::{Client, Ctx, Enqueue, TokioPostgres, Worker};
 use anyhow::{Context, Result, bail};
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{query, query_scalar};
 use tokio::sync::Mutex;
 
 use super::{CONNECTIONS, Engine, Producer, QUEUE, Setting, Transfer, Workflow, count_ended};
@@ -67,18 +65,19 @@ impl ambo::Workflow for Pay {
 
     fn run<'run>(mut cx: Ctx<'run>, transfer: Transfer) -> Body<'run, i32> {
         Box::pin(async move {
-            let pool = cx.state::<PgPool>()?;
+            let database = cx.state::<Arc<TokioPostgres>>()?;
             let balance = cx
                 .transaction("transfer")
-                .run(&*pool, |mut tx| async move {
+                .run(&*database, |tx| async move {
                     let Transfer { aid, bid, tid, delta } = transfer;
                     let [accounts, balance, tellers, branches, history] = TPC_B;
-                    query(accounts).bind(delta).bind(aid).execute(&mut *tx).await?;
-                    let balance: i32 = query_scalar(balance).bind(aid).fetch_one(&mut *tx).await?;
-                    query(tellers).bind(delta).bind(tid).execute(&mut *tx).await?;
-                    query(branches).bind(delta).bind(bid).execute(&mut *tx).await?;
-                    let history = query(history).bind(tid).bind(bid).bind(aid).bind(delta);
-                    history.execute(&mut *tx).await?;
+                    tx.execute(&tx.prepare_cached(accounts).await?, &[&delta, &aid]).await?;
+                    let balance: i32 =
+                        tx.query_one(&tx.prepare_cached(balance).await?, &[&aid]).await?.try_get(0)?;
+                    tx.execute(&tx.prepare_cached(tellers).await?, &[&delta, &tid]).await?;
+                    tx.execute(&tx.prepare_cached(branches).await?, &[&delta, &bid]).await?;
+                    let history = tx.prepare_cached(history).await?;
+                    tx.execute(&history, &[&tid, &bid, &aid, &delta]).await?;
                     Ok::<_, ambo::Error>(balance)
                 })
                 .await?;
@@ -99,7 +98,6 @@ pub async fn install(url: &str) -> Result<()> {
 #[derive(Clone)]
 pub struct Ambo {
     worker: Arc<Worker>,
-    pool: PgPool,
 }
 
 impl Engine for Ambo {
@@ -110,18 +108,26 @@ impl Engine for Ambo {
     async fn launch(url: &str, _: Setting) -> Result<Ambo> {
         install(url).await?;
         let client = Client::connect(url).await?;
-        // The pool of the user's, for transaction steps.
-        let pool =
-            PgPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false).connect_lazy(url)?;
+        // The user's own connections, for transaction steps.
+        let at = url.to_owned();
+        let database = TokioPostgres::new(move || {
+            let at = at.clone();
+            async move {
+                let (client, connection) = tokio_postgres::connect(&at, tokio_postgres::NoTls).await?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+        });
+        let database = Arc::new(database.max_connections(CONNECTIONS as usize));
         let worker = Worker::builder(&client)
             .workflow::<OneStep>()
             .workflow::<TenSteps>()
             .workflow::<Pay>()
-            .state(pool.clone())
+            .state(database)
             .queue(QUEUE)
             .start()
             .await?;
-        Ok(Ambo { worker: Arc::new(worker), pool })
+        Ok(Ambo { worker: Arc::new(worker) })
     }
 
     async fn call(&self, workflow: Workflow, input: i64) -> Result<i64> {
@@ -144,7 +150,6 @@ impl Engine for Ambo {
     async fn stop(self) -> Result<()> {
         let Some(worker) = Arc::into_inner(self.worker) else { bail!("the worker is still in use") };
         worker.drain(Duration::from_secs(5)).await;
-        self.pool.close().await;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Starts the shop, kills parts of it while it works, waits for the end, and has the books kept.
 
-use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,21 +24,31 @@ pub(crate) struct Plan {
 }
 
 /// What is done to the shop when so many per cent of the orders are fulfilled.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Blow {
     KillWorker,
+    /// The front places the orders that it kept back, so that the crash hits a shop at work. After the recoveries.
+    RushHour,
     CrashDatabase,
 }
 
 /// The crash comes last: for one lease (15 s) after a start of the server nobody is declared dead, since all session
 /// locks are gone then, so a worker that is killed within it is recovered later.
-const BLOWS: [(u64, Blow); 5] = [
+const BLOWS: [(u64, Blow); 6] = [
     (10, Blow::KillWorker),
     (25, Blow::KillWorker),
     (40, Blow::KillWorker),
     (55, Blow::KillWorker),
-    (75, Blow::CrashDatabase),
+    (70, Blow::RushHour),
+    (80, Blow::CrashDatabase),
 ];
+
+/// The runs of a killed worker that are not known to be claimed again yet.
+struct Orphans {
+    worker: i64,
+    killed: Instant,
+    runs: Vec<uuid::Uuid>,
+}
 
 /// A process of the shop. Its standard input is held open: when it closes, the process ends.
 struct Staff(Child);
@@ -61,6 +71,12 @@ impl Staff {
         BufReader::new(out).read_line(&mut line)?;
         Ok(line.trim().to_owned())
     }
+
+    /// Says a line to it.
+    fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.0.stdin.as_mut().context("no input")?;
+        writeln!(input, "{line}").context("it does not listen")
+    }
 }
 
 impl Drop for Staff {
@@ -76,6 +92,7 @@ struct Shop {
     url: String,
     payment: String,
     workers: Vec<Staff>,
+    orphans: Vec<Orphans>,
     pool: PgPool,
     mishaps: Mishaps,
 }
@@ -114,6 +131,7 @@ fn open(
         url: url.to_owned(),
         payment,
         workers: Vec::new(),
+        orphans: Vec::new(),
         pool,
         mishaps: Mishaps::default(),
     };
@@ -122,7 +140,7 @@ fn open(
     }
     let started = Instant::now();
     let mut front = Staff::hire(&["front", url, &plan.orders.to_string()])?;
-    let elapsed = runtime.block_on(shop.work(plan, started))?;
+    let elapsed = runtime.block_on(shop.work(plan, &mut front, started))?;
     let placed_all = front.0.wait()?.success();
     if !placed_all {
         bail!("the shop front failed");
@@ -148,7 +166,7 @@ impl Shop {
     }
 
     /// Watches until every order is fulfilled, and strikes on the way.
-    async fn work(&mut self, plan: &Plan, started: Instant) -> Result<Duration> {
+    async fn work(&mut self, plan: &Plan, front: &mut Staff, started: Instant) -> Result<Duration> {
         let goal = (1..=plan.orders).filter(|id| way(*id) != Way::RolledBack).count() as u64;
         let bar = progress(goal);
         let mut blows = BLOWS.iter();
@@ -168,7 +186,8 @@ impl Shop {
                     self.mishaps.workers_killed
                 );
             }
-            if fulfilled >= goal {
+            self.find_orphans().await?;
+            if fulfilled >= goal && self.orphans.is_empty() {
                 bar.finish_and_clear();
                 return Ok(started.elapsed());
             }
@@ -177,14 +196,16 @@ impl Shop {
             }
             if let Some((percent, blow)) = next
                 && fulfilled * 100 >= goal * percent
+                && (*blow == Blow::KillWorker || self.orphans.is_empty())
             {
                 match blow {
                     Blow::KillWorker => self.kill_worker().await?,
+                    Blow::RushHour => front.tell("the rest")?,
                     Blow::CrashDatabase => self.crash_database()?,
                 }
                 next = blows.next();
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -215,22 +236,26 @@ impl Shop {
         Ok(count.unsigned_abs())
     }
 
-    /// Kills the worker that holds the most runs, hires another, and times how long its runs lie idle.
+    /// Kills the worker that holds the most runs and hires another.
     async fn kill_worker(&mut self) -> Result<()> {
-        let pid: i32 = self
+        // One that was killed a moment ago may still hold the most.
+        let pids: Vec<i32> = self
             .ask(
-                "select w.pid from ambo.worker w left join ambo.claim c on c.worker_id = w.id
-                 where w.dead_at is null and $1::bigint is null and $2::uuid[] is not null
-                 group by w.id order by count(c.run_id) desc limit 1",
+                "select coalesce(array_agg(h.pid order by h.runs desc), '{}') from (
+                     select w.pid, count(c.run_id) as runs
+                     from ambo.worker w left join ambo.claim c on c.worker_id = w.id
+                     where w.dead_at is null and $1::bigint is null and $2::uuid[] is not null
+                     group by w.id) h",
                 None,
                 &[],
             )
             .await?;
+        let place_of = |pid: i32| self.workers.iter().position(|staff| staff.0.id() == pid.unsigned_abs());
+        let Some((pid, place)) = pids.iter().find_map(|pid| Some((*pid, place_of(*pid)?))) else {
+            bail!("no worker of this shop is registered");
+        };
         let worker: i64 =
             self.ask("select id from ambo.worker where pid = $1 and $2::uuid[] is not null order by id desc limit 1", Some(pid.into()), &[]).await?;
-        let Some(place) = self.workers.iter().position(|staff| staff.0.id() == pid.unsigned_abs()) else {
-            bail!("no child has the process id {pid}");
-        };
         drop(self.workers.swap_remove(place));
         let killed = Instant::now();
         self.mishaps.workers_killed += 1;
@@ -242,26 +267,35 @@ impl Shop {
             )
             .await?;
         self.hire_worker()?;
-        loop {
+        self.mishaps.runs_recovered += held.len() as u64;
+        self.orphans.push(Orphans { worker, killed, runs: held });
+        Ok(())
+    }
+
+    /// Whether the runs of killed workers were claimed again or have ended by now.
+    async fn find_orphans(&mut self) -> Result<()> {
+        let mut place = 0;
+        while let Some(Orphans { worker, killed, runs }) = self.orphans.get(place) {
             let idle: i64 = self
                 .ask(
                     "select count(*) from unnest($2::uuid[]) r
                      where not exists (select from ambo.claim c where c.run_id = r and c.worker_id <> $1)
                        and not exists (select from ambo.outcome o where o.run_id = r)",
-                    Some(worker),
-                    &held,
+                    Some(*worker),
+                    runs,
                 )
                 .await?;
-            if idle == 0 {
-                break;
-            }
-            if killed.elapsed() > Duration::from_secs(60) {
+            let elapsed = killed.elapsed();
+            if idle > 0 && elapsed > Duration::from_secs(60) {
                 bail!("{idle} runs of a killed worker were not claimed again in a minute");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            if idle > 0 {
+                place += 1;
+            } else {
+                self.mishaps.slowest_recovery = self.mishaps.slowest_recovery.max(elapsed);
+                self.orphans.swap_remove(place);
+            }
         }
-        self.mishaps.runs_recovered += held.len() as u64;
-        self.mishaps.slowest_recovery = self.mishaps.slowest_recovery.max(killed.elapsed());
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! some come in by plain SQL and get their run from a trigger. It survives the crash of the database by placing an
 //! order again that it has no answer for: the order's id and the run's key are the same.
 
+use std::io::BufRead as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use sqlx::postgres::PgPoolOptions;
 
 use crate::worker::{Order, fulfil};
 
+/// Of a hundred orders, so many are placed at once; the others when a line comes by standard input.
+const AT_ONCE: u64 = 75;
 /// Customers who order at the same time.
 const CUSTOMERS: u64 = 16;
 
@@ -43,6 +46,7 @@ pub(crate) fn order(id: u64) -> Order {
 
 /// Places all orders; returns when each is placed or rolled back.
 pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
+    let told = listen();
     let pool = PgPoolOptions::new()
         .max_connections(CUSTOMERS as u32)
         .acquire_timeout(Duration::from_secs(5))
@@ -51,11 +55,14 @@ pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
     let next = Arc::new(AtomicU64::new(1));
     let mut customers = tokio::task::JoinSet::new();
     for _ in 0..CUSTOMERS {
-        let (pool, next) = (pool.clone(), next.clone());
+        let (pool, next, mut told) = (pool.clone(), next.clone(), told.clone());
         customers.spawn(async move {
             loop {
                 let id = next.fetch_add(1, Ordering::Relaxed);
                 if id > orders {
+                    return;
+                }
+                if id * 100 > orders * AT_ONCE && told.wait_for(|told| *told).await.is_err() {
                     return;
                 }
                 while let Err(error) = place_one(&pool, id).await {
@@ -69,6 +76,18 @@ pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
     }
     customers.join_all().await;
     Ok(())
+}
+
+/// A line by standard input lets the last orders come; when that closes, the demo is gone, and so is the front.
+fn listen() -> tokio::sync::watch::Receiver<bool> {
+    let (rush, told) = tokio::sync::watch::channel(false);
+    std::thread::spawn(move || {
+        while std::io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0) {
+            rush.send_replace(true);
+        }
+        std::process::exit(0);
+    });
+    told
 }
 
 async fn place_one(pool: &PgPool, id: u64) -> ambo::Result<()> {

@@ -53,8 +53,10 @@ fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if args.role.is_some() {
-        // A child must not outlive the demo, however that ends.
-        ambo_postgres::exit_with_parent();
+        // A child must not outlive the demo, however that ends; the front sees to that itself.
+        if !matches!(args.role, Some(Role::Front { .. })) {
+            ambo_postgres::exit_with_parent();
+        }
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into());
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }

@@ -185,7 +185,7 @@ function adopt()
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, OUT backend integer, OUT xid xid8)
+function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -239,7 +239,7 @@ function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], 
 
 function finish_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json, p_error json, p_elapsed_ms integer)
     returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
 
 function fire_timers(p_limit integer)
     returns integer
@@ -253,7 +253,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint)
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -320,6 +320,10 @@ function recorded(p_runs uuid[])
 function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval)
     returns void
     stable
+
+function refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text)
+    returns void
+    volatile
 
 function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, OUT worker_id bigint)
     returns bigint

@@ -14,7 +14,7 @@ pub(crate) mod life;
 pub(crate) mod run;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -38,6 +38,8 @@ pub(crate) struct Engine {
     pub(crate) max_in_flight: usize,
     /// How long a claimer that finds nothing sleeps when no notification wakes it.
     pub(crate) poll: Duration,
+    /// The lease in milliseconds, as of the last heartbeat.
+    pub(crate) lease_ms: Arc<AtomicI32>,
     /// Where user code runs.
     pub(crate) runtime: tokio::runtime::Handle,
     /// Those in this process who wait for outcomes.

@@ -96,7 +96,7 @@ pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};
 pub use error::{ApplicationError, Code, Error, Failure, Result};
 pub use handle::Handle;
 pub use id::{RunId, WorkerId};
-pub use on::{Database, Isolation, On, TokioPostgres};
+pub use on::{CachingClient, Database, Isolation, On, TokioPostgres};
 pub use payload::PAYLOAD_BYTES_MAX;
 pub use retry::Retry;
 pub use worker::{DRAIN, Worker, WorkerBuilder};

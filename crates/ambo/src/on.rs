@@ -11,7 +11,7 @@ mod sea_orm;
 mod sqlx;
 mod tokio_postgres;
 
-pub use self::tokio_postgres::TokioPostgres;
+pub use self::tokio_postgres::{CachingClient, TokioPostgres};
 
 use std::future::Future;
 
@@ -54,13 +54,50 @@ pub trait Database: Clone + Send + Sync + 'static {
         sql: &str,
         args: &[Option<String>],
         _: sealed::Token,
-    ) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
+    ) -> impl Future<Output = Result<Row>> + Send;
 
     #[doc(hidden)]
     fn commit(connection: Self::Connection, _: sealed::Token) -> impl Future<Output = Result<()>> + Send;
 
     #[doc(hidden)]
     fn rollback(connection: Self::Connection, _: sealed::Token) -> impl Future<Output = ()> + Send;
+
+    /// [`begin`](Database::begin) and the first call, in one round trip where the driver can. If the call fails the
+    /// transaction is still open.
+    #[doc(hidden)]
+    fn begin_with(
+        &self,
+        isolation: Isolation,
+        sql: &str,
+        args: &[Option<String>],
+        token: sealed::Token,
+    ) -> impl Future<Output = Result<(Self::Connection, Result<Row>)>> + Send {
+        async move {
+            let mut connection = self.begin(isolation, token).await?;
+            let row = Self::call(&mut connection, sql, args, token).await;
+            Ok((connection, row))
+        }
+    }
+
+    /// The last call and [`commit`](Database::commit), in one round trip where the driver can. If the call fails the
+    /// transaction is rolled back.
+    #[doc(hidden)]
+    fn commit_with(
+        mut connection: Self::Connection,
+        sql: &str,
+        args: &[Option<String>],
+        token: sealed::Token,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            match Self::call(&mut connection, sql, args, token).await {
+                Ok(_) => Self::commit(connection, token).await,
+                Err(error) => {
+                    Self::rollback(connection, token).await;
+                    Err(error)
+                }
+            }
+        }
+    }
 }
 
 /// The isolation of a transaction step. Conflicts that it causes are tried again.
@@ -86,7 +123,7 @@ impl Isolation {
     }
 }
 
-pub(crate) use sealed::{Call, Token};
+pub(crate) use sealed::{Call, Row, Token};
 
 /// Whether there is no such schema, function or table.
 pub(crate) fn is_missing(error: &Error) -> bool {
@@ -123,6 +160,9 @@ pub(crate) mod sealed {
     use crate::enqueue::Enqueued;
     use crate::store::enqueue::{ENQUEUE_ONE, NewRun};
 
+    /// The columns of a row as text.
+    pub(crate) type Row = Vec<Option<String>>;
+
     /// Shows that a caller is Ambo itself.
     #[derive(Debug, Clone, Copy)]
     pub struct Token(pub(crate) ());
@@ -130,11 +170,7 @@ pub(crate) mod sealed {
     /// One call of a SQL function: text parameters, the columns of the first row as text.
     pub trait Call {
         /// Calls.
-        fn call(
-            self,
-            sql: &str,
-            args: &[Option<String>],
-        ) -> impl Future<Output = Result<Vec<Option<String>>>> + Send;
+        fn call(self, sql: &str, args: &[Option<String>]) -> impl Future<Output = Result<Row>> + Send;
     }
 
     /// What can enqueue: whatever can call, and the client.

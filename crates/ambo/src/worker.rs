@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -162,6 +162,8 @@ impl WorkerBuilder {
             runtime: tokio::runtime::Handle::current(),
             waiter: self.client.waiter().clone(),
             life: watch::channel(None).0,
+            // The default, until the first heartbeat says what it is.
+            lease_ms: Arc::new(AtomicI32::new(15_000)),
             draining: AtomicBool::new(false),
             drain_begun: Notify::new(),
             stop: CancellationToken::new(),

@@ -26,16 +26,18 @@ begin
     end if;
     select array_agg(ambo.new_run_id() order by g), array_agg(true)
     into v_ids, v_new from generate_series(1, cardinality(p_workflows)) g;
-    for r in
-        select u.n, t.run_id, t.is_new
-        from (select * from unnest(p_workflows, p_keys, p_inputs, v_ids, p_key_lifetimes) with ordinality
-                  as u (w, k, i, id, l, n)
-              where k is not null order by w, k, n offset 0) u,
-             lateral ambo.take_key(u.w, u.k, u.i, u.l, u.id) t
-    loop
-        v_ids[r.n] := r.run_id;
-        v_new[r.n] := r.is_new;
-    end loop;
+    if array_remove(p_keys, null) <> '{}' then
+        for r in
+            select u.n, t.run_id, t.is_new
+            from (select * from unnest(p_workflows, p_keys, p_inputs, v_ids, p_key_lifetimes) with ordinality
+                      as u (w, k, i, id, l, n)
+                  where k is not null order by w, k, n offset 0) u,
+                 lateral ambo.take_key(u.w, u.k, u.i, u.l, u.id) t
+        loop
+            v_ids[r.n] := r.run_id;
+            v_new[r.n] := r.is_new;
+        end loop;
+    end if;
     insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
     select u.id, u.m, u.p, u.w, u.q, u.i, u.k, u.o, u.a
     from unnest(v_ids, v_new, p_attempts, p_priorities, p_workflows, p_queues, p_inputs, p_keys, p_timeouts,

@@ -4,9 +4,12 @@
 -- seen from outside belongs to a body that committed by hand. Idle time is bounded by the lease, and
 -- the application name lets the keeper end the transaction of a dead worker.
 create or replace function ambo.begin_step(
-    p_worker bigint, p_run uuid, p_attempt integer, p_position text, out backend integer, out xid xid8)
+    p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer,
+    out backend integer, out xid xid8)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_set text;
 begin
     backend := pg_backend_pid();
     xid := pg_current_xact_id();
@@ -17,9 +20,9 @@ begin
             p_position, p_run using errcode = 'AM031',
             hint = 'Part of its effect stands without a checkpoint. Repair it, then: ambo run retry.';
     end if;
-    perform set_config('application_name', 'ambo step of worker ' || p_worker, true),
-            set_config('idle_in_transaction_session_timeout',
-                (select (extract(epoch from i.lease) * 1000)::bigint::text from ambo.installation i), true);
+    -- Assignments, not statements: an expression costs a tenth.
+    v_set := set_config('application_name', 'ambo step of worker ' || p_worker, true);
+    v_set := set_config('idle_in_transaction_session_timeout', p_idle_ms::text, true);
 end $$;
 
 -- Last statement before its commit: locks the claim, so that nobody can take the run before the commit is
@@ -29,28 +32,42 @@ create or replace function ambo.finish_step(
     p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json,
     p_error json, p_elapsed_ms integer)
 returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off
 as $$
 begin
-    delete from ambo.transaction_marker m
-    where m.run_id = p_run and m.position = p_position and m.xid = pg_current_xact_id();
+    with held as materialized (
+        select from ambo.claim c
+        where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt
+        for key share
+    ), unmarked as (
+        delete from ambo.transaction_marker m
+        where m.run_id = p_run and m.position = p_position and m.xid = pg_current_xact_id()
+        returning 1
+    )
+    insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output, error)
+    select p_run, p_attempt, p_elapsed_ms, p_position, p_name, p_output, p_error from held, unmarked;
     if not found then
+        perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
+    end if;
+end $$;
+
+-- Says why the last statement of a step recorded nothing.
+create or replace function ambo.refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text)
+returns void
+language plpgsql volatile
+as $$
+begin
+    if not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO041: run % is not of this database', p_run using errcode = 'AM041',
+            hint = 'A transaction step runs in the database that its run lives in; for another one, use a witness.';
+    elsif exists (select from ambo.claim c
+                  where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt) then
         raise exception 'AMBO031: the body of the transaction step at position % of run % committed or rolled back by hand',
             p_position, p_run using errcode = 'AM031',
             hint = 'A body must not run COMMIT or ROLLBACK: Ambo commits it together with its checkpoint.';
     end if;
-    perform from ambo.claim c
-    where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt
-    for key share;
-    if not found then
-        if not exists (select from ambo.run r where r.id = p_run) then
-            raise exception 'AMBO041: run % is not of this database', p_run using errcode = 'AM041',
-                hint = 'A transaction step runs in the database that its run lives in; for another one, use a witness.';
-        end if;
-        raise exception 'AMBO030: worker % no longer holds run %', p_worker, p_run using errcode = 'AM030';
-    end if;
-    insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output, error)
-    values (p_run, p_attempt, p_elapsed_ms, p_position, p_name, p_output, p_error);
+    raise exception 'AMBO030: worker % no longer holds run %', p_worker, p_run using errcode = 'AM030';
 end $$;
 
 -- What became of a step whose end is unknown: 'in progress', 'committed', 'by hand' or 'aborted'. Ends the

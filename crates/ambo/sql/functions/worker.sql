@@ -42,17 +42,18 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean,
     out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
-    out next_timer_ms bigint)
+    out next_timer_ms bigint, out lease_ms integer)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now timestamptz := clock_timestamp();
     v_keeper ambo.keeper%rowtype;
     v_server text;
-    v_lease interval;
+    v_lease interval := (select i.lease from ambo.installation i);
     r record;
 begin
     is_keeper := false;
+    lease_ms := extract(epoch from v_lease) * 1000;
     update ambo.heartbeat h set at = v_now, in_flight = p_in_flight, draining = p_draining
     where h.worker_id = p_worker
       and exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null);
@@ -71,7 +72,6 @@ begin
         return;
     end if;
     is_keeper := true;
-    v_lease := (select i.lease from ambo.installation i);
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
     if v_keeper.server <> '' and v_keeper.server <> v_server then

@@ -107,6 +107,7 @@ impl<'a> Control<'a> {
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
         self.life.report_blockers(BLOCKS);
+        self.engine.lease_ms.store(pulse.lease_ms, Ordering::Relaxed);
         if !pulse.alive {
             return Ok(false);
         }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -41,6 +41,8 @@ pub(crate) struct Run {
     pub(crate) states: States,
     pub(crate) meters: Arc<WorkflowMeters>,
     pub(crate) target: crate::store::connect::Target,
+    /// How long a transaction of this run may be idle.
+    pub(crate) lease_ms: Arc<AtomicI32>,
     /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
     history: Mutex<HashMap<String, Checkpoint>>,
     /// How many facts were given to the journal, and how many of them are durable.
@@ -101,6 +103,7 @@ impl Run {
             journal: life.journal.clone(),
             states: engine.states.clone(),
             target: engine.target.clone(),
+            lease_ms: engine.lease_ms.clone(),
             history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
             sent: AtomicU64::new(0),
             durable: AtomicU64::new(0),

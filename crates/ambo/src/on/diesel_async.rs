@@ -14,7 +14,7 @@ use diesel::sql_types::{Nullable, Text, Untyped};
 use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, TransactionManager};
 
-use super::{Call, Database, Isolation, Token, refused};
+use super::{Call, Database, Isolation, Row, Token, refused};
 use crate::error::{Code, Error, Result};
 
 /// A statement with its parameters. Unlike `diesel::sql_query` it may be kept prepared: one round trip.
@@ -65,23 +65,19 @@ impl QueryableByName<Pg> for Texts {
     }
 }
 
-async fn call(
-    connection: &mut AsyncPgConnection,
-    sql: &str,
-    args: &[Option<String>],
-) -> Result<Vec<Option<String>>> {
+async fn call(connection: &mut AsyncPgConnection, sql: &str, args: &[Option<String>]) -> Result<Row> {
     let rows: Vec<Texts> = Statement { sql, args }.load(connection).await.map_err(Error::from)?;
     Ok(rows.into_iter().next().map(|row| row.0).unwrap_or_default())
 }
 
 impl Call for &mut AsyncPgConnection {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
 
 impl Call for &mut Object<AsyncPgConnection> {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
@@ -102,7 +98,7 @@ impl Database for Pool<AsyncPgConnection> {
         sql: &str,
         args: &[Option<String>],
         _: Token,
-    ) -> Result<Vec<Option<String>>> {
+    ) -> Result<Row> {
         call(connection, sql, args).await
     }
 

@@ -7,14 +7,10 @@ use sea_orm::{
     RuntimeErr, Statement, TransactionTrait,
 };
 
-use super::{Call, Database, Isolation, Token};
+use super::{Call, Database, Isolation, Row, Token};
 use crate::error::{Code, Error, Result};
 
-async fn call(
-    connection: &impl ConnectionTrait,
-    sql: &str,
-    args: &[Option<String>],
-) -> Result<Vec<Option<String>>> {
+async fn call(connection: &impl ConnectionTrait, sql: &str, args: &[Option<String>]) -> Result<Row> {
     if connection.get_database_backend() != DbBackend::Postgres {
         return Err(Error::new(Code::Configuration, "Ambo needs a connection to PostgreSQL"));
     }
@@ -24,19 +20,19 @@ async fn call(
     row.as_ref().map(texts).transpose().map(Option::unwrap_or_default)
 }
 
-fn texts(row: &QueryResult) -> Result<Vec<Option<String>>> {
+fn texts(row: &QueryResult) -> Result<Row> {
     let columns = row.column_names().len();
     (0..columns).map(|column| row.try_get_by_index(column).map_err(Error::from)).collect()
 }
 
 impl Call for &DatabaseConnection {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
 
 impl Call for &DatabaseTransaction {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
@@ -72,12 +68,7 @@ impl Database for DatabaseConnection {
         begun.map(Opened).map_err(Error::from)
     }
 
-    async fn call(
-        opened: &mut Opened,
-        sql: &str,
-        args: &[Option<String>],
-        _: Token,
-    ) -> Result<Vec<Option<String>>> {
+    async fn call(opened: &mut Opened, sql: &str, args: &[Option<String>], _: Token) -> Result<Row> {
         call(&opened.0, sql, args).await
     }
 

@@ -3,14 +3,14 @@
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool, PgRow};
 use sqlx::{Executor, Postgres, Row as _, Transaction};
 
-use super::{Call, Database, Isolation, Token, refused};
+use super::{Call, Database, Isolation, Row, Token, refused};
 use crate::error::{Code, Error, Result};
 
 async fn call<'c>(
     executor: impl Executor<'c, Database = Postgres>,
     sql: &str,
     args: &[Option<String>],
-) -> Result<Vec<Option<String>>> {
+) -> Result<Row> {
     // The SQL is a constant of ours with the schema name put in; values are bound.
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
     for arg in args {
@@ -20,24 +20,24 @@ async fn call<'c>(
     row.as_ref().map(texts).transpose().map(Option::unwrap_or_default)
 }
 
-fn texts(row: &PgRow) -> Result<Vec<Option<String>>> {
+fn texts(row: &PgRow) -> Result<Row> {
     (0..row.len()).map(|column| row.try_get(column).map_err(Error::from)).collect()
 }
 
 impl Call for &mut PgConnection {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
 
 impl Call for &mut Transaction<'_, Postgres> {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(&mut **self, sql, args).await
     }
 }
 
 impl Call for &PgPool {
-    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+    async fn call(self, sql: &str, args: &[Option<String>]) -> Result<Row> {
         call(self, sql, args).await
     }
 }
@@ -54,7 +54,7 @@ impl Database for PgPool {
         sql: &str,
         args: &[Option<String>],
         _: Token,
-    ) -> Result<Vec<Option<String>>> {
+    ) -> Result<Row> {
         call(&mut **connection, sql, args).await
     }
 

@@ -60,6 +60,8 @@ pub(crate) struct Pulse {
     pub(crate) dead: Vec<i64>,
     /// To the keeper: how long until the next timer is due.
     pub(crate) next_timer: Option<Duration>,
+    /// The lease in milliseconds.
+    pub(crate) lease_ms: i32,
 }
 
 pub(crate) async fn heartbeat(
@@ -72,7 +74,7 @@ pub(crate) async fn heartbeat(
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, cancelled, is_keeper, dead, next_timer_ms from ambo.heartbeat($1, $2, $3)",
+                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms from ambo.heartbeat($1, $2, $3)",
             ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
         )
@@ -84,6 +86,7 @@ pub(crate) async fn heartbeat(
             is_keeper: row.try_get(2)?,
             dead: row.try_get::<_, Option<_>>(3)?.unwrap_or_default(),
             next_timer: row.try_get::<_, Option<i64>>(4)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            lease_ms: row.try_get(5)?,
         })
     };
     pulse().map_err(from_driver)

@@ -168,7 +168,7 @@ async fn a_buried_worker_can_do_nothing() {
             &[&first],
         ),
         (
-            "with begun as materialized (select ambo.begin_step($1, $2, 1, '1'))
+            "with begun as materialized (select ambo.begin_step($1, $2, 1, '1', 15000))
           select ambo.finish_step($1, $2, 1, '1', 's', '1', null, 1) from begun",
             &[&first, &run],
         ),

@@ -62,11 +62,11 @@ impl Attempt<'_> {
         F: FnMut(Tx<D::Connection>) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let mut connection = match database.begin(self.isolation, Token(())).await {
-            Ok(connection) => connection,
+        let (connection, opening) = match self.place.open(database, self.isolation).await {
+            Ok(open) => open,
             Err(error) => return trouble(error),
         };
-        let opened = match self.place.open::<D>(&mut connection).await {
+        let opened = match opening {
             Ok(Opening::Open(opened)) => opened,
             Ok(Opening::Done(output)) => {
                 D::rollback(connection, Token(())).await;
@@ -181,17 +181,14 @@ impl Attempt<'_> {
 async fn finish<D: Database>(
     place: Place,
     database: D,
-    mut connection: D::Connection,
+    connection: D::Connection,
     opened: Opened,
     json: Json,
     started: Instant,
 ) -> Result<()> {
-    if let Err(error) = place.close::<D>(&mut connection, &json, started).await {
-        let _ = tokio::time::timeout(ROLLBACK_ANSWER, D::rollback(connection, Token(()))).await;
-        return Err(error);
-    }
     failpoint::reach("transaction-before-commit");
-    let error = match tokio::time::timeout(COMMIT_ANSWER, D::commit(connection, Token(()))).await {
+    let closed = tokio::time::timeout(COMMIT_ANSWER, place.close::<D>(connection, &json, started));
+    let error = match closed.await {
         Ok(Ok(())) => {
             failpoint::reach("transaction-committed");
             return Ok(());

@@ -3,16 +3,15 @@
 //! Each is a set of SQL functions with the same parts: open, close, what became of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::engine::run::Run;
 use crate::error::{Code, Error, Result};
-use crate::on::{Database, Isolation, Token, is_missing};
+use crate::on::{Database, Isolation, Row, Token, is_missing};
 use crate::payload::Json;
 use crate::store;
 
-/// How long a witnessed transaction may be idle before the server ends it: the default lease.
-const WITNESS_IDLE: Duration = Duration::from_secs(15);
 /// Between two questions for the fate of a transaction.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long one such question may take: the connection it is asked on may be cut as well.
@@ -52,8 +51,6 @@ pub(super) enum Fate {
     ByHand,
 }
 
-type Row = Vec<Option<String>>;
-
 impl Place {
     fn run_and_position(&self) -> [Option<String>; 2] {
         [Some(self.run.id.to_string()), Some(self.position.to_string())]
@@ -65,62 +62,75 @@ impl Place {
         sql: &str,
         args: &[Option<String>],
     ) -> Result<Row> {
-        // The witness has a schema of its own, which is never renamed.
-        let sql =
-            if self.witnessed { std::borrow::Cow::Borrowed(sql) } else { self.run.target.schema.sql(sql) };
-        D::call(connection, &sql, args, Token(())).await.map_err(|error| self.explain(error))
+        D::call(connection, &self.sql(sql), args, Token(())).await.map_err(|error| self.explain(error))
     }
 
-    /// The first statement of the step's transaction.
-    pub(super) async fn open<D: Database>(&self, connection: &mut D::Connection) -> Result<Opening> {
+    /// The witness has a schema of its own, which is never renamed.
+    fn sql<'s>(&self, sql: &'s str) -> std::borrow::Cow<'s, str> {
+        if self.witnessed { sql.into() } else { self.run.target.schema.sql(sql) }
+    }
+
+    /// Begins the step's transaction, its first statement included. If that fails the transaction is still open.
+    pub(super) async fn open<D: Database>(
+        &self,
+        database: &D,
+        isolation: Isolation,
+    ) -> Result<(D::Connection, Result<Opening>)> {
         let [run, position] = self.run_and_position();
         let (attempt, worker) = (Some(self.run.attempt.to_string()), Some(self.run.worker.to_string()));
-        let row = if self.witnessed {
+        let idle = Some(self.run.lease_ms.load(Ordering::Relaxed).to_string());
+        let (sql, args) = if self.witnessed {
             let sql = "select state, backend::text, xid::text, output::text from ambo_witness.open_step(\
                        $1::text::uuid, $2::text, $3::text::int4, $4::text::int8, $5::text::int4)";
-            let idle = Some(WITNESS_IDLE.as_millis().to_string());
-            self.call::<D>(connection, sql, &[run, position, attempt, worker, idle]).await?
+            (sql, vec![run, position, attempt, worker, idle])
         } else {
             let sql = "select 'open', backend::text, xid::text, null::text from ambo.begin_step(\
-                       $1::text::int8, $2::text::uuid, $3::text::int4, $4::text)";
-            self.call::<D>(connection, sql, &[worker, run, attempt, position]).await?
+                       $1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text::int4)";
+            (sql, vec![worker, run, attempt, position, idle])
         };
-        match <[_; 4]>::try_from(row) {
-            Ok([Some(state), Some(backend), Some(xid), _]) if state == "open" => {
+        let (connection, row) = database.begin_with(isolation, &self.sql(sql), &args, Token(())).await?;
+        let opening = match row.map(<[_; 4]>::try_from) {
+            Ok(Ok([Some(state), Some(backend), Some(xid), _])) if state == "open" => {
                 Ok(Opening::Open(Opened { backend, xid }))
             }
-            Ok([Some(state), _, _, output]) if state == "done" => {
+            Ok(Ok([Some(state), _, _, output])) if state == "done" => {
                 Ok(Opening::Done(output.unwrap_or_else(|| "null".to_owned()).into()))
             }
-            _ => Err(Error::new(Code::Database, "the beginning of a transaction step gave no answer")),
-        }
+            Ok(_) => Err(Error::new(Code::Database, "the beginning of a transaction step gave no answer")),
+            Err(error) => Err(self.explain(error)),
+        };
+        Ok((connection, opening))
     }
 
-    /// The last statement before its commit.
+    /// Records the step as the last statement of its transaction, and commits.
     pub(super) async fn close<D: Database>(
         &self,
-        connection: &mut D::Connection,
+        connection: D::Connection,
         output: &str,
         started: Instant,
     ) -> Result<()> {
         let [run, position] = self.run_and_position();
         let output = Some(output.to_owned());
-        if self.witnessed {
+        let (sql, args) = if self.witnessed {
             let sql = "select ambo_witness.close_step($1::text::uuid, $2::text, $3::text::json)::text";
-            return self.call::<D>(connection, sql, &[run, position, output]).await.map(drop);
-        }
-        let sql = "select ambo.finish_step($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text, \
-                   $6::text::json, null, $7::text::int4)::text";
-        let args = [
-            Some(self.run.worker.to_string()),
-            run,
-            Some(self.run.attempt.to_string()),
-            position,
-            Some(self.name.to_string()),
-            output,
-            Some(i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX).to_string()),
-        ];
-        self.call::<D>(connection, sql, &args).await.map(drop)
+            (sql, vec![run, position, output])
+        } else {
+            let sql = "select ambo.finish_step($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text, \
+                       $6::text::json, null, $7::text::int4)::text";
+            let elapsed = i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX);
+            let args = vec![
+                Some(self.run.worker.to_string()),
+                run,
+                Some(self.run.attempt.to_string()),
+                position,
+                Some(self.name.to_string()),
+                output,
+                Some(elapsed.to_string()),
+            ];
+            (sql, args)
+        };
+        let closed = D::commit_with(connection, &self.sql(sql), &args, Token(())).await;
+        closed.map_err(|error| self.explain(error))
     }
 
     /// Whether the transaction is still the one that [`open`](Place::open) began. An error where it is aborted.
