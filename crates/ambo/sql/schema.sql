@@ -38,6 +38,22 @@ table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     deadline timestamp with time zone
     UNIQUE index claim_pkey btree (run_id)
 
+partitioned table event
+    run_id uuid not null
+    key text not null
+    number integer not null
+    published_at timestamp with time zone not null default now()
+    value json not null
+    UNIQUE index event_pkey btree (run_id, key, number)
+
+table event_carried
+    run_id uuid not null
+    key text not null
+    number integer not null
+    published_at timestamp with time zone not null default now()
+    value json not null
+    UNIQUE index event_carried_pkey btree (run_id, key, number)
+
 table heartbeat with (fillfactor=50)
     worker_id bigint not null
     at timestamp with time zone not null
@@ -114,6 +130,7 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     workflow text not null
     timeout interval
     deadline timestamp with time zone
+    wakes boolean not null default false
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
     index ready_xid btree (xid)
 
@@ -129,6 +146,8 @@ partitioned table run
     key text
     timeout interval
     attributes jsonb
+    parent_id uuid
+    index run_parent btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_pkey btree (id)
 
 table run_carried
@@ -141,6 +160,8 @@ table run_carried
     key text
     timeout interval
     attributes jsonb
+    parent_id uuid
+    index run_carried_parent_id_id_idx btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_carried_pkey btree (id)
 
 table run_key
@@ -151,6 +172,28 @@ table run_key
     expires_at timestamp with time zone not null
     index run_key_expiry btree (expires_at)
     UNIQUE index run_key_pkey btree (workflow, key)
+
+partitioned table signal
+    run_id uuid not null
+    seq bigint not null
+    sent_at timestamp with time zone not null default now()
+    topic text not null
+    key text
+    payload json not null
+    UNIQUE index signal_key btree (run_id, key) WHERE (key IS NOT NULL)
+    UNIQUE index signal_pkey btree (run_id, topic, seq)
+
+table signal_carried
+    run_id uuid not null
+    seq bigint not null
+    sent_at timestamp with time zone not null default now()
+    topic text not null
+    key text
+    payload json not null
+    UNIQUE index signal_carried_pkey btree (run_id, topic, seq)
+    UNIQUE index signal_carried_run_id_key_idx btree (run_id, key) WHERE (key IS NOT NULL)
+
+sequence signal_seq
 
 table timer
     run_id uuid not null
@@ -166,6 +209,10 @@ table transaction_marker
     position text not null
     xid xid8 not null
     UNIQUE index transaction_marker_pkey btree (run_id, "position")
+
+table wake
+    run_id uuid not null
+    UNIQUE index wake_pkey btree (run_id)
 
 table worker
     id bigint not null
@@ -202,7 +249,7 @@ function check_installation()
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint)
@@ -245,15 +292,19 @@ function fire_timers(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
+function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_woken uuid[])
+    returns uuid[]
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=2s
+
 function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_bitmapscan=off, lock_timeout=2s
 
 function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer)
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -276,6 +327,10 @@ function is_awaited(p_lock integer)
 function leave(p_worker bigint)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_events(p_run uuid)
+    returns TABLE(key text, number integer, value json, published_at timestamp with time zone)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function list_queues()
     returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone)
@@ -305,13 +360,29 @@ function new_run_id()
     returns uuid
     volatile
 
+function next_signal(p_run uuid, p_topic text, p_consumed bigint[], OUT again boolean, OUT seq bigint, OUT payload json)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+
 function outcomes(p_runs uuid[], p_new uuid[])
     returns TABLE(run_id uuid, status text, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
 
+function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[])
+    returns uuid[]
+    volatile, set enable_nestloop=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
+
 function pause_queue(p_queue text, p_paused boolean)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
+    returns void
+    volatile
+
+function read_events(p_run uuid, p_key text, p_after integer DEFAULT 0, p_limit integer DEFAULT 1000)
+    returns TABLE(number integer, value json, published_at timestamp with time zone)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
@@ -345,6 +416,14 @@ function run_time(run_id uuid)
     returns timestamp with time zone
     immutable
 
+function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function send_wakes(p_runs uuid[])
+    returns void
+    volatile
+
 function show_run(p_run uuid)
     returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, input json, output json, cancel_requested boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -352,6 +431,10 @@ function show_run(p_run uuid)
 function show_steps(p_run uuid)
     returns TABLE("position" text, name text, attempt integer, recorded_at timestamp with time zone, elapsed_ms integer, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function start_children(p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[], p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[], p_deadlines timestamp with time zone[], p_attempts integer[], p_detached boolean[])
+    returns void
+    volatile
 
 function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[])
     returns TABLE(run_id uuid, is_new boolean)
@@ -377,6 +460,10 @@ function take_key(p_workflow text, p_key text, p_input json, p_lifetime interval
     returns record
     volatile
 
+function take_wake(p_run uuid)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+
 function tell_waiters(p_runs uuid[])
     returns void
     volatile
@@ -388,3 +475,11 @@ function vital_signs()
 function wake()
     returns void
     volatile
+
+function wake_parents(p_runs uuid[])
+    returns void
+    volatile
+
+function wake_up(p_worker bigint, p_runs uuid[])
+    returns TABLE(run_id uuid, attempt integer, losses smallint, deadline timestamp with time zone)
+    volatile, set enable_seqscan=off, enable_bitmapscan=off, plan_cache_mode=force_generic_plan

@@ -4,7 +4,9 @@ pub(crate) mod enqueuer;
 pub(crate) mod waiter;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary};
@@ -38,6 +40,9 @@ use waiter::Waiter;
 pub struct Client {
     inner: Arc<Inner>,
 }
+
+/// Between two looks for what a run publishes: from, to.
+const EVENT_LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
 #[derive(Debug)]
 struct Inner {
@@ -192,6 +197,56 @@ impl Client {
         })
     }
 
+    /// What a run has published under a key after the value number `after` (0: from the first), in order, with their
+    /// numbers: at most 1000 at a time. A reader that asks again after the last number that it has seen loses nothing and
+    /// sees nothing twice.
+    ///
+    /// # Errors
+    /// `AMBO028` for a value that is not a `T`, `AMBO040` if the database is away.
+    pub async fn events<T: DeserializeOwned>(
+        &self,
+        run: RunId,
+        key: &str,
+        after: u32,
+    ) -> Result<Vec<(u32, T)>> {
+        let session = self.session().await?;
+        let after = i32::try_from(after).unwrap_or(i32::MAX);
+        let values = crate::store::signal::events(&session, self.schema(), run.as_uuid(), key, after).await?;
+        let what = format!("the event {key:?}");
+        values
+            .into_iter()
+            .map(|(number, value)| Ok((number.unsigned_abs(), crate::payload::decode(&what, &value)?)))
+            .collect()
+    }
+
+    /// [`events`](Client::events), but waits until there is one. Empty: the run has ended, and nothing more will come.
+    ///
+    /// # Errors
+    /// As `events`, and `AMBO033` if there is no such run.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing; call it again.
+    pub async fn next_events<T: DeserializeOwned>(
+        &self,
+        run: RunId,
+        key: &str,
+        after: u32,
+    ) -> Result<Vec<(u32, T)>> {
+        let mut pause = EVENT_LOOKS.0;
+        loop {
+            // Asked before the look: what a run publishes is there before its outcome is.
+            let session = self.session().await?;
+            let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
+            let ended = ended.ok_or_else(|| unknown(run))?;
+            let values = self.events(run, key, after).await?;
+            if !values.is_empty() || ended {
+                return Ok(values);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(EVENT_LOOKS.1);
+        }
+    }
+
     /// Runs a failed, cancelled or dead run again, from its checkpoints.
     ///
     /// # Errors
@@ -256,6 +311,16 @@ impl Client {
 }
 
 impl sealed::Enqueue for &Client {
+    #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+    async fn ask(
+        self,
+        _: &crate::store::Schema,
+        sql: &str,
+        args: &[Option<String>],
+    ) -> Result<Vec<Option<String>>> {
+        self.session().await?.call(&self.schema().sql(sql), args).await
+    }
+
     #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
     async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
         self.inner.enqueuer.enqueue(run).await

@@ -1,5 +1,13 @@
 //! What a workflow sees: its context, and the durable calls that it builds from it.
 
+pub(crate) mod call;
+pub(crate) mod child;
+pub(crate) mod compensate;
+pub(crate) mod event;
+mod fixed;
+pub(crate) mod race;
+pub(crate) mod signal;
+pub(crate) mod sleep;
 pub(crate) mod step;
 pub(crate) mod transaction;
 pub(crate) mod witness;
@@ -7,10 +15,18 @@ pub(crate) mod witness;
 use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::RunId;
+use crate::retry::Retry;
+use crate::workflow::Workflow;
+pub use child::{Child, ChildResult, StartChild};
+pub use event::Event;
+pub use race::{Either, Race};
+pub use signal::Signal;
+pub use sleep::Sleep;
 pub use step::{Attempt, Step};
 pub use transaction::TransactionStep;
 
@@ -123,6 +139,177 @@ impl<'run> Ctx<'run> {
         TransactionStep::new(self.run, self.position(), name.into())
     }
 
+    /// Sleeps, by the database's clock. A run that sleeps for longer than a second leaves memory and costs its worker
+    /// nothing until its time has come; a restart, or years, do not change when that is.
+    ///
+    /// # Errors
+    /// `AMBO025` if the run is cancelled meanwhile.
+    pub fn sleep<'a>(&mut self, span: Duration) -> Sleep<'a>
+    where
+        'run: 'a,
+    {
+        Sleep::new(self.run, self.position(), sleep::Until::For(span))
+    }
+
+    /// [`sleep`](Ctx::sleep), until a time.
+    pub fn sleep_until<'a>(&mut self, time: jiff::Timestamp) -> Sleep<'a>
+    where
+        'run: 'a,
+    {
+        Sleep::new(self.run, self.position(), sleep::Until::At(time))
+    }
+
+    /// Waits for the next signal of a topic, 1 to 200 bytes. Signals that came before the wait are not lost, each is
+    /// received once, in the order in which they were sent. A run that waits for longer than a second leaves memory.
+    ///
+    /// # Errors
+    /// `AMBO042` after [`Signal::timeout`], `AMBO025` if the run is cancelled meanwhile, `AMBO028` if the payload is not a `T`.
+    pub fn signal<'a, T>(&mut self, topic: impl Into<String>) -> Signal<'a, T>
+    where
+        'run: 'a,
+        T: serde::de::DeserializeOwned + Send + 'a,
+    {
+        Signal::new(self.run, self.position(), topic.into())
+    }
+
+    /// Publishes a value under a key of 1 to 200 bytes, for anyone to read or await: the last one is the event's value,
+    /// all of them in their order are a stream. Each is published once, whatever crashes.
+    ///
+    /// # Errors
+    /// `AMBO001` for the key, `AMBO004` or `AMBO007` for the value, `AMBO025` in a cancelled run.
+    pub fn publish<T: serde::Serialize>(&mut self, key: &str, value: &T) -> Result<()> {
+        let position = self.position();
+        event::publish(self.run, position, key, value)
+    }
+
+    /// Waits until another run has published something under a key, and receives its present value.
+    ///
+    /// # Errors
+    /// `AMBO042` after [`Event::timeout`], `AMBO025` if this run is cancelled meanwhile, `AMBO028` if the value is not a `T`.
+    pub fn event<'a, T>(&mut self, of: RunId, key: impl Into<String>) -> Event<'a, T>
+    where
+        'run: 'a,
+        T: serde::de::DeserializeOwned + Send + 'a,
+    {
+        Event::new(self.run, self.position(), of, key.into())
+    }
+
+    /// A child: a run of its own, on whatever worker serves its queue. One per parent and position, whatever crashes. It
+    /// inherits the deadline of its parent and is cancelled with it, unless it is [`detached`](StartChild::detached).
+    pub fn child<'a, W: Workflow>(&mut self, input: W::Input) -> StartChild<'a, W>
+    where
+        'run: 'a,
+    {
+        StartChild::new(self.run, self.position(), input)
+    }
+
+    /// Waits for the end of a child, which is recorded: the same in every replay, whatever becomes of the child.
+    ///
+    /// # Errors
+    /// As [`Handle::result`](crate::Handle::result), and `AMBO025` if this run is cancelled meanwhile.
+    pub fn result_of<'a, W: Workflow>(&mut self, child: Child<W>) -> ChildResult<'a, W::Output, W::Error>
+    where
+        'run: 'a,
+    {
+        ChildResult::new(self.run, self.position(), child)
+    }
+
+    /// The first of several built calls to end wins; who that was is recorded, the others are dropped. Among calls that
+    /// end together the first in the list wins.
+    ///
+    /// # Errors
+    /// `AMBO025` in a cancelled run.
+    pub fn race<'a, T: Send + 'a>(
+        &mut self,
+        calls: Vec<futures_util::future::BoxFuture<'a, T>>,
+    ) -> Race<'a, T>
+    where
+        'run: 'a,
+    {
+        Race::new(self.run, self.position(), calls)
+    }
+
+    /// [`race`](Ctx::race) between two calls of different types.
+    ///
+    /// # Errors
+    /// As `race`.
+    pub fn select<'a, A, B>(&mut self, left: A, right: B) -> Race<'a, Either<A::Output, B::Output>>
+    where
+        'run: 'a,
+        A: Future<Output: Send> + Send + 'a,
+        B: Future<Output: Send> + Send + 'a,
+    {
+        self.race(vec![
+            Box::pin(async move { Either::Left(left.await) }),
+            Box::pin(async move { Either::Right(right.await) }),
+        ])
+    }
+
+    /// Runs `body` for each item, `limit` at a time, each in a branch of its own, and gives the results in the order of the
+    /// items.
+    pub async fn map<'a, I, F, Fut>(&mut self, items: Vec<I>, limit: usize, body: F) -> Vec<Fut::Output>
+    where
+        'run: 'a,
+        F: Fn(Ctx<'run>, I) -> Fut,
+        Fut: Future<Output: Send> + Send + 'a,
+    {
+        use futures_util::StreamExt as _;
+        // Boxed and built before the first await, so that the future of the workflow stays provably `Send`.
+        let calls: Vec<futures_util::future::BoxFuture<'a, Fut::Output>> =
+            items.into_iter().map(|item| Box::pin(body(self.branch(), item)) as _).collect();
+        futures_util::stream::iter(calls).buffered(limit.max(1)).collect().await
+    }
+
+    /// Registers what undoes the step before: should the run fail or be cancelled, all that was registered is run in reverse
+    /// order, each as a step of its own, tried ten times with growing pauses. One that fails for good leaves the run dead
+    /// (`AMBO029`), with what it could not undo as the reason.
+    pub fn compensate<E, F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, body: F)
+    where
+        F: FnMut(Attempt) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: ApplicationError,
+    {
+        self.compensate_with(name, Retry::exponential(), body);
+    }
+
+    /// [`compensate`](Ctx::compensate) with a retry policy.
+    pub fn compensate_with<E, F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, retry: Retry, body: F)
+    where
+        F: FnMut(Attempt) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: ApplicationError,
+    {
+        let compensation = compensate::Compensation::new(self.position(), name.into(), retry, body);
+        self.run.compensations().push(compensation);
+    }
+
+    /// The time of the database, recorded: the same in every replay. Costs no commit of its own.
+    ///
+    /// # Errors
+    /// `AMBO021` if something else was recorded here.
+    pub fn now(&mut self) -> Result<jiff::Timestamp> {
+        let position = self.position();
+        fixed::fixed(self.run, position, "ambo:now", || self.run.clock.now())
+    }
+
+    /// A random number in `[0, 1)`, recorded: the same in every replay. Costs no commit of its own.
+    ///
+    /// # Errors
+    /// As [`now`](Ctx::now).
+    pub fn random(&mut self) -> Result<f64> {
+        let position = self.position();
+        fixed::fixed(self.run, position, "ambo:random", crate::engine::clock::jitter)
+    }
+
+    /// A random UUID (version 4), recorded: the same in every replay. Costs no commit of its own.
+    ///
+    /// # Errors
+    /// As [`now`](Ctx::now).
+    pub fn uuid(&mut self) -> Result<uuid::Uuid> {
+        let position = self.position();
+        fixed::fixed(self.run, position, "ambo:uuid", uuid::Uuid::new_v4)
+    }
+
     /// A context of its own for a sequence of calls that runs beside others.
     pub fn branch(&mut self) -> Ctx<'run> {
         Ctx { run: self.run, branch: self.position(), index: 0 }
@@ -172,6 +359,9 @@ impl<'run> Ctx<'run> {
 
 /// The checks that come before every durable call is acted on.
 pub(crate) fn check_name(name: &str) -> Result<()> {
+    if name.starts_with("ambo:") {
+        return Err(Error::new(Code::InvalidName, "names that begin with \"ambo:\" are Ambo's own"));
+    }
     if name.is_empty() || name.len() > 200 || name.contains('\0') {
         return Err(Error::new(
             Code::InvalidName,

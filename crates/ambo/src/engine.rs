@@ -12,6 +12,7 @@ pub(crate) mod journal;
 pub(crate) mod keeper;
 pub(crate) mod life;
 pub(crate) mod run;
+pub(crate) mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -38,6 +39,8 @@ pub(crate) struct Engine {
     pub(crate) max_in_flight: usize,
     /// How long a claimer that finds nothing sleeps when no notification wakes it.
     pub(crate) poll: Duration,
+    /// The database's clock.
+    pub(crate) clock: Arc<clock::DatabaseClock>,
     /// The lease in milliseconds, as of the last heartbeat.
     pub(crate) lease_ms: Arc<AtomicI32>,
     /// Where user code runs.

@@ -76,6 +76,8 @@ codes! {
     Application = "027",
     /// A recorded value does not fit the type that the code expects.
     NotDecodable = "028",
+    /// What a run did could not be undone.
+    NotCompensated = "029",
     /// The worker lost its lease: another one owns the run now.
     Fenced = "030",
     /// The body of a transaction step committed or rolled back by hand.

@@ -37,6 +37,26 @@ impl<W> Handle<W> {
         self.client.cancel(self.run, reason).await
     }
 
+    /// A signal to the run: send it with [`SendSignal::on`](crate::SendSignal::on).
+    pub fn signal(&self, topic: impl Into<String>, payload: &impl serde::Serialize) -> crate::SendSignal {
+        crate::SendSignal::new(self.run, topic, payload)
+    }
+
+    /// Waits until the run has published something under a key, and gives the last value. See
+    /// [`Client::next_events`] for all of them.
+    ///
+    /// # Errors
+    /// `AMBO034` if the run has ended without it, `AMBO033` if there is no such run, `AMBO028` if the value is not a `T`.
+    pub async fn event<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+        let last = self.client.next_events(self.run, key, 0).await?.pop();
+        last.map(|(_, value)| value).ok_or_else(|| {
+            Error::new(
+                Code::WrongState,
+                format!("run {} has ended and published nothing under {key:?}", self.run),
+            )
+        })
+    }
+
     /// Waits for the end of the run and decodes the result as the types named.
     ///
     /// # Errors

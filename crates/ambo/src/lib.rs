@@ -81,6 +81,7 @@ mod id;
 mod on;
 mod payload;
 mod retry;
+mod signal;
 mod store;
 pub mod telemetry;
 mod worker;
@@ -90,7 +91,9 @@ pub use admin::Cancelled;
 pub use client::Client;
 pub use context::transaction::Tx;
 pub use context::witness::{WITNESS_SQL, install_witness};
-pub use context::{Attempt, Ctx, Step, TransactionStep};
+pub use context::{
+    Attempt, Child, ChildResult, Ctx, Either, Event, Race, Signal, Sleep, StartChild, Step, TransactionStep,
+};
 pub use engine::failpoint::NAMES as FAILPOINTS;
 pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};
 pub use error::{ApplicationError, Code, Error, Failure, Result};
@@ -99,6 +102,7 @@ pub use id::{RunId, WorkerId};
 pub use on::{CachingClient, Database, Isolation, On, TokioPostgres};
 pub use payload::PAYLOAD_BYTES_MAX;
 pub use retry::Retry;
+pub use signal::SendSignal;
 pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
 

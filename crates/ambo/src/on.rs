@@ -158,6 +158,7 @@ pub(crate) mod sealed {
 
     use super::{Future, Result, missing};
     use crate::enqueue::Enqueued;
+    use crate::store::Schema;
     use crate::store::enqueue::{ENQUEUE_ONE, NewRun};
 
     /// The columns of a row as text.
@@ -175,12 +176,26 @@ pub(crate) mod sealed {
 
     /// What can enqueue: whatever can call, and the client.
     pub trait Enqueue {
+        /// Calls a function of Ambo's.
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        fn ask(
+            self,
+            schema: &Schema,
+            sql: &str,
+            args: &[Option<String>],
+        ) -> impl Future<Output = Result<Row>> + Send;
+
         /// Enqueues one run.
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
         fn enqueue(self, run: NewRun) -> impl Future<Output = Result<Enqueued>> + Send;
     }
 
     impl<C: Call + Send> Enqueue for C {
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        async fn ask(self, schema: &Schema, sql: &str, args: &[Option<String>]) -> Result<Row> {
+            self.call(&schema.sql(sql), args).await.map_err(missing)
+        }
+
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
         async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
             let row = self.call(&run.schema.sql(ENQUEUE_ONE), &run.texts()).await.map_err(missing)?;

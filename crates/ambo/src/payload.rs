@@ -78,6 +78,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_the_same_number_after_a_replay() {
+        // Off by the last bit without serde_json's `float_roundtrip`.
+        for number in [0.1 + 0.2, 51.24817837550540_4, -93.3113703768803_3, f64::MIN_POSITIVE] {
+            assert_eq!(
+                decode::<f64>("it", &encode("it", &number).unwrap()).unwrap().to_bits(),
+                number.to_bits()
+            );
+        }
+    }
+
+    #[test]
     fn what_is_taken_can_be_read_back() {
         let nested = |n| (1..n).fold(serde_json::json!([]), |inner, _| serde_json::json!([inner]));
         let text = encode("it", &nested(DEPTH_MAX)).unwrap();

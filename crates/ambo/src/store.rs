@@ -7,6 +7,7 @@ pub(crate) mod enqueue;
 pub(crate) mod flush;
 pub(crate) mod migrate;
 pub(crate) mod schema;
+pub(crate) mod signal;
 pub(crate) mod start;
 pub(crate) mod transaction;
 pub(crate) mod types;

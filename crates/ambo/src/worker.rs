@@ -162,6 +162,7 @@ impl WorkerBuilder {
             runtime: tokio::runtime::Handle::current(),
             waiter: self.client.waiter().clone(),
             life: watch::channel(None).0,
+            clock: Arc::new(engine::clock::DatabaseClock::new()),
             // The default, until the first heartbeat says what it is.
             lease_ms: Arc::new(AtomicI32::new(15_000)),
             draining: AtomicBool::new(false),
@@ -332,6 +333,7 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
         key: run.key,
         time_left: run.timeout,
         cancelled: false,
+        parent: None,
         history: Vec::new(),
     }
 }

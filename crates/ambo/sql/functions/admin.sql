@@ -1,7 +1,7 @@
 -- What operators and handles ask: results, lists, cancel, retry.
 
 -- The state of a run and, when it has ended, its result. No row: there is no such run.
--- States: ready, delayed, running, then succeeded, failed, cancelled or dead.
+-- States: ready, delayed, running, parked, then succeeded, failed, cancelled or dead.
 create or replace function ambo.run_result(p_run uuid)
 returns table (state text, output json, error json)
 language sql stable security definer set search_path = pg_catalog, pg_temp
@@ -15,7 +15,8 @@ create or replace function ambo.live_state(p_run uuid) returns text
 language sql stable
 as $$
     select case when exists (select from ambo.claim c where c.run_id = p_run) then 'running'
-                when exists (select from ambo.timer t where t.run_id = p_run) then 'delayed'
+                when exists (select from ambo.timer t where t.run_id = p_run and t.attempt = 0) then 'delayed'
+                when exists (select from ambo.timer t where t.run_id = p_run) then 'parked'
                 else 'ready' end
 $$;
 
@@ -49,11 +50,11 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     if p_state is not null
-       and p_state <> all ('{ready,delayed,running,succeeded,failed,cancelled,dead}'::text[])
+       and p_state <> all ('{ready,delayed,running,parked,succeeded,failed,cancelled,dead}'::text[])
     then
         raise exception 'AMBO005: there is no state %', quote_literal(left(p_state, 100))
             using errcode = 'AM005',
-                hint = 'States: ready, delayed, running, succeeded, failed, cancelled, dead.';
+                hint = 'States: ready, delayed, running, parked, succeeded, failed, cancelled, dead.';
     end if;
     return query
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
@@ -69,14 +70,15 @@ begin
     limit p_limit;
 end $$;
 
--- Asks a run to end. One that waits to be claimed ends at once; one in execution at its next durable call.
+-- Asks a run to end, and the children that it did not detach. One that has not begun ends at once; one that has, at
+-- its next durable call, so that it can compensate: parked, it is woken for that.
 -- Says what happened: 'cancelled', 'requested', or the state in which it had already ended.
 create or replace function ambo.cancel_run(p_run uuid, p_reason text default null) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_run record;
-    v_attempt integer;
+    v_ended boolean;
 begin
     select r.queue, r.workflow, r.priority, o.status into v_run
     from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
@@ -85,28 +87,32 @@ begin
     elsif v_run.status is not null then
         return v_run.status;
     end if;
+    perform ambo.cancel_run(c.id, p_reason) from ambo.run c
+    where c.parent_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.id);
     insert into ambo.cancel_request (run_id, reason) values (p_run, left(p_reason, 1000)) on conflict do nothing;
     with waiting as (
         delete from ambo.ready d where d.ctid = any (array(
             select r.ctid from ambo.ready r
             where r.queue = v_run.queue and r.workflow = v_run.workflow and r.priority = v_run.priority
-              and r.run_id = p_run
+              and r.run_id = p_run and r.attempt = 0 and not r.wakes
             for update skip locked))
-        returning d.attempt
+        returning 1
     ), sleeping as (
         delete from ambo.timer d where d.ctid = any (array(
-            select t.ctid from ambo.timer t where t.run_id = p_run for update skip locked))
-        returning d.attempt
+            select t.ctid from ambo.timer t where t.run_id = p_run and t.attempt = 0 for update skip locked))
+        returning 1
     )
-    select w.attempt into v_attempt from (select * from waiting union all select * from sleeping) w;
-    if found then
+    select true into v_ended from (select from waiting union all select from sleeping) w;
+    if v_ended then
         insert into ambo.outcome (run_id, attempt, status, error)
-        values (p_run, v_attempt, 'cancelled', json_build_object(
+        values (p_run, 0, 'cancelled', json_build_object(
             'code', 'AMBO025', 'message', coalesce('cancelled: ' || left(p_reason, 1000), 'cancelled')));
         delete from ambo.cancel_request q where q.run_id = p_run;
         perform ambo.tell_waiters(array[p_run]);
+        perform ambo.wake_parents(array[p_run]);
         return 'cancelled';
     end if;
+    perform ambo.send_wakes(array[p_run]);
     perform pg_notify('ambo.cancel', p_run::text);
     return 'requested';
 end $$;
@@ -129,8 +135,14 @@ begin
         raise exception 'AMBO034: run % is %; only a failed, cancelled or dead run can be retried', p_run,
             (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034';
     end if;
+    if v_outcome.status <> 'dead'
+       and exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo')
+    then
+        raise exception 'AMBO034: what run % did was undone; it cannot be retried', p_run using errcode = 'AM034',
+            hint = 'Enqueue a new run.';
+    end if;
     delete from ambo.checkpoint c
-    where c.run_id = p_run and c.error is not null
+    where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'
       and not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at);
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
@@ -201,7 +213,7 @@ as $$
     select q.name, q.paused, d.ready, d.ready >= 10000, d.oldest
     from ambo.queue q cross join lateral (
         select count(*) as ready, min(ambo.run_time(r.run_id)) as oldest
-        from (select r.run_id from ambo.ready r where r.queue = q.name limit 10000) r) d
+        from (select r.run_id from ambo.ready r where r.queue = q.name and not r.wakes limit 10000) r) d
     order by q.name
 $$;
 

@@ -11,12 +11,15 @@
 -- mark, or its xid, until it is gone.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given) and `late`.
+--
+-- A row that only wakes leads to its run, wherever that is: parked, and it is claimed; in a worker's memory, and that
+-- worker is told; on the way from there, and the row goes back into its lane; elsewhere, and there is nothing to do.
 create or replace function ambo.claim(
     p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[],
     p_lows bigint[], p_late xid8[])
 returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
                priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean,
-               seq bigint, lows bigint[], late xid8[])
+               seq bigint, lows bigint[], late xid8[], parent_id uuid)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -33,6 +36,8 @@ declare
     v_late xid8[];
     v_xmax xid8;
     v_flood boolean;
+    v_woken uuid[];
+    r record;
 begin
     -- The fence before the claim: whoever takes a worker's claims away, or lets it leave, holds this lock
     -- exclusively. Without it, claims could come to stand under a worker that nobody buries any more.
@@ -72,10 +77,11 @@ begin
         returning r.*
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
-        select t.run_id, p_worker, t.attempt + 1, t.losses, coalesce(t.deadline, now() + t.timeout) from taken t
+        select t.run_id, p_worker, t.attempt + 1, t.losses, least(t.deadline, now() + t.timeout) from taken t
+        where not t.wakes
     ), ordered as materialized (
-        select t.run_id, t.attempt + 1 as attempt, t.losses, t.seq, t.queue, t.workflow, t.priority,
-               coalesce(t.deadline, now() + t.timeout) as deadline
+        select t.run_id, t.attempt + 1 as attempt, t.losses, t.seq, t.queue, t.workflow, t.priority, t.wakes,
+               least(t.deadline, now() + t.timeout) as deadline
         from taken t order by t.priority, t.seq
     ), mark as (
         -- Seen and taken, both in order: the first place where they differ is the lowest row left behind.
@@ -94,7 +100,9 @@ begin
                          where o.queue = l.queue and o.workflow = l.workflow and o.priority = l.priority
                            and o.seq > l.low) as seqs) g
     )
-    select array_agg(o.run_id), array_agg(o.attempt), array_agg(o.losses), array_agg(o.seq), array_agg(o.deadline),
+    select array_agg(o.run_id) filter (where not o.wakes), array_agg(o.attempt) filter (where not o.wakes),
+        array_agg(o.losses) filter (where not o.wakes), array_agg(o.seq) filter (where not o.wakes),
+        array_agg(o.deadline) filter (where not o.wakes), array_agg(distinct o.run_id) filter (where o.wakes),
         -- A lane of a paused queue is not read: when it goes on, it is read from its beginning.
         (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
@@ -102,7 +110,7 @@ begin
               union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),
         pg_snapshot_xmax(pg_current_snapshot()),
         (select count(*) > p_limit from late_seen)
-    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_lows, v_late, v_xmax, v_flood
+    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
     from ordered o;
 
     -- Our own xid was given out after S, by the first write; where nothing was written, age() reads the counter.
@@ -123,6 +131,15 @@ begin
         from unnest(p_queues, p_workflows, p_priorities, v_lows)
             with ordinality as g (queue, workflow, priority, low, n);
     end if;
+    if v_woken is not null then
+        for r in select w.* from ambo.wake_up(p_worker, v_woken) w loop
+            v_ids := v_ids || r.run_id;
+            v_attempts := v_attempts || r.attempt;
+            v_losses := v_losses || r.losses;
+            v_seqs := v_seqs || 0::bigint;
+            v_deadlines := v_deadlines || r.deadline;
+        end loop;
+    end if;
     lows := v_lows;
     late := v_late;
     return next;
@@ -131,7 +148,7 @@ begin
         select r.id, r.workflow, r.queue, r.input, t.attempt, t.losses, r.priority, r.key, r.attempts_max,
                (extract(epoch from t.deadline - now()) * 1000)::bigint,
                exists (select from ambo.cancel_request c where c.run_id = r.id), t.seq,
-               null::bigint[], null::xid8[]
+               null::bigint[], null::xid8[], r.parent_id
         from unnest(v_ids, v_attempts, v_losses, v_deadlines, v_seqs)
                  with ordinality as t (id, attempt, losses, deadline, seq, n)
         cross join lateral (select r.* from ambo.run r where r.id = t.id offset 0) r
@@ -212,7 +229,8 @@ end $$;
 -- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.
 create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
 returns integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_xid xid8;
@@ -221,13 +239,16 @@ begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     v_xid := pg_current_xact_id();
     with returned as (
-        delete from ambo.claim c using unnest(p_runs, p_attempts) as g (id, attempt)
-        where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt
+        delete from ambo.claim c where c.ctid = any (array(
+            select h.place from unnest(p_runs, p_attempts) as g (id, attempt)
+            cross join lateral (
+                select c.ctid as place from ambo.claim c
+                where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt offset 0) h))
         returning c.run_id, c.attempt, c.losses, c.deadline)
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
     select nextval('ambo.ready_seq'), v_xid, r.id, c.attempt, c.losses, r.priority, r.queue, r.workflow,
            r.timeout, c.deadline
-    from returned c join ambo.run r on r.id = c.run_id;
+    from returned c cross join lateral (select r.* from ambo.run r where r.id = c.run_id offset 0) r;
     get diagnostics v_count = row_count;
     if v_count > 0 then
         perform ambo.wake();

@@ -2,6 +2,9 @@
 --
 -- The fence is a lock, then a look: the worker's fence lock is taken shared, and only then, with a newer
 -- snapshot, the claims are read. Whoever takes claims away from a worker holds that lock exclusively.
+--
+-- Here and elsewhere `cross join lateral (... offset 0)` looks each row up by its key: a join would be planned by what the
+-- planner last knew of a table that is empty now and full a moment later, and may read all of it for every row.
 -- Returns the runs of which facts were refused because their claim is gone.
 create or replace function ambo.flush(
     p_worker bigint,
@@ -18,6 +21,8 @@ as $$
 declare
     v_count integer;
     v_fenced uuid[] := '{}';
+    v_ended uuid[];
+    v_all boolean;
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     if cardinality(p_runs) > 0 then
@@ -25,7 +30,9 @@ begin
         select f.run_id, f.attempt, f.elapsed_ms, f.position, f.name, f.output, f.error
         from unnest(p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms)
             as f (run_id, attempt, position, name, output, error, elapsed_ms)
-        join ambo.claim c on c.run_id = f.run_id and c.worker_id = p_worker and c.attempt = f.attempt;
+        cross join lateral (
+            select from ambo.claim c
+            where c.run_id = f.run_id and c.worker_id = p_worker and c.attempt = f.attempt offset 0) c;
         get diagnostics v_count = row_count;
         if v_count < cardinality(p_runs) then
             select array_agg(distinct f.run_id) into v_fenced from unnest(p_runs, p_attempts) as f (run_id, attempt)
@@ -35,14 +42,22 @@ begin
     end if;
     if cardinality(p_ended_runs) > 0 then
         with ended as (
-            delete from ambo.claim c using unnest(p_ended_runs, p_ended_attempts, p_statuses,
-                    p_ended_outputs, p_ended_errors) as e (run_id, attempt, status, output, error)
-            where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt
-            returning e.*)
+            delete from ambo.claim c
+            where c.ctid = any (array(
+                select h.place
+                from unnest(p_ended_runs, p_ended_attempts) as e (run_id, attempt)
+                cross join lateral (
+                    select c.ctid as place from ambo.claim c
+                    where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt offset 0) h))
+            returning c.run_id)
+        select array_agg(e.run_id) into v_ended from ended e;
+        v_all := coalesce(cardinality(v_ended), 0) = cardinality(p_ended_runs);
         insert into ambo.outcome (run_id, attempt, status, output, error)
-        select e.run_id, e.attempt, e.status::ambo.status, e.output, e.error from ended e;
-        get diagnostics v_count = row_count;
-        if v_count < cardinality(p_ended_runs) then
+        select e.run_id, e.attempt, e.status::ambo.status, e.output, e.error
+        from unnest(p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors)
+            as e (run_id, attempt, status, output, error)
+        where v_all or e.run_id = any (v_ended);
+        if not v_all then
             select v_fenced || coalesce(array_agg(e.run_id), '{}') into v_fenced
             from unnest(p_ended_runs, p_ended_attempts) as e (run_id, attempt)
             where not exists (select from ambo.outcome o
@@ -51,7 +66,53 @@ begin
         if exists (select from ambo.cancel_request) then
             delete from ambo.cancel_request r where r.run_id = any (p_ended_runs);
         end if;
+        if exists (select from ambo.wake) then
+            delete from ambo.wake w where w.run_id = any (p_ended_runs);
+        end if;
         perform ambo.tell_waiters(p_ended_runs);
+    end if;
+    return v_fenced;
+end $$;
+
+-- A batch that holds more than checkpoints and outcomes: children and events go in before the checkpoints that name
+-- them, parks and the waking of parents come last.
+create or replace function ambo.flush_all(
+    p_worker bigint,
+    p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[],
+    p_errors json[], p_elapsed_ms integer[],
+    p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[],
+    p_ended_errors json[],
+    p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[],
+    p_event_values json[],
+    p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[],
+    p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[],
+    p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamptz[],
+    p_child_attempts integer[], p_child_detached boolean[],
+    p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[],
+    p_woken uuid[])
+returns uuid[]
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
+as $$
+declare
+    v_fenced uuid[];
+begin
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    if cardinality(p_child_ids) > 0 then
+        perform ambo.start_children(p_worker, p_parents, p_parent_attempts, p_child_ids, p_child_workflows,
+                                    p_child_inputs, p_child_queues, p_child_priorities, p_child_delays,
+                                    p_child_attributes, p_child_timeouts, p_child_deadlines, p_child_attempts,
+                                    p_child_detached);
+    end if;
+    if cardinality(p_event_runs) > 0 then
+        perform ambo.publish(p_worker, p_event_runs, p_event_attempts, p_event_keys, p_event_numbers, p_event_values);
+    end if;
+    v_fenced := ambo.flush(p_worker, p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms,
+                           p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors);
+    if cardinality(p_parked_runs) > 0 then
+        v_fenced := v_fenced || ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues);
+    end if;
+    if cardinality(p_woken) > 0 then
+        perform ambo.send_wakes(p_woken);
     end if;
     return v_fenced;
 end $$;

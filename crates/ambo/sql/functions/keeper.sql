@@ -14,6 +14,7 @@ as $$
 declare
     v_xid xid8;
     v_lease interval := (select i.lease from ambo.installation i);
+    v_dead uuid[];
 begin
     recovered := 0;
     dead_lettered := 0;
@@ -39,17 +40,16 @@ begin
     where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
       and pg_has_role(current_user, a.usesysid, 'member');
     v_xid := pg_current_xact_id();
-    with orphan as materialized (
-        select c.run_id from ambo.claim c where c.worker_id = p_worker limit p_limit for update skip locked
-    ), taken as (
-        delete from ambo.claim c using orphan o where c.run_id = o.run_id
+    with taken as (
+        delete from ambo.claim c where c.ctid = any (array(
+            select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))
         returning c.run_id, c.attempt, c.losses, c.deadline
     ), judged as materialized (
         select t.run_id, t.attempt, t.deadline, r.priority, r.queue, r.workflow, r.timeout, r.attempts_max,
                case when exists (select from ambo.checkpoint c
                                  where c.run_id = t.run_id and c.attempt = t.attempt)
                     then 0 else t.losses end + 1 as losses
-        from taken t join ambo.run r on r.id = t.run_id
+        from taken t cross join lateral (select r.* from ambo.run r where r.id = t.run_id offset 0) r
     ), revived as (
         insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
         select nextval('ambo.ready_seq'), v_xid, j.run_id, j.attempt, j.losses, j.priority, j.queue,
@@ -64,10 +64,14 @@ begin
         from judged j where j.losses >= j.attempts_max
         returning run_id
     )
-    select (select count(*) from revived), (select count(*) from dropped) into recovered, dead_lettered;
+    select (select count(*) from revived), (select count(*) from dropped), array(select d.run_id from dropped d)
+    into recovered, dead_lettered, v_dead;
     if recovered + dead_lettered > 0 then
         perform ambo.wake();
         perform ambo.tell_waiters('{}');
+    end if;
+    if dead_lettered > 0 then
+        perform ambo.wake_parents(v_dead);
     end if;
     if not exists (select from ambo.claim c where c.worker_id = p_worker) then
         delete from ambo.heartbeat h where h.worker_id = p_worker;
@@ -90,17 +94,17 @@ begin
         return 0;
     end if;
     v_xid := pg_current_xact_id();
-    with due as materialized (
-        select t.run_id from ambo.timer t where t.due_at <= clock_timestamp()
-        order by t.due_at, t.run_id limit p_limit for update skip locked
-    ), fired as (
-        delete from ambo.timer t using due d where t.run_id = d.run_id
+    with fired as (
+        delete from ambo.timer t where t.ctid = any (array(
+            select d.ctid from ambo.timer d where d.due_at <= clock_timestamp()
+            order by d.due_at, d.run_id limit p_limit for update skip locked))
         returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline
     )
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
     select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue, r.workflow,
            r.timeout, f.deadline
-    from (select * from fired order by due_at) f join ambo.run r on r.id = f.run_id;
+    from (select * from fired order by due_at) f
+    cross join lateral (select r.* from ambo.run r where r.id = f.run_id offset 0) r;
     get diagnostics v_count = row_count;
     if v_count > 0 then
         perform ambo.wake();

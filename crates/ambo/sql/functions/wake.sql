@@ -8,6 +8,7 @@ return case when pg_try_advisory_lock(p_lock, pg_backend_pid() & 15)
             then not pg_advisory_unlock(p_lock, pg_backend_pid() & 15)
             else true end;
 
+-- Tells sleeping claimers that something may be claimed.
 create or replace function ambo.wake() returns void
 language plpgsql volatile
 as $$
@@ -17,4 +18,71 @@ begin
     then
         perform pg_notify('ambo.wake', '');
     end if;
+end $$;
+
+-- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other.
+create or replace function ambo.send_wakes(p_runs uuid[]) returns void
+language plpgsql volatile
+as $$
+declare
+    v_xid xid8 := pg_current_xact_id();
+begin
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, wakes)
+    select nextval('ambo.ready_seq'), v_xid, r.id, 0, 0, r.priority, r.queue, r.workflow, true
+    from (select distinct u.id from unnest(p_runs) u (id)) g
+    cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r;
+    perform ambo.wake();
+end $$;
+
+-- Wakes the parents of runs that ended otherwise than by a flush, which knows them.
+create or replace function ambo.wake_parents(p_runs uuid[]) returns void
+language plpgsql volatile
+as $$
+declare
+    v_parents uuid[] := array(select r.parent_id from ambo.run r where r.id = any (p_runs) and r.parent_id is not null);
+begin
+    if cardinality(v_parents) > 0 then
+        perform ambo.send_wakes(v_parents);
+    end if;
+end $$;
+
+-- Of runs that are to be woken, claims those that are parked and returns them. The order of the looks is what makes it
+-- right: a claim that is locked with `for key share` cannot be parked before this transaction ends, and whoever
+-- parks it then finds the row in ambo.wake; one that is locked by somebody else is on its way to a place not known
+-- yet; one that is not there at the first look stands in ambo.timer at the second, if anywhere.
+create or replace function ambo.wake_up(p_worker bigint, p_runs uuid[])
+returns table (run_id uuid, attempt integer, losses smallint, deadline timestamptz)
+language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    v_held uuid[];
+    v_moving uuid[];
+begin
+    v_held := array(
+        select c.run_id from unnest(p_runs) g (id)
+        cross join lateral (
+            select c.run_id from ambo.claim c where c.run_id = g.id offset 0 for key share skip locked) c);
+    if cardinality(v_held) > 0 then
+        insert into ambo.wake (run_id) select h from unnest(v_held) h on conflict do nothing;
+        perform pg_notify('ambo.signal', case when cardinality(v_held) <= 200 then array_to_string(v_held, ',') else '' end);
+    end if;
+    v_moving := array(
+        select c.run_id from unnest(p_runs) g (id)
+        cross join lateral (select c.run_id from ambo.claim c where c.run_id = g.id offset 0) c
+        where c.run_id <> all (v_held));
+    if cardinality(v_moving) > 0 then
+        perform ambo.send_wakes(v_moving);
+    end if;
+    return query
+    with up as (
+        delete from ambo.timer t where t.ctid = any (array(
+            select p.place from unnest(p_runs) g (id)
+            cross join lateral (
+                select t.ctid as place from ambo.timer t where t.run_id = g.id offset 0 for update skip locked) p))
+        returning t.run_id, t.attempt, t.losses, t.deadline
+    )
+    insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
+    select u.run_id, p_worker, u.attempt + 1, u.losses, u.deadline from up u
+    returning run_id, attempt, losses, deadline;
 end $$;

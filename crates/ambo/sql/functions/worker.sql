@@ -42,7 +42,7 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean,
     out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
-    out next_timer_ms bigint, out lease_ms integer)
+    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out woken uuid[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -54,6 +54,7 @@ declare
 begin
     is_keeper := false;
     lease_ms := extract(epoch from v_lease) * 1000;
+    now_us := extract(epoch from v_now) * 1000000;
     update ambo.heartbeat h set at = v_now, in_flight = p_in_flight, draining = p_draining
     where h.worker_id = p_worker
       and exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null);
@@ -64,6 +65,11 @@ begin
     if exists (select from ambo.cancel_request) then
         cancelled := array(select q.run_id from ambo.cancel_request q join ambo.claim c on c.run_id = q.run_id
                            where c.worker_id = p_worker);
+    end if;
+    -- What a notification should have told.
+    if exists (select from ambo.wake) then
+        woken := array(select w.run_id from ambo.wake w join ambo.claim c on c.run_id = w.run_id
+                       where c.worker_id = p_worker limit 10000);
     end if;
     select * into v_keeper from ambo.keeper for update skip locked;
     if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_now - interval '2.5 seconds')
@@ -95,7 +101,7 @@ begin
     end if;
     -- No timer, no row; greatest() would make a null to 0, which means now.
     select greatest((extract(epoch from t.due_at - clock_timestamp()) * 1000)::bigint, 0) into next_timer_ms
-    from ambo.timer t order by t.due_at limit 1;
+    from ambo.timer t where t.due_at < 'infinity' order by t.due_at limit 1;
 end $$;
 
 -- A worker leaves: what it still holds is handed back, without a loss counted.

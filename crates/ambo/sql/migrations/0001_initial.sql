@@ -31,8 +31,11 @@ create table ambo.run (
     key text collate "C",
     timeout interval,
     attributes jsonb,
+    -- The run that started this one and awaits or at least owns it; null if it was detached.
+    parent_id uuid,
     primary key (id)
 ) partition by range (id);
+create index run_parent on ambo.run (parent_id, id) where parent_id is not null;
 
 -- How it ended: immutable. `attempt` is the claim under which it ended.
 create table ambo.outcome (
@@ -63,6 +66,10 @@ create sequence ambo.ready_seq as bigint cache 1;
 
 -- Runs that may be claimed now; deleted by the claim. A lane is (queue, workflow, priority).
 -- `xid` is the top-level transaction that made the row: by it a claimer finds what committed late.
+--
+-- A live run has exactly one row that carries it: here, in claim or in timer. A row that only `wakes` is beside that:
+-- whatever may wake a run inserts one, unconditionally, in its own transaction, and the claimer that takes it
+-- finds out where the run is. It carries nothing, so it may be dropped where there is nothing to wake.
 create table ambo.ready (
     seq bigint not null,
     xid xid8 not null,
@@ -74,6 +81,7 @@ create table ambo.ready (
     workflow text collate "C" not null,
     timeout interval,
     deadline timestamptz,
+    wakes boolean not null default false,
     primary key (queue, workflow, priority, seq)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
@@ -91,7 +99,8 @@ create table ambo.claim (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- What becomes ready later.
+-- What becomes ready later: runs that were delayed, and runs that are parked, out of every worker's memory. One that
+-- waits for something other than the time is due at infinity; a row in ready that wakes it takes it out.
 create table ambo.timer (
     run_id uuid primary key,
     due_at timestamptz not null,
@@ -100,6 +109,36 @@ create table ambo.timer (
     deadline timestamptz
 );
 create index timer_due on ambo.timer (due_at, run_id);
+
+-- Runs in some worker's memory for which something has come. The worker takes the row before it looks; one that
+-- parks a run finds it there, and the run is ready again.
+create table ambo.wake (
+    run_id uuid primary key
+);
+
+-- Messages to a run, in the order of `seq` within a topic: append-only. That one was consumed says a checkpoint.
+create sequence ambo.signal_seq as bigint cache 1;
+create table ambo.signal (
+    run_id uuid not null,
+    seq bigint not null,
+    sent_at timestamptz not null default now(),
+    topic text collate "C" not null,
+    key text collate "C",
+    payload json not null,
+    primary key (run_id, topic, seq)
+) partition by range (run_id);
+create unique index signal_key on ambo.signal (run_id, key) where key is not null;
+
+-- What a run publishes under a key, numbered from 1 within the key: append-only. The last one is the event's value, all
+-- of them are a stream.
+create table ambo.event (
+    run_id uuid not null,
+    key text collate "C" not null,
+    number integer not null,
+    published_at timestamptz not null default now(),
+    value json not null,
+    primary key (run_id, key, number)
+) partition by range (run_id);
 
 -- Idempotency keys, with their own lifetime.
 create table ambo.run_key (
@@ -170,7 +209,7 @@ create table ambo.keeper (
 ) with (fillfactor = 50);
 insert into ambo.keeper default values;
 
--- The ranges that run, outcome and checkpoint are partitioned by; what is older stands in the *_carried ones.
+-- The ranges that run, outcome, checkpoint, signal and event are partitioned by; what is older stands in the *_carried ones.
 create table ambo.history_partition (
     starts_at timestamptz primary key,
     ends_at timestamptz not null check (ends_at > starts_at)
@@ -180,4 +219,8 @@ create table ambo.run_carried partition of ambo.run
 create table ambo.outcome_carried partition of ambo.outcome
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
 create table ambo.checkpoint_carried partition of ambo.checkpoint
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.signal_carried partition of ambo.signal
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.event_carried partition of ambo.event
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');

@@ -143,9 +143,11 @@ where
     T: Serialize + DeserializeOwned,
     E: ApplicationError,
 {
+    super::check_name(&name).map_err(Failure::Ambo)?;
     if let Some(answer) = replay(run, &position, &name).await {
         return answer;
     }
+    let _at_work = run.waits.work();
     let started = Instant::now();
     let span = tracing::info_span!("step", position = &*position, name = %name);
     let result = attempts(run, &position, &name, body, options).instrument(span).await;
@@ -178,9 +180,6 @@ where
     T: DeserializeOwned,
     E: ApplicationError,
 {
-    if let Err(error) = super::check_name(name) {
-        return Some(Err(Failure::Ambo(error)));
-    }
     let recorded = match run.replay(position, name) {
         Ok(recorded) => recorded,
         Err(error) => run.die(error).await,
@@ -190,7 +189,7 @@ where
             Ok(answer) => answer,
             Err(error) => run.die(error).await,
         }),
-        None if run.is_cancelled() => {
+        None if run.refuses_calls() => {
             Some(Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled"))))
         }
         None => None,
@@ -240,7 +239,7 @@ where
         run.meters.step_retried();
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
         tokio::time::sleep(pause).await;
-        if run.is_cancelled() {
+        if run.refuses_calls() {
             return Err(Failure::Ambo(Error::new(
                 Code::Cancelled,
                 "the run was cancelled between two attempts",

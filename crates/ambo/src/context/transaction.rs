@@ -129,6 +129,8 @@ impl<'a> TransactionStep<'a> {
         F: FnMut(Tx<D::Connection>) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
+        super::check_name(&self.name).map_err(Failure::Ambo)?;
+        let _at_work = self.run.waits.work();
         let span = tracing::info_span!("transaction", position = &*self.position, name = %self.name);
         let place = Place {
             run: self.run.clone(),
@@ -196,7 +198,7 @@ impl<'a> TransactionStep<'a> {
                     _ => break failure,
                 },
             }
-            if self.run.is_cancelled() {
+            if self.run.refuses_calls() {
                 break Failure::Ambo(Error::new(
                     Code::Cancelled,
                     "the run was cancelled between two attempts",

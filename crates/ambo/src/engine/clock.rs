@@ -1,8 +1,13 @@
-//! Randomness and the monotonic clock of the process. Neither decides anything: database time does.
+//! Randomness, the monotonic clock of the process, and the database's clock as the process knows it. Only the last
+//! one decides anything.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uuid::Uuid;
 
 /// A number in `[0, 1)`, to keep processes that started together from polling together.
 pub(crate) fn jitter() -> f64 {
@@ -11,6 +16,49 @@ pub(crate) fn jitter() -> f64 {
     let mut hasher = STATE.get_or_init(RandomState::new).build_hasher();
     hasher.write_u64(COUNT.fetch_add(1, Ordering::Relaxed));
     (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The database's clock, carried on by the monotonic one between two heartbeats: the wall clock of this machine may be
+/// wrong, and is never asked.
+#[derive(Debug)]
+pub(crate) struct DatabaseClock {
+    began: Instant,
+    /// The database's time when the process began, in microseconds since 1970.
+    began_us: AtomicI64,
+}
+
+impl DatabaseClock {
+    pub(crate) fn new() -> Self {
+        DatabaseClock { began: Instant::now(), began_us: AtomicI64::new(0) }
+    }
+
+    /// The database has just said its time, in microseconds since 1970.
+    pub(crate) fn set(&self, now_us: i64) {
+        self.began_us.store(now_us - self.elapsed_us(), Ordering::Release);
+    }
+
+    fn elapsed_us(&self) -> i64 {
+        i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        let now = self.began_us.load(Ordering::Acquire).saturating_add(self.elapsed_us());
+        Timestamp::from_microsecond(now).unwrap_or(Timestamp::MAX)
+    }
+
+    /// How long it is until then; zero if it has passed.
+    pub(crate) fn until(&self, then: Timestamp) -> Duration {
+        let left = then.as_microsecond().saturating_sub(self.now().as_microsecond());
+        Duration::from_micros(u64::try_from(left).unwrap_or(0))
+    }
+
+    /// A run id of now, as the database makes them: it falls into a partition that there is.
+    pub(crate) fn new_run_id(&self) -> Uuid {
+        let ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
+        let random = Uuid::new_v4();
+        uuid::Builder::from_unix_timestamp_millis(ms, random.as_bytes()[6..].try_into().unwrap_or(&[0; 10]))
+            .into_uuid()
+    }
 }
 
 /// Milliseconds since the process first asked, never 0: for pacing and reports only.

@@ -76,9 +76,10 @@ impl<'a> Control<'a> {
                 let schema = &self.engine.target.schema;
                 session
                     .batch(&format!(
-                        "listen \"{}\"; listen \"{}\"",
+                        "listen \"{}\"; listen \"{}\"; listen \"{}\"",
                         schema.channel("wake"),
-                        schema.channel("cancel")
+                        schema.channel("cancel"),
+                        schema.channel("signal")
                     ))
                     .await?;
             }
@@ -108,12 +109,18 @@ impl<'a> Control<'a> {
         telemetry::in_flight(self.life.in_flight());
         self.life.report_blockers(BLOCKS);
         self.engine.lease_ms.store(pulse.lease_ms, Ordering::Relaxed);
+        self.engine.clock.set(pulse.now_us);
         if !pulse.alive {
             return Ok(false);
         }
         for run in &pulse.cancelled {
             if let Some(run) = self.life.run(run) {
                 run.cancel();
+            }
+        }
+        for run in &pulse.woken {
+            if let Some(run) = self.life.run(run) {
+                run.nudge();
             }
         }
         if pulse.is_keeper {
@@ -132,6 +139,10 @@ impl<'a> Control<'a> {
                 if channel.ends_with(".cancel") {
                     if let Some(run) = payload.parse().ok().and_then(|id| self.life.run(&id)) {
                         run.cancel();
+                    }
+                } else if channel.ends_with(".signal") {
+                    for run in payload.split(',').filter_map(|id| self.life.run(&id.parse().ok()?)) {
+                        run.nudge();
                     }
                 } else {
                     self.life.hint.notify_one();

@@ -1,25 +1,33 @@
 //! Executes one run: builds its context, drives its body, turns the end into an outcome.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::journal::Fact;
 use super::run::{Run, Stop};
 use super::{Engine, Life, failpoint};
-use crate::context::Ctx;
+use crate::context::{Ctx, compensate};
 use crate::error::{Code, Error};
 use crate::payload::{self, Json};
-use crate::store::flush::NewOutcome;
+use crate::store::flush::{NewOutcome, NewPark};
+
+/// Where it is recorded that a run has failed and is being undone: before the first call of any body.
+const UNDO: &str = "0";
+const UNDO_NAME: &str = "ambo:undo";
 
 /// How a run left its body.
 enum Ending {
     Outcome(&'static str, Result<Json, Error>),
     HandBack,
     Fenced,
+    /// It waits for longer than a moment, until then at most.
+    Park(Option<Timestamp>),
 }
 
 /// Runs a run to its end or to a stop. Lives on the users' runtime.
@@ -36,9 +44,11 @@ pub(crate) async fn execute(
     if !matches!(ending, Ending::Fenced) {
         run.decided().await;
     }
+    let was_stopped = run.reason().is_some();
     match ending {
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
         Ending::HandBack => hand_back(&engine, &life, &run).await,
+        Ending::Park(due) => run.give(Fact::Park(NewPark { run: run.id, attempt: run.attempt, due })),
         Ending::Fenced => {
             span.in_scope(|| {
                 tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
@@ -46,10 +56,11 @@ pub(crate) async fn execute(
             life.forget(&run.id);
         }
     }
-    // The outcome itself may still be refused or fenced: then nobody else would take the run out of memory.
+    // The outcome itself may still be refused or fenced: then nobody else would take the run out of memory. The reason
+    // that led to this ending is not another one.
     if life.knows(&run.id) {
         tokio::select! {
-            reason = run.stopped() => match reason {
+            reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.forget(&run.id),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
                 Stop::HandBack => {}
@@ -72,7 +83,9 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
     let body = async {
         let ctx = Ctx::new(run);
         let mut body = AssertUnwindSafe(workflow.body.run(ctx, input)).catch_unwind();
-        std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await
+        let ended = std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await;
+        drop(body);
+        conclude(run, ended).await
     };
     let deadline = async {
         match time_left {
@@ -80,25 +93,50 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
             None => std::future::pending().await,
         }
     };
-    let ended = tokio::select! {
+    tokio::select! {
         biased;
-        reason = run.stopped() => return match reason {
+        reason = run.stopped() => match reason {
             Stop::Fenced => Ending::Fenced,
             Stop::HandBack => Ending::HandBack,
             Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
         },
-        ended = body => ended,
+        ending = body => ending,
         () = deadline => {
-            return Ending::Outcome("failed", Err(Error::new(Code::RunTimeout, "the run took longer than its timeout")));
+            Ending::Outcome("failed", Err(Error::new(Code::RunTimeout, "the run took longer than its timeout")))
         }
-    };
-    match ended {
-        Ok(Ok(output)) => Ending::Outcome("succeeded", Ok(output)),
-        Ok(Err(_)) if run.is_cancelled() => Ending::Outcome("cancelled", Err(cancelled())),
-        Ok(Err(error)) if error.code() == Code::NotDecodable => Ending::Outcome("dead", Err(error)),
-        Ok(Err(error)) => Ending::Outcome("failed", Err(error)),
-        Err(panic) => Ending::Outcome("failed", Err(panicked("the workflow", &*panic))),
+        due = run.waits.long(&run.clock) => Ending::Park(due),
     }
+}
+
+type Caught = Result<Result<Json, Error>, Box<dyn Any + Send>>;
+
+/// From the end of the body to how the run ends: what failed is undone first. That it failed is recorded before that,
+/// so that a run that began to undo goes on with it, whatever the body does in a replay.
+async fn conclude(run: &Arc<Run>, ended: Caught) -> Ending {
+    let mut error = match ended {
+        Ok(Ok(output)) if !run.is_recorded(UNDO) => return Ending::Outcome("succeeded", Ok(output)),
+        Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),
+        Ok(Err(error)) => error,
+        Err(panic) => panicked("the workflow", &*panic),
+    };
+    if !run.compensations().is_empty() {
+        match run.replay(UNDO, UNDO_NAME) {
+            Ok(Some(checkpoint)) => {
+                let recorded = checkpoint.error.as_deref().unwrap_or("{}");
+                error = payload::decode("the recorded failure", recorded).unwrap_or(error);
+            }
+            _ => run.record(UNDO.into(), UNDO_NAME.into(), Err(encode_error(&error)), Duration::ZERO),
+        }
+        if let Err(error) = compensate::undo(run).await {
+            return Ending::Outcome("dead", Err(error));
+        }
+    }
+    let status = match error.code() {
+        _ if run.is_cancelled() => return Ending::Outcome("cancelled", Err(cancelled())),
+        Code::NotDecodable => "dead",
+        _ => "failed",
+    };
+    Ending::Outcome(status, Err(error))
 }
 
 fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Error>) {

@@ -15,7 +15,7 @@ use super::failpoint;
 use super::run::{Run, Stop};
 use crate::error::{Code, Error};
 use crate::store::connect::Link;
-use crate::store::flush::{self, NewCheckpoint, NewOutcome};
+use crate::store::flush::{self, NewCheckpoint, NewChild, NewEvent, NewOutcome, NewPark};
 use crate::telemetry;
 
 /// Connections, each with its own batch under way: one commits while the other gathers.
@@ -34,15 +34,32 @@ const BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) enum Fact {
     Checkpoint(NewCheckpoint),
+    /// With the checkpoint that names it: both or neither.
+    Event(NewCheckpoint, NewEvent),
+    /// With the checkpoint that names it: both or neither.
+    Child(NewCheckpoint, Box<NewChild>),
+    Park(NewPark),
     Outcome(NewOutcome),
 }
 
 impl Fact {
     fn bytes(&self) -> usize {
         let of = |json: &Option<Box<str>>| json.as_ref().map_or(0, |text| text.len());
-        200 + match self {
-            Fact::Checkpoint(c) => c.name.len() + of(&c.output) + of(&c.error),
+        let beside = match self {
+            Fact::Event(_, event) => event.key.len() + event.value.len(),
+            Fact::Child(_, child) => 200 + child.run.input.len() + of(&child.run.attributes),
             Fact::Outcome(o) => of(&o.output) + of(&o.error),
+            Fact::Checkpoint(_) | Fact::Park(_) => 0,
+        };
+        200 + beside + self.checkpoint().map_or(0, |c| c.name.len() + of(&c.output) + of(&c.error))
+    }
+
+    fn checkpoint(&self) -> Option<&NewCheckpoint> {
+        match self {
+            Fact::Checkpoint(checkpoint) | Fact::Event(checkpoint, _) | Fact::Child(checkpoint, _) => {
+                Some(checkpoint)
+            }
+            Fact::Park(_) | Fact::Outcome(_) => None,
         }
     }
 }
@@ -107,6 +124,9 @@ impl Journal {
 /// Told of every fact that became durable, and of every run that turned out not to be ours.
 pub(crate) trait Witness: Send + Sync {
     fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome, sent: Instant);
+    fn parked(&self, run: &Arc<Run>);
+    /// The last fact of a run could not be recorded: nobody waits for another.
+    fn lost(&self, run: &Arc<Run>);
 }
 
 /// Flushes a lane until all senders are gone.
@@ -163,7 +183,7 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
                 link.recover(&error).await;
                 pending.push(batch);
             }
-            Err(error) => split(batch, &error, &mut pending),
+            Err(error) => split(batch, &error, &mut pending, witness),
         }
     }
 }
@@ -182,20 +202,13 @@ async fn attempt(
     let schema = link.schema().clone();
     let session = link.session().await?.clone();
     failpoint::reach("flush-before");
-    let mut checkpoints = Vec::with_capacity(batch.len());
-    let mut outcomes = Vec::new();
-    for entry in batch.iter() {
-        match &entry.fact {
-            Fact::Checkpoint(checkpoint) => checkpoints.push(checkpoint),
-            Fact::Outcome(outcome) => outcomes.push(outcome),
-        }
-    }
+    let facts = gathered(batch);
     let sent = Instant::now();
-    let fenced = flush::flush(&session, &schema, worker, &checkpoints, &outcomes).await?;
+    let fenced = flush::flush(&session, &schema, worker, &facts).await?;
     failpoint::reach("flush-answered");
     for entry in batch.drain(..) {
         if !fenced.is_empty() && fenced.contains(&entry.run.id) {
-            entry.run.stop(Stop::Fenced);
+            lose(&entry, witness);
         } else {
             settle(&entry, witness, sent);
         }
@@ -203,10 +216,40 @@ async fn attempt(
     Ok(())
 }
 
+/// A fact of a run that is not ours any more.
+fn lose(entry: &Entry, witness: &dyn Witness) {
+    entry.run.stop(Stop::Fenced);
+    if matches!(entry.fact, Fact::Outcome(_) | Fact::Park(_)) {
+        witness.lost(&entry.run);
+    }
+}
+
+/// The facts of a batch by kind.
+fn gathered(batch: &[Entry]) -> flush::Batch<'_> {
+    let checkpoints = Vec::with_capacity(batch.len());
+    let mut facts = flush::Batch { checkpoints, ..flush::Batch::default() };
+    for entry in batch {
+        facts.checkpoints.extend(entry.fact.checkpoint());
+        match &entry.fact {
+            Fact::Checkpoint(_) => {}
+            Fact::Event(at, event) => facts.events.push((at, event)),
+            Fact::Child(at, child) => facts.children.push((at, child)),
+            Fact::Park(park) => facts.parks.push(park),
+            Fact::Outcome(outcome) => {
+                facts.outcomes.push(outcome);
+                facts.woken.extend(entry.run.parent);
+            }
+        }
+    }
+    facts
+}
+
 fn settle(entry: &Entry, witness: &dyn Witness, sent: Instant) {
     entry.run.advance();
-    if let Fact::Outcome(outcome) = &entry.fact {
-        witness.ended(&entry.run, outcome, sent);
+    match &entry.fact {
+        Fact::Outcome(outcome) => witness.ended(&entry.run, outcome, sent),
+        Fact::Park(_) => witness.parked(&entry.run),
+        _ => {}
     }
 }
 
@@ -222,9 +265,10 @@ async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witnes
         there.insert((run, position), attempt);
     }
     batch.retain(|entry| {
+        // A park that did commit is found to be fenced when it is sent again: the run is not ours either way.
         let position = match &entry.fact {
-            Fact::Checkpoint(checkpoint) => Some(checkpoint.position.to_string()),
             Fact::Outcome(_) => None,
+            fact => Some(fact.checkpoint().map_or_else(String::new, |c| c.position.to_string())),
         };
         let ours = there.get(&(entry.run.id, position)) == Some(&entry.run.attempt);
         if ours {
@@ -245,7 +289,7 @@ fn is_passing(error: &Error) -> bool {
 
 /// A batch was refused for what it holds: halves it, runs kept whole, until the offender is alone; that run
 /// ends as dead if that can be recorded, and is left for recovery if not.
-fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>) {
+fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>, witness: &dyn Witness) {
     let mut runs: Vec<Uuid> = batch.iter().map(|entry| entry.run.id).collect();
     runs.sort_unstable();
     runs.dedup();
@@ -253,14 +297,12 @@ fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>) {
         let run = batch[0].run.clone();
         tracing::error!(run = %run.id, workflow = run.workflow, %error, "the database refused what a run recorded");
         let only_outcome = matches!(&batch[..], [Entry { fact: Fact::Outcome(o), .. }] if o.status == "dead");
-        run.stop(if only_outcome {
-            Stop::Fenced
+        if only_outcome {
+            lose(&batch[0], witness);
         } else {
-            Stop::Dead(Error::new(
-                error.code(),
-                format!("what the run recorded was refused: {}", error.text()),
-            ))
-        });
+            let text = format!("what the run recorded was refused: {}", error.text());
+            run.stop(Stop::Dead(Error::new(error.code(), text)));
+        }
         return;
     }
     let half = runs[runs.len() / 2];

@@ -57,6 +57,8 @@ impl Life {
             workflow: claimed.workflow,
             queue: claimed.queue,
             key: claimed.key,
+            parent: claimed.parent,
+            deadline: claimed.time_left.map(|left| engine.clock.now() + left),
         };
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
         self.in_flight.fetch_add(1, Ordering::AcqRel);
@@ -111,6 +113,16 @@ impl journal::Witness for Life {
         self.outcomes.settle(run.id, outcome, sent);
         self.forget(&run.id);
     }
+
+    fn lost(&self, run: &Arc<Run>) {
+        run.settle();
+        self.forget(&run.id);
+    }
+
+    fn parked(&self, run: &Arc<Run>) {
+        run.settle();
+        self.forget(&run.id);
+    }
 }
 
 /// A life that has just begun, with the ends that its loops will hold.
@@ -127,6 +139,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
     migrate::check(&session, &schema).await?;
     let holds = !engine.target.pooled;
     let id = worker::register(&session, &schema, &engine.registration, holds).await?;
+    engine.clock.set(worker::database_time(&session).await?);
     if holds && !worker::hold(&session, &schema, id).await? {
         return Err(Error::new(Code::Database, format!("the session lock of worker {id} is taken")));
     }

@@ -5,14 +5,19 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::clock;
 use super::journal::{Fact, Journal};
+use super::wait::Waits;
+use crate::client::waiter::Waiter;
+use crate::context::compensate::Compensation;
+use crate::context::signal;
 use crate::error::{Code, Error};
 use crate::payload::Json;
 use crate::store::claim::Checkpoint;
+use crate::store::connect::Session;
 use crate::store::flush::NewCheckpoint;
 use crate::telemetry::WorkflowMeters;
 use crate::workflow::States;
@@ -36,6 +41,10 @@ pub(crate) struct Run {
     pub(crate) workflow: String,
     pub(crate) queue: String,
     pub(crate) key: Option<String>,
+    /// The run that waits for this one.
+    pub(crate) parent: Option<Uuid>,
+    /// When its time is up, in the database's time.
+    pub(crate) deadline: Option<jiff::Timestamp>,
     pub(crate) worker: i64,
     pub(crate) journal: Journal,
     pub(crate) states: States,
@@ -43,6 +52,20 @@ pub(crate) struct Run {
     pub(crate) target: crate::store::connect::Target,
     /// How long a transaction of this run may be idle.
     pub(crate) lease_ms: Arc<AtomicI32>,
+    pub(crate) clock: Arc<clock::DatabaseClock>,
+    pub(crate) waits: Arc<Waits>,
+    /// Those in this process who wait for outcomes and events.
+    pub(crate) waiter: Arc<Waiter>,
+    /// The worker's session for questions; `None` while it is cut.
+    sessions: watch::Receiver<Option<Session>>,
+    /// The signals that were consumed, by their numbers.
+    consumed: Mutex<Vec<i64>>,
+    /// How many values were published, by key.
+    published: Mutex<HashMap<String, i32>>,
+    /// What undoes the steps that have succeeded, in their order.
+    compensations: Mutex<Vec<Compensation>>,
+    /// The body has ended badly and what it did is being undone: the cancel is past.
+    compensating: AtomicBool,
     /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
     history: Mutex<HashMap<String, Checkpoint>>,
     /// How many facts were given to the journal, and how many of them are durable.
@@ -79,6 +102,8 @@ pub(crate) struct Identity {
     pub(crate) workflow: String,
     pub(crate) queue: String,
     pub(crate) key: Option<String>,
+    pub(crate) parent: Option<Uuid>,
+    pub(crate) deadline: Option<jiff::Timestamp>,
 }
 
 impl Run {
@@ -99,11 +124,21 @@ impl Run {
             workflow: identity.workflow,
             queue: identity.queue,
             key: identity.key,
+            parent: identity.parent,
+            deadline: identity.deadline,
             worker: life.worker,
             journal: life.journal.clone(),
             states: engine.states.clone(),
             target: engine.target.clone(),
             lease_ms: engine.lease_ms.clone(),
+            clock: engine.clock.clone(),
+            waits: Arc::default(),
+            waiter: engine.waiter.clone(),
+            sessions: life.control.subscribe(),
+            consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
+            published: Mutex::default(),
+            compensations: Mutex::default(),
+            compensating: AtomicBool::new(false),
             history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
             sent: AtomicU64::new(0),
             durable: AtomicU64::new(0),
@@ -186,19 +221,69 @@ impl Run {
             Ok(output) => (Some(output), None),
             Err(error) => (None, Some(error)),
         };
+        self.give(Fact::Checkpoint(NewCheckpoint {
+            run: self.id,
+            attempt: self.attempt,
+            position,
+            name,
+            output,
+            error,
+            elapsed_ms: i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX),
+        }));
+    }
+
+    /// A checkpoint without a history of its own: of a call that is not an effect.
+    pub(crate) fn checkpoint(
+        &self,
+        position: Arc<str>,
+        name: Cow<'static, str>,
+        output: Json,
+    ) -> NewCheckpoint {
+        let (run, attempt) = (self.id, self.attempt);
+        NewCheckpoint { run, attempt, position, name, output: Some(output), error: None, elapsed_ms: 0 }
+    }
+
+    /// Gives a fact to the journal.
+    pub(crate) fn give(self: &Arc<Self>, fact: Fact) {
         self.sent.fetch_add(1, Ordering::AcqRel);
-        self.journal.record(
-            self.clone(),
-            Fact::Checkpoint(NewCheckpoint {
-                run: self.id,
-                attempt: self.attempt,
-                position,
-                name,
-                output,
-                error,
-                elapsed_ms: i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX),
-            }),
-        );
+        self.journal.record(self.clone(), fact);
+    }
+
+    /// The worker's session, as soon as there is one.
+    pub(crate) async fn session(&self) -> Session {
+        let mut sessions = self.sessions.clone();
+        loop {
+            let present = sessions.borrow_and_update().clone();
+            if let Some(session) = present {
+                return session;
+            }
+            if sessions.changed().await.is_err() {
+                // The life is over: the run is about to be stopped.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Something has come for the run: what waits looks again.
+    pub(crate) fn nudge(&self) {
+        self.waits.nudge();
+    }
+
+    pub(crate) fn consumed(&self) -> std::sync::MutexGuard<'_, Vec<i64>> {
+        self.consumed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the next value that is published under a key, from 1.
+    pub(crate) fn next_number(&self, key: &str) -> i32 {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = published.entry(key.to_owned()).or_default();
+        *last += 1;
+        *last
+    }
+
+    /// The body has ended badly: from now on what it did is undone, cancelled or not.
+    pub(crate) fn begin_compensation(&self) {
+        self.compensating.store(true, Ordering::Release);
     }
 
     /// Waits until all that was recorded so far is durable, every commit on its way is decided and the journal has
@@ -266,10 +351,29 @@ impl Run {
 
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+        self.waits.nudge();
     }
 
+    /// Whether it was asked to end.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Fails in a run that was asked to end.
+    pub(crate) fn check_cancel(&self) -> Result<(), Error> {
+        if self.refuses_calls() {
+            return Err(Error::new(Code::Cancelled, "the run was cancelled"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn compensations(&self) -> std::sync::MutexGuard<'_, Vec<Compensation>> {
+        self.compensations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether durable calls are to fail for that: not those that undo.
+    pub(crate) fn refuses_calls(&self) -> bool {
+        self.is_cancelled() && !self.compensating.load(Ordering::Acquire)
     }
 
     /// Takes the run from its body; the first reason counts.

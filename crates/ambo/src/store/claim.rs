@@ -36,6 +36,7 @@ pub(crate) struct ClaimedRun {
     pub(crate) key: Option<String>,
     pub(crate) time_left: Option<Duration>,
     pub(crate) cancelled: bool,
+    pub(crate) parent: Option<Uuid>,
     pub(crate) history: Vec<Checkpoint>,
 }
 
@@ -112,6 +113,7 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
             .try_get::<_, Option<i64>>(9)?
             .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
         cancelled: row.try_get(10)?,
+        parent: row.try_get(14)?,
         history: Vec::new(),
     })
 }

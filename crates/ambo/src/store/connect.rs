@@ -130,6 +130,13 @@ impl Session {
         rows.into_iter().next().ok_or_else(|| Error::new(Code::Database, "a statement returned no row"))
     }
 
+    /// One call, text in and text out: as on a connection of the user's.
+    pub(crate) async fn call(&self, sql: &str, args: &[Option<String>]) -> Result<Vec<Option<String>>> {
+        let params: Vec<Param<'_>> = args.iter().map(|arg| (arg as _, Type::TEXT)).collect();
+        let row = self.query_one(sql, &params).await?;
+        (0..row.len()).map(|column| row.try_get(column).map_err(from_driver)).collect()
+    }
+
     pub(crate) async fn batch(&self, sql: &str) -> Result<()> {
         self.client.batch_execute(sql).await.map_err(from_driver)
     }

@@ -62,6 +62,17 @@ pub(crate) struct Pulse {
     pub(crate) next_timer: Option<Duration>,
     /// The lease in milliseconds.
     pub(crate) lease_ms: i32,
+    /// The time of the database, in microseconds since 1970.
+    pub(crate) now_us: i64,
+    /// Runs of this worker for which something has come.
+    pub(crate) woken: Vec<Uuid>,
+}
+
+/// The time of the database, in microseconds since 1970.
+pub(crate) async fn database_time(session: &Session) -> Result<i64> {
+    let row =
+        session.query_one("select (extract(epoch from clock_timestamp()) * 1000000)::int8", &[]).await?;
+    row.try_get(0).map_err(from_driver)
 }
 
 pub(crate) async fn heartbeat(
@@ -74,7 +85,8 @@ pub(crate) async fn heartbeat(
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms from ambo.heartbeat($1, $2, $3)",
+                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms, now_us, woken
+                 from ambo.heartbeat($1, $2, $3)",
             ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
         )
@@ -87,6 +99,8 @@ pub(crate) async fn heartbeat(
             dead: row.try_get::<_, Option<_>>(3)?.unwrap_or_default(),
             next_timer: row.try_get::<_, Option<i64>>(4)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             lease_ms: row.try_get(5)?,
+            now_us: row.try_get(6)?,
+            woken: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
         })
     };
     pulse().map_err(from_driver)

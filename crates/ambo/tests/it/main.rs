@@ -4,6 +4,7 @@ mod child;
 mod crash;
 mod docs;
 mod drain;
+mod family;
 mod fence;
 mod guarantees;
 mod harness;
@@ -30,6 +31,7 @@ mod stage;
 mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
+mod wait;
 mod wake;
 #[cfg(feature = "sqlx")]
 mod witness;

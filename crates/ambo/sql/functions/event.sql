@@ -1,0 +1,38 @@
+-- Events: what a run publishes under a key, for anyone to await; all values of a key are a stream.
+
+-- Records what runs published, as far as they are still this worker's.
+create or replace function ambo.publish(
+    p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
+returns void
+language plpgsql volatile
+as $$
+begin
+    insert into ambo.event (run_id, key, number, value)
+    select e.run_id, e.key, e.number, e.value
+    from unnest(p_runs, p_attempts, p_keys, p_numbers, p_values) as e (run_id, attempt, key, number, value)
+    cross join lateral (
+        select from ambo.claim c
+        where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt offset 0) c
+    on conflict do nothing;
+    perform ambo.tell_waiters(p_runs);
+end $$;
+
+-- What a run published under a key after number p_after, in order; no row for a key under which there is nothing.
+create or replace function ambo.read_events(
+    p_run uuid, p_key text, p_after integer default 0, p_limit integer default 1000)
+returns table (number integer, value json, published_at timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select e.number, e.value, e.published_at from ambo.event e
+    where e.run_id = p_run and e.key = p_key and e.number > p_after
+    order by e.number limit p_limit
+$$;
+
+-- The present value of each key under which a run has published.
+create or replace function ambo.list_events(p_run uuid)
+returns table (key text, number integer, value json, published_at timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select distinct on (e.key) e.key, e.number, e.value, e.published_at
+    from ambo.event e where e.run_id = p_run order by e.key, e.number desc
+$$;

@@ -1,0 +1,53 @@
+-- Park: a run that waits leaves its worker's memory, until its time comes or something wakes it.
+--
+-- First the claims go, then, with a newer snapshot, what came for these runs meanwhile is looked at: whoever wakes a
+-- run locks its claim first, so that its row in ambo.wake is seen here, or it finds the run parked.
+-- Returns the runs whose claim was gone.
+create or replace function ambo.park(
+    p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[])
+returns uuid[]
+language plpgsql volatile set enable_nestloop = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_ids uuid[];
+    v_attempts integer[];
+    v_deadlines timestamptz[];
+    v_dues timestamptz[];
+    v_woken uuid[] := '{}';
+    v_xid xid8 := pg_current_xact_id();
+    v_now timestamptz := clock_timestamp();
+begin
+    with held as materialized (
+        select p.run_id, p.attempt, p.due, h.place
+        from unnest(p_runs, p_attempts, p_dues) as p (run_id, attempt, due)
+        cross join lateral (
+            select c.ctid as place from ambo.claim c
+            where c.run_id = p.run_id and c.worker_id = p_worker and c.attempt = p.attempt offset 0) h
+        order by p.run_id
+    ), parked as (
+        delete from ambo.claim c where c.ctid = any (array(select h.place from held h))
+        returning c.run_id, c.deadline
+    )
+    select array_agg(h.run_id), array_agg(h.attempt), array_agg(g.deadline),
+           array_agg(least(coalesce(h.due, 'infinity'), g.deadline))
+    into v_ids, v_attempts, v_deadlines, v_dues
+    -- Both in the order of the ids: a merge, whatever the planner believes.
+    from held h join parked g on g.run_id = h.run_id;
+    if exists (select from ambo.wake) then
+        with woken as (delete from ambo.wake w where w.run_id = any (v_ids) returning w.run_id)
+        select coalesce(array_agg(w.run_id), '{}') into v_woken from woken w;
+    end if;
+    insert into ambo.timer (run_id, due_at, attempt, losses, deadline)
+    select p.id, p.due, p.attempt, 0, p.deadline
+    from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
+    where p.id <> all (v_woken) and p.due > v_now;
+    if cardinality(v_woken) > 0 or exists (select from unnest(v_dues) d where d <= v_now) then
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+        select nextval('ambo.ready_seq'), v_xid, r.id, p.attempt, 0, r.priority, r.queue, r.workflow, r.timeout, p.deadline
+        from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
+        cross join lateral (select r.* from ambo.run r where r.id = p.id offset 0) r
+        where p.id = any (v_woken) or p.due <= v_now;
+        perform ambo.wake();
+    end if;
+    return array(select r from unnest(p_runs) r where r <> all (coalesce(v_ids, '{}')));
+end $$;

@@ -1,0 +1,77 @@
+-- Signals: messages to a run, sent in the caller's transaction.
+
+-- Sends one. Signals of a topic are consumed in the order in which they were sent, as far as their transactions did not
+-- overlap. The same key is the same signal: returns whether it was new. To a run that is not there: AMBO033; to one that
+-- has ended: AMBO034.
+create or replace function ambo.send_signal(
+    run_id uuid, topic text, payload json default 'null', key text default null)
+returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    v_known record;
+begin
+    if topic is null or octet_length(topic) not between 1 and 200 then
+        raise exception 'AMBO001: the topic of a signal has 1 to 200 bytes, not %', coalesce(octet_length(topic)::text, 'null')
+            using errcode = 'AM001';
+    elsif octet_length(key) not between 1 and 512 then
+        raise exception 'AMBO001: a key has 1 to 512 bytes, not %', octet_length(key) using errcode = 'AM001';
+    elsif payload is null then
+        raise exception 'AMBO005: the payload is null' using errcode = 'AM005',
+            hint = 'Pass JSON; the JSON value null is written ''null''.';
+    elsif octet_length(payload::text) > 2097152 then
+        raise exception 'AMBO004: the payload has % bytes; the limit is 2097152', octet_length(payload::text)
+            using errcode = 'AM004', hint = 'Store large data elsewhere and send a reference.';
+    elsif not exists (select from ambo.run r where r.id = send_signal.run_id) then
+        raise exception 'AMBO033: there is no run %', coalesce(run_id::text, 'null') using errcode = 'AM033';
+    end if;
+    if key is not null then
+        -- Before the question whether the run has ended: the same signal again is no error then.
+        select s.topic, s.payload::text as payload into v_known
+        from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
+    end if;
+    if key is null or not found then
+        if exists (select from ambo.outcome o where o.run_id = send_signal.run_id) then
+            raise exception 'AMBO034: run % has ended and takes no more signals', run_id using errcode = 'AM034';
+        end if;
+        insert into ambo.signal (run_id, seq, topic, key, payload)
+        values (run_id, nextval('ambo.signal_seq'), topic, key, payload)
+        on conflict do nothing;
+        if found then
+            perform ambo.send_wakes(array[run_id]);
+            return true;
+        end if;
+        select s.topic, s.payload::text as payload into v_known
+        from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
+    end if;
+    if v_known.topic is distinct from topic or v_known.payload is distinct from payload::text then
+        raise exception 'AMBO003: key % of run % names another signal', quote_literal(key), run_id
+            using errcode = 'AM003', hint = 'A key means one signal: use another key for another one.';
+    end if;
+    return false;
+end $$;
+
+-- The next signal of a topic that the run has not consumed. `again` says that something had come for the run since the
+-- last look: whatever else it waits for should look as well.
+create or replace function ambo.next_signal(
+    p_run uuid, p_topic text, p_consumed bigint[], out again boolean, out seq bigint, out payload json)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+begin
+    again := ambo.take_wake(p_run);
+    select s.seq, s.payload into next_signal.seq, next_signal.payload from ambo.signal s
+    where s.run_id = p_run and s.topic = p_topic and s.seq <> all (p_consumed)
+    order by s.seq limit 1;
+end $$;
+
+-- Takes the row that says that something came for a run in memory. Look only after it.
+create or replace function ambo.take_wake(p_run uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+begin
+    delete from ambo.wake w where w.run_id = p_run;
+    return found;
+end $$;

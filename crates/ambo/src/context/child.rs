@@ -1,0 +1,172 @@
+//! Children: runs that a run starts, and the wait for their results.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::call::{Call, face};
+use super::signal::PATIENCE;
+use super::step::replay;
+use crate::engine::journal::Fact;
+use crate::engine::run::{Run, Stop};
+use crate::enqueue::Enqueue;
+use crate::error::{Code, Error, Failure, Result, to_failure};
+use crate::id::RunId;
+use crate::payload;
+use crate::store::flush::NewChild;
+use crate::workflow::Workflow;
+
+/// A child that was started. Give it to [`Ctx::result_of`](crate::Ctx::result_of).
+pub struct Child<W> {
+    run: RunId,
+    workflow: PhantomData<fn() -> W>,
+}
+
+impl<W> Child<W> {
+    /// The id of the child's run.
+    pub fn run_id(&self) -> RunId {
+        self.run
+    }
+}
+
+impl<W> Clone for Child<W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Child<W> {}
+
+impl<W> fmt::Debug for Child<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child").field("run", &self.run).finish()
+    }
+}
+
+/// A child to be: options with defaults, then [`start`](StartChild::start).
+#[must_use = "a child is not started until `.start()`"]
+pub struct StartChild<'a, W> {
+    run: &'a Arc<Run>,
+    position: Arc<str>,
+    enqueue: Enqueue<W>,
+    detached: bool,
+}
+
+impl<W> fmt::Debug for StartChild<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StartChild").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+impl<'a, W: Workflow> StartChild<'a, W> {
+    pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, input: W::Input) -> Self {
+        StartChild { run, position, enqueue: Enqueue::new(input), detached: false }
+    }
+
+    /// The child outlives its parent's cancel, and wakes nobody when it ends. Default: it is cancelled with its parent.
+    pub fn detached(mut self) -> Self {
+        self.detached = true;
+        self
+    }
+
+    /// Options of the child, as for any enqueue: queue, priority, delay, timeout, attributes. A key is not among them: a
+    /// child's key is its parent and position.
+    pub fn with(mut self, options: impl FnOnce(Enqueue<W>) -> Enqueue<W>) -> Self {
+        self.enqueue = options(self.enqueue);
+        self
+    }
+
+    /// Starts the child: it is recorded together with the fact that it was started, whatever crashes.
+    ///
+    /// # Errors
+    /// Those of [`Enqueue::on`], `AMBO005` for a key, `AMBO025` in a cancelled run.
+    pub fn start(self) -> Result<Child<W>> {
+        let StartChild { run, position, enqueue, detached } = self;
+        let name = format!("ambo:child {}", W::NAME);
+        let recorded = run.replay(&position, &name).and_then(|checkpoint| {
+            let output = checkpoint.map(|checkpoint| checkpoint.output.unwrap_or_default());
+            output.map(|output| payload::decode("the recorded id of a child", &output)).transpose()
+        });
+        match recorded {
+            Ok(Some(id)) => return Ok(Child { run: id, workflow: PhantomData }),
+            Ok(None) => {}
+            Err(error) => {
+                let copy = Error::new(error.code(), error.text());
+                run.stop(Stop::Dead(error));
+                return Err(copy);
+            }
+        }
+        run.check_cancel()?;
+        let mut new = enqueue.into_run()?;
+        if let Some(at) = new.at.take() {
+            new.delay = Some(run.clock.until(at));
+        }
+        if new.key.is_some() {
+            return Err(Error::new(
+                Code::InvalidOption,
+                "a child takes no key: its key is its parent and position",
+            ));
+        }
+        let id = run.clock.new_run_id();
+        let json = payload::encode("the id of a child", &RunId::from(id))?;
+        let deadline = if detached { None } else { run.deadline };
+        let child = NewChild { id, run: new, deadline, detached };
+        run.give(Fact::Child(run.checkpoint(position, name.into(), json), Box::new(child)));
+        Ok(Child { run: id.into(), workflow: PhantomData })
+    }
+}
+
+/// The wait for a child's result. See [`Ctx::result_of`](crate::Ctx::result_of).
+#[must_use = "a wait does nothing until it is awaited"]
+pub struct ChildResult<'a, T, E>(Call<'a, (), Result<T, Failure<E>>>);
+
+face!(ChildResult<'a, T, E>, (), Result<T, Failure<E>>);
+
+impl<'a, T: Send, E: Send> ChildResult<'a, T, E> {
+    pub(crate) fn new<W>(run: &'a Arc<Run>, position: Arc<str>, child: Child<W>) -> Self
+    where
+        W: Workflow<Output = T, Error = E>,
+    {
+        ChildResult(Call::new((), move |()| receive(run, position, child)))
+    }
+}
+
+async fn receive<W: Workflow>(
+    run: &Arc<Run>,
+    position: Arc<str>,
+    child: Child<W>,
+) -> Result<W::Output, Failure<W::Error>> {
+    let name = format!("ambo:result {}", W::NAME);
+    if let Some(recorded) = replay(run, &position, &name).await {
+        return recorded;
+    }
+    // What was started is durable before anybody is asked about it.
+    run.barrier().await;
+    let outcome = run.waiter.outcome(child.run.as_uuid());
+    tokio::pin!(outcome);
+    loop {
+        let nudged = run.waits.nudged();
+        tokio::pin!(nudged);
+        nudged.as_mut().enable();
+        run.check_cancel().map_err(Failure::Ambo)?;
+        let waits = run.waits.wait(PATIENCE, None);
+        let outcome = tokio::select! {
+            outcome = &mut outcome => outcome.map_err(Failure::Ambo)?,
+            () = nudged => continue,
+        };
+        drop(waits);
+        if outcome.status == "succeeded" {
+            let output = outcome.output.unwrap_or_else(|| "null".into());
+            let decoded = payload::decode("the result of a child", &output);
+            run.record(position, name.into(), Ok(output), Duration::ZERO);
+            return decoded.map_err(Failure::Ambo);
+        }
+        let recorded = outcome.error.unwrap_or_else(|| "{}".into());
+        let error: Error = payload::decode("the error of a child", &recorded)
+            .unwrap_or_else(|_| Error::new(Code::Application, format!("the child is {}", outcome.status)));
+        run.record(position, name.into(), Err(recorded), Duration::ZERO);
+        return Err(to_failure(error));
+    }
+}

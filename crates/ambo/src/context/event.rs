@@ -1,0 +1,126 @@
+//! Events: what a run publishes, and the wait of another run for it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::call::{Call, face};
+use super::signal::PATIENCE;
+use super::sleep::{Until, due_at};
+use super::step::replay;
+use crate::engine::executor::encode_error;
+use crate::engine::journal::Fact;
+use crate::engine::run::{Run, Stop};
+use crate::error::{Code, Error, Result};
+use crate::id::RunId;
+use crate::payload;
+use crate::store;
+use crate::store::flush::NewEvent;
+
+/// Between two looks of a run in memory, from the first to the later ones.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Between two looks of a run that is parked.
+const PARKED_LOOK: Duration = Duration::from_secs(10);
+
+/// The wait for an event of another run. See [`Ctx::event`](crate::Ctx::event).
+#[must_use = "a wait does nothing until it is awaited"]
+pub struct Event<'a, T>(Call<'a, Option<Duration>, Result<T>>);
+
+face!(Event<'a, T>, Option<Duration>, Result<T>);
+
+impl<'a, T: DeserializeOwned + Send + 'a> Event<'a, T> {
+    pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, of: RunId, key: String) -> Self {
+        Event(Call::new(None, move |timeout| receive(run, position, of, key, timeout)))
+    }
+
+    /// How long to wait, by the database's clock; then the call fails with `AMBO042`. Default: for ever.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.0.configure(|timeout| *timeout = Some(limit));
+        self
+    }
+}
+
+/// Publishes: the value and the checkpoint that says so are one fact.
+pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, value: &T) -> Result<()> {
+    if key.is_empty() || key.len() > 200 || key.contains('\0') {
+        let text = format!("the key of an event has 1 to 200 bytes and no NUL; this one has {}", key.len());
+        return Err(Error::new(Code::InvalidName, text));
+    }
+    let name = format!("ambo:event {key}");
+    let value = payload::encode("the value of an event", value)?;
+    let number = run.next_number(key);
+    match run.replay(&position, &name) {
+        Ok(Some(_)) => return Ok(()),
+        Ok(None) => {}
+        Err(error) => {
+            let copy = Error::new(error.code(), error.text());
+            run.stop(Stop::Dead(error));
+            return Err(copy);
+        }
+    }
+    run.check_cancel()?;
+    let checkpoint = run.checkpoint(position, name.into(), number.to_string().into());
+    run.give(Fact::Event(checkpoint, NewEvent { key: key.into(), number, value }));
+    Ok(())
+}
+
+async fn receive<T: DeserializeOwned>(
+    run: &Arc<Run>,
+    position: Arc<str>,
+    of: RunId,
+    key: String,
+    timeout: Option<Duration>,
+) -> Result<T> {
+    let name = format!("ambo:event {key} of {of}");
+    if let Some(recorded) = replay::<Box<serde_json::value::RawValue>, Error>(run, &position, &name).await {
+        return payload::decode(&format!("the event {key:?}"), recorded?.get());
+    }
+    let due = match timeout {
+        Some(limit) => {
+            Some(due_at(run, &format!("{position}.0").into(), "ambo:until", Until::For(limit)).await?)
+        }
+        None => None,
+    };
+    let mut pause = LOOKS.0;
+    loop {
+        let nudged = run.waits.nudged();
+        tokio::pin!(nudged);
+        nudged.as_mut().enable();
+        if let Some(value) = look(run, of, &key).await {
+            let read = payload::decode(&format!("the event {key:?}"), &value);
+            run.record(position, name.into(), Ok(value), Duration::ZERO);
+            return read;
+        }
+        run.check_cancel()?;
+        if due.is_some_and(|due| run.clock.until(due).is_zero()) {
+            let text = format!("run {of} published nothing under {key:?} in time");
+            let error = Error::new(Code::WaitTimeout, text);
+            run.record(position, name.into(), Err(encode_error(&error)), Duration::ZERO);
+            return Err(error);
+        }
+        let look_again = run.clock.now().saturating_add(PARKED_LOOK).unwrap_or(jiff::Timestamp::MAX);
+        let _waits = run.waits.wait(PATIENCE, Some(due.map_or(look_again, |due| due.min(look_again))));
+        let left = due.map_or(pause, |due| run.clock.until(due).min(pause));
+        pause = (pause * 2).min(LOOKS.1);
+        tokio::select! {
+            () = nudged => {}
+            () = tokio::time::sleep(left) => {}
+        }
+    }
+}
+
+/// The first value under the key, if there is one.
+async fn look(run: &Arc<Run>, of: RunId, key: &str) -> Option<payload::Json> {
+    let _at_work = run.waits.work();
+    let session = run.session().await;
+    match store::signal::events(&session, &run.target.schema, of.as_uuid(), key, 0).await {
+        Ok(values) => values.into_iter().next_back().map(|(_, value)| value),
+        Err(error) => {
+            tracing::debug!(run = %run.id, %error, "cannot look for an event; trying again");
+            None
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Races: the first of several calls to end wins, and the winner is recorded.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::call::{Call, face};
+use super::step::replay;
+use crate::engine::run::Run;
+use crate::error::{Error, Result};
+
+const NAME: &str = "ambo:race";
+
+/// A race that was built. See [`Ctx::race`](crate::Ctx::race).
+#[must_use = "a race does nothing until it is awaited"]
+pub struct Race<'a, T>(Call<'a, (), Result<(usize, T)>>);
+
+face!(Race<'a, T>, (), Result<(usize, T)>);
+
+/// Which of two calls ended first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Either<A, B> {
+    /// The first one.
+    Left(A),
+    /// The second one.
+    Right(B),
+}
+
+impl<'a, T: Send + 'a> Race<'a, T> {
+    pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, calls: Vec<BoxFuture<'a, T>>) -> Self {
+        Race(Call::new((), move |()| race(run, position, calls)))
+    }
+}
+
+async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_, T>>) -> Result<(usize, T)> {
+    if let Some(winner) = replay::<usize, Error>(run, &position, NAME).await {
+        let winner = winner?;
+        if winner >= calls.len() {
+            let text = format!("position {position} of run {} recorded another race", run.id);
+            return run.die(Error::new(crate::Code::NonDeterminism, text)).await;
+        }
+        // The losers are not begun: what they had recorded stays in the history.
+        let call = calls.swap_remove(winner);
+        drop(calls);
+        return Ok((winner, call.await));
+    }
+    let (winner, value) = std::future::poll_fn(|cx| {
+        for (number, call) in calls.iter_mut().enumerate() {
+            if let Poll::Ready(value) = call.as_mut().poll(cx) {
+                return Poll::Ready((number, value));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    drop(calls);
+    run.record(position, NAME.into(), Ok(winner.to_string().into()), Duration::ZERO);
+    Ok((winner, value))
+}

@@ -1,0 +1,80 @@
+//! Sleep: until a time of the database's clock, in memory for a moment, parked for longer.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::call::{Call, face};
+use super::step::replay;
+use crate::engine::run::Run;
+use crate::error::{Error, Result};
+use crate::payload;
+
+/// How long a sleeping run stays in memory before it is parked, if it sleeps for longer than a second.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// No timer of this process runs for longer: the database's clock is looked at again.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// A sleep that was built. See [`Ctx::sleep`](crate::Ctx::sleep).
+#[must_use = "a sleep does nothing until it is awaited"]
+pub struct Sleep<'a>(Call<'a, (), Result<()>>);
+
+face!(Sleep<'a>, (), Result<()>);
+
+/// Until when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Until {
+    For(Duration),
+    At(Timestamp),
+}
+
+impl<'a> Sleep<'a> {
+    pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, until: Until) -> Self {
+        Sleep(Call::new((), move |()| async move {
+            let due = due_at(run, &position, "ambo:sleep", until).await?;
+            sleep_until(run, due).await
+        }))
+    }
+}
+
+/// The time until which a call at this position waits: drawn once, by the database's clock, and recorded.
+pub(crate) async fn due_at(
+    run: &Arc<Run>,
+    position: &Arc<str>,
+    name: &'static str,
+    until: Until,
+) -> Result<Timestamp> {
+    if let Some(recorded) = replay::<Timestamp, Error>(run, position, name).await {
+        return Ok(recorded?);
+    }
+    let due = match until {
+        Until::At(due) => due,
+        Until::For(span) => {
+            let span = jiff::SignedDuration::try_from(span).unwrap_or(jiff::SignedDuration::MAX);
+            run.clock.now().saturating_add(span).unwrap_or(Timestamp::MAX)
+        }
+    };
+    let json = payload::encode("the time of a wait", &due)?;
+    run.record(position.clone(), name.into(), Ok(json), Duration::ZERO);
+    Ok(due)
+}
+
+async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
+    loop {
+        let nudged = run.waits.nudged();
+        tokio::pin!(nudged);
+        nudged.as_mut().enable();
+        let left = run.clock.until(due);
+        if left.is_zero() {
+            return Ok(());
+        }
+        run.check_cancel()?;
+        let _waits = run.waits.wait(PATIENCE, Some(due));
+        tokio::select! {
+            () = tokio::time::sleep(left.min(LOOK)) => {}
+            () = nudged => {}
+        }
+    }
+}

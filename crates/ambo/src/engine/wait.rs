@@ -1,0 +1,133 @@
+//! What a run waits for, and when it may leave memory while it does.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::clock::DatabaseClock;
+
+/// A wait that ends sooner is not worth a park.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// What the durable calls of one run are doing: at work, or waiting for something from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    state: Mutex<State>,
+    changed: Notify,
+    /// Something has come for the run: whoever waits looks again.
+    nudged: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    at_work: usize,
+    next: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// From when on the run may leave memory for it.
+    patient_until: Instant,
+    /// When it ends by itself, in the database's time.
+    due: Option<Timestamp>,
+}
+
+impl Waits {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While the guard lives a call of the run is at work, and the run stays in memory.
+    pub(crate) fn work(self: &Arc<Self>) -> Work {
+        self.state().at_work += 1;
+        Work(self.clone())
+    }
+
+    /// While the guard lives a call waits, until `due` at most. It stays in memory for `patience`.
+    pub(crate) fn wait(self: &Arc<Self>, patience: Duration, due: Option<Timestamp>) -> Wait {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        state.waiting.insert(number, Waiting { patient_until: Instant::now() + patience, due });
+        drop(state);
+        self.changed.notify_one();
+        Wait { waits: self.clone(), number }
+    }
+
+    /// Something has come for the run.
+    pub(crate) fn nudge(&self) {
+        self.nudged.notify_waiters();
+    }
+
+    /// Returns at the next nudge after the first poll of the future.
+    pub(crate) fn nudged(&self) -> tokio::sync::futures::Notified<'_> {
+        self.nudged.notified()
+    }
+
+    /// Returns when the run does nothing but wait, has done so for a moment, and will for longer; says until when.
+    pub(crate) async fn long(&self, clock: &DatabaseClock) -> Option<Timestamp> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.verdict(clock) {
+                Verdict::Stay => changed.await,
+                Verdict::After(moment) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(moment) => {}
+                    }
+                }
+                Verdict::Leave(due) => return due,
+            }
+        }
+    }
+
+    fn verdict(&self, clock: &DatabaseClock) -> Verdict {
+        let state = self.state();
+        let Some(patient_until) = state.waiting.values().map(|waiting| waiting.patient_until).max() else {
+            return Verdict::Stay;
+        };
+        let due = state.waiting.values().filter_map(|waiting| waiting.due).min();
+        if state.at_work > 0 || due.is_some_and(|due| clock.until(due) < SHORT) {
+            return Verdict::Stay;
+        }
+        if patient_until > Instant::now() { Verdict::After(patient_until) } else { Verdict::Leave(due) }
+    }
+}
+
+enum Verdict {
+    Stay,
+    After(Instant),
+    Leave(Option<Timestamp>),
+}
+
+/// A call at work.
+#[derive(Debug)]
+pub(crate) struct Work(Arc<Waits>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.state().at_work -= 1;
+        self.0.changed.notify_one();
+    }
+}
+
+/// A call that waits.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    waits: Arc<Waits>,
+    number: u64,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.waits.state().waiting.remove(&self.number);
+        self.waits.changed.notify_one();
+    }
+}

@@ -1,0 +1,67 @@
+//! Signals and events: sent, looked for, read.
+
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use super::types::JsonText;
+use crate::error::Result;
+
+/// What a look for a signal found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Something had come for the run since the last look.
+    pub(crate) again: bool,
+    pub(crate) signal: Option<(i64, Box<str>)>,
+}
+
+/// The next signal of a topic that is not among the consumed.
+pub(crate) async fn next(
+    session: &Session,
+    schema: &Schema,
+    run: Uuid,
+    topic: &str,
+    consumed: &[i64],
+) -> Result<Found> {
+    let row = session
+        .query_one(
+            &schema.sql("select again, seq, payload from ambo.next_signal($1, $2, $3)"),
+            &[(&run, Type::UUID), (&topic, Type::TEXT), (&consumed, Type::INT8_ARRAY)],
+        )
+        .await?;
+    let read = || -> Result<Found, tokio_postgres::Error> {
+        let payload: Option<JsonText<Box<str>>> = row.try_get(2)?;
+        let seq: Option<i64> = row.try_get(1)?;
+        Ok(Found { again: row.try_get(0)?, signal: seq.zip(payload.map(|json| json.0)) })
+    };
+    read().map_err(from_driver)
+}
+
+/// The values that a run published under a key after a number, in order.
+pub(crate) async fn events(
+    session: &Session,
+    schema: &Schema,
+    run: Uuid,
+    key: &str,
+    after: i32,
+) -> Result<Vec<(i32, Box<str>)>> {
+    let rows = session
+        .query(
+            &schema.sql("select number, value from ambo.read_events($1, $2, $3)"),
+            &[(&run, Type::UUID), (&key, Type::TEXT), (&after, Type::INT4)],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get::<_, JsonText<Box<str>>>(1)?.0)))
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(from_driver)
+}
+
+/// Whether a run has ended; `None`: there is no such run.
+pub(crate) async fn has_ended(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<bool>> {
+    let sql =
+        schema.sql("select state in ('succeeded', 'failed', 'cancelled', 'dead') from ambo.run_result($1)");
+    let rows = session.query(&sql, &[(&run, Type::UUID)]).await?;
+    rows.first().map(|row| row.try_get(0).map_err(from_driver)).transpose()
+}

@@ -1,0 +1,238 @@
+//! Waits: sleeping, parked, woken, by signals that come before, during and across a park.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ambo::{Code, Ctx, Either, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder};
+
+use crate::harness::{Database, connect, database};
+
+const PARKED: &str = "select count(*) = 1 from ambo.timer where attempt > 0";
+
+#[derive(Default)]
+struct Tally {
+    before: AtomicU32,
+    after: AtomicU32,
+}
+
+async fn nap(mut cx: Ctx<'_>, ms: u64) -> Result<u32> {
+    let tally = cx.state::<Arc<Tally>>()?;
+    cx.step("before", || async { Ok::<_, Error>(tally.before.fetch_add(1, Ordering::SeqCst)) }).await?;
+    cx.sleep(Duration::from_millis(ms)).await?;
+    cx.step("after", || async { Ok::<_, Error>(tally.after.fetch_add(1, Ordering::SeqCst)) }).await?;
+    Ok(cx.attempt())
+}
+
+async fn hear(mut cx: Ctx<'_>, timeout_ms: Option<u64>) -> Result<Vec<String>> {
+    let mut heard = Vec::new();
+    loop {
+        let mut signal = cx.signal::<String>("word");
+        if let Some(ms) = timeout_ms {
+            signal = signal.timeout(Duration::from_millis(ms));
+        }
+        match signal.await {
+            Ok(word) if word == "end" => return Ok(heard),
+            Ok(word) => heard.push(word),
+            Err(error) if error.code() == Code::WaitTimeout => {
+                heard.push("silence".into());
+                return Ok(heard);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn builder(db: &Database, tally: &Arc<Tally>) -> WorkerBuilder {
+    Worker::builder(&db.client)
+        .workflow_fn("nap", nap)
+        .workflow_fn("hear", hear)
+        .workflow_fn("either", either)
+        .state(tally.clone())
+}
+
+async fn enqueue(db: &Database, workflow: &str, input: impl serde::Serialize) -> RunId {
+    Enqueue::named(workflow, &input).on(&db.client).await.unwrap().run
+}
+
+async fn result<T: serde::de::DeserializeOwned>(db: &Database, run: RunId) -> T {
+    let handle = db.client.handle::<Untyped>(run);
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, handle.result_as::<T, Error>()).await.expect("an end").expect("a result")
+}
+
+async fn say(db: &Database, run: RunId, word: &str) -> bool {
+    SendSignal::new(run, "word", &word).on(&db.client).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_sleep_leaves_memory_and_goes_on_where_it_stood() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "nap", 1800).await;
+    db.until(PARKED).await;
+    assert_eq!(db.number("select count(*) from ambo.claim").await, 0, "nobody holds it");
+    assert_eq!(result::<u32>(&db, run).await, 2, "claimed once more, when its time had come");
+    assert_eq!(tally.before.load(Ordering::SeqCst), 1, "a recorded step never runs again");
+    assert_eq!(tally.after.load(Ordering::SeqCst), 1);
+    let slept = "select count(*) from ambo.checkpoint b join ambo.checkpoint a using (run_id)
+        where b.name = 'before' and a.name = 'after' and a.recorded_at - b.recorded_at between '1.79 s' and '10 s'";
+    assert_eq!(db.number(slept).await, 1, "as long as it was to, by the database's clock");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_sleep_stays_in_memory() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "nap", 200).await;
+    assert_eq!(result::<u32>(&db, run).await, 1);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleep_outlives_its_worker() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "nap", 2500).await;
+    db.until(PARKED).await;
+    worker.drain(Duration::ZERO).await;
+    let worker = builder(&db, &tally).start().await.unwrap();
+    assert_eq!(result::<u32>(&db, run).await, 2);
+    assert_eq!((tally.before.load(Ordering::SeqCst), tally.after.load(Ordering::SeqCst)), (1, 1));
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_come_once_each_in_their_order_before_during_and_after_a_park() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let run = enqueue(&db, "hear", None::<u64>).await;
+    say(&db, run, "before the run began").await;
+    let worker = builder(&db, &tally).start().await.unwrap();
+    say(&db, run, "in memory").await;
+    db.until(PARKED).await;
+    db.sql
+        .batch_execute(&format!(
+            "begin; select ambo.send_signal('{run}', 'word', '\"parked 1\"');
+             select ambo.send_signal('{run}', 'word', '\"parked 2\"'); commit;
+             begin; select ambo.send_signal('{run}', 'word', '\"never\"'); rollback"
+        ))
+        .await
+        .unwrap();
+    db.until("select count(*) = 4 from ambo.checkpoint").await;
+    db.until(PARKED).await;
+    say(&db, run, "end").await;
+    let heard: Vec<String> = result(&db, run).await;
+    assert_eq!(heard, ["before the run began", "in memory", "parked 1", "parked 2"]);
+    assert_eq!(db.number("select count(*) from ambo.wake").await, 0);
+    let late = SendSignal::new(run, "word", &"late").on(&db.client).await.unwrap_err();
+    assert_eq!(late.code(), Code::WrongState);
+    let nobody = SendSignal::new(uuid::Uuid::nil().into(), "word", &"").on(&db.client).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::UnknownRun);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_is_held_uncommitted_across_the_park_wakes_the_run() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "hear", None::<u64>).await;
+    let mut caller = connect(&db.url).await;
+    let tx = caller.transaction().await.unwrap();
+    SendSignal::new(run, "word", &"end").on(&tx).await.unwrap();
+    // The park does not see the signal, and the signal's transaction does not see the park.
+    db.until(PARKED).await;
+    tx.commit().await.unwrap();
+    assert!(result::<Vec<String>>(&db, run).await.is_empty());
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_means_one_signal() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let run = enqueue(&db, "hear", None::<u64>).await;
+    let send = |word: &'static str| SendSignal::new(run, "word", &word).key("one").on(&db.client);
+    assert!(send("once").await.unwrap());
+    assert!(!send("once").await.unwrap());
+    assert_eq!(send("other").await.unwrap_err().code(), Code::KeyConflict);
+    say(&db, run, "end").await;
+    let worker = builder(&db, &tally).start().await.unwrap();
+    assert_eq!(result::<Vec<String>>(&db, run).await, ["once"]);
+    assert!(!send("once").await.unwrap(), "also when the run has ended");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_with_its_time_limit_also_when_it_is_parked() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let short = enqueue(&db, "hear", Some(100)).await;
+    let long = enqueue(&db, "hear", Some(2500)).await;
+    assert_eq!(result::<Vec<String>>(&db, short).await, ["silence"]);
+    db.until(PARKED).await;
+    assert_eq!(result::<Vec<String>>(&db, long).await, ["silence"]);
+    worker.drain(Duration::ZERO).await;
+}
+
+/// Either a word or the time, then what was said after it.
+async fn either(mut cx: Ctx<'_>, ms: u64) -> Result<String> {
+    let word = cx.signal::<String>("word");
+    let time = cx.sleep(Duration::from_millis(ms));
+    let first = match cx.select(word, time).await?.1 {
+        Either::Left(word) => word?,
+        Either::Right(slept) => slept.map(|()| "time".to_owned())?,
+    };
+    let second: String = cx.signal("word").await?;
+    Ok(format!("{first}, then {second}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_winner_of_a_race_stays_the_winner_in_a_replay() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let by_time = enqueue(&db, "either", 50).await;
+    let by_word = enqueue(&db, "either", 60_000).await;
+    say(&db, by_word, "word").await;
+    // Both wait for their second word now, parked: they are rebuilt, and the lost signal would win this time.
+    db.until("select count(*) = 2 from ambo.timer where attempt > 0").await;
+    say(&db, by_time, "late word").await;
+    say(&db, by_word, "later").await;
+    assert_eq!(result::<String>(&db, by_time).await, "time, then late word");
+    assert_eq!(result::<String>(&db, by_word).await, "word, then later");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_run_that_is_cancelled_is_woken_for_it() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "nap", 3_600_000).await;
+    db.until(PARKED).await;
+    db.client.cancel(run, "enough").await.unwrap();
+    let error = db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap_err();
+    assert_eq!(Error::from(error).code(), Code::Cancelled);
+    assert_eq!(tally.after.load(Ordering::SeqCst), 0);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeout_of_a_run_ends_it_while_it_is_parked() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let nap = Enqueue::named("nap", &3_600_000).timeout(Duration::from_millis(2500));
+    let run = nap.on(&db.client).await.unwrap().run;
+    db.until(PARKED).await;
+    let error = db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap_err();
+    assert_eq!(Error::from(error).code(), Code::RunTimeout);
+    worker.drain(Duration::ZERO).await;
+}
