@@ -117,6 +117,40 @@ pub(crate) enum Run {
     Cancel(RunCancel),
     /// Run a failed, cancelled or dead run again, from its checkpoints
     Retry(OneRun),
+    /// Send a signal to a run
+    Signal(RunSignal),
+    /// What a run has published
+    Events(RunEvents),
+}
+
+/// `ambo run signal`
+#[derive(Debug, Args)]
+pub(crate) struct RunSignal {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// The topic that the run waits for
+    pub(crate) topic: String,
+    /// The payload as JSON; without it, null
+    #[arg(value_parser = json, default_value = "null")]
+    pub(crate) payload: Box<serde_json::value::RawValue>,
+    /// For this run it means one signal
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+}
+
+/// `ambo run events`
+#[derive(Debug, Args)]
+pub(crate) struct RunEvents {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// The key under which it publishes
+    pub(crate) key: String,
+    /// Only what came after this number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub(crate) after: u32,
+    /// Go on until the run has ended
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 /// `ambo run list`
@@ -148,6 +182,8 @@ pub(crate) enum State {
     Delayed,
     /// Is executed by a worker.
     Running,
+    /// Waits outside of every worker's memory, for a time or for something to come.
+    Parked,
     /// Returned a result.
     Succeeded,
     /// Returned an error.

@@ -14,7 +14,7 @@ pub struct Filter {
     pub workflow: Option<String>,
     /// Only runs of this queue.
     pub queue: Option<String>,
-    /// Only runs in this state: ready, delayed, running, succeeded, failed, cancelled or dead.
+    /// Only runs in this state: ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: Option<String>,
     /// Only runs older than this one: the last of a page gives the next page.
     pub before: Option<RunId>,
@@ -37,7 +37,7 @@ pub struct RunSummary {
     pub workflow: String,
     /// The queue that it came through.
     pub queue: String,
-    /// ready, delayed, running, succeeded, failed, cancelled or dead.
+    /// ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: String,
     /// How often it was claimed.
     pub attempt: i32,

@@ -43,6 +43,8 @@ pub(crate) struct Engine {
     pub(crate) clock: Arc<clock::DatabaseClock>,
     /// The lease in milliseconds, as of the last heartbeat.
     pub(crate) lease_ms: Arc<AtomicI32>,
+    /// How long a run waits in memory before it is parked.
+    pub(crate) park_after: Duration,
     /// Where user code runs.
     pub(crate) runtime: tokio::runtime::Handle,
     /// Those in this process who wait for outcomes.

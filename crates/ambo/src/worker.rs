@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
+use crate::engine::wait::MOMENT;
 use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
 use crate::error::{ApplicationError, Code, Error, Result};
@@ -32,6 +33,7 @@ pub struct WorkerBuilder {
     queues: Vec<String>,
     max_in_flight: usize,
     poll: Duration,
+    park_after: Duration,
 }
 
 impl WorkerBuilder {
@@ -45,6 +47,7 @@ impl WorkerBuilder {
             queues: Vec::new(),
             max_in_flight: 1000,
             poll: Duration::from_secs(2),
+            park_after: MOMENT,
         }
     }
 
@@ -129,6 +132,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// How long a run that waits for a signal, an event or a child stays in memory before it is parked; one that sleeps
+    /// for longer than this leaves at once. Default: 1 s.
+    pub fn park_after(mut self, moment: Duration) -> Self {
+        self.park_after = moment;
+        self
+    }
+
     /// Registers the worker and starts it, on a thread of its own; workflows run on the present tokio runtime.
     ///
     /// # Errors
@@ -159,6 +169,7 @@ impl WorkerBuilder {
             states: self.states,
             max_in_flight: self.max_in_flight,
             poll: self.poll,
+            park_after: self.park_after,
             runtime: tokio::runtime::Handle::current(),
             waiter: self.client.waiter().clone(),
             life: watch::channel(None).0,

@@ -5,12 +5,13 @@ mod show;
 use std::io::Read as _;
 
 use ambo::admin::{Filter, RunSummary};
-use ambo::{Cancelled, Client, Enqueue, RunId};
+use ambo::{Cancelled, Client, Enqueue, RunId, SendSignal};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 use serde_json::json;
+use serde_json::value::RawValue;
 
-use crate::args::{self, Input, Run, RunCancel, RunEnqueue, RunList};
+use crate::args::{self, Input, Run, RunCancel, RunEnqueue, RunEvents, RunList, RunSignal};
 use crate::database::Database;
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Table, age, state_style};
@@ -41,7 +42,50 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
         }
         Run::Cancel(wanted) => cancel(&wanted, &client, output).await,
         Run::Retry(run) => retry(run.id, &client, output).await,
+        Run::Signal(wanted) => signal(&wanted, &client, output).await,
+        Run::Events(wanted) => events(&wanted, &client, output).await,
     }
+}
+
+async fn signal(wanted: &RunSignal, client: &Client, output: Output) -> Result<()> {
+    let mut signal = SendSignal::new(wanted.id, &wanted.topic, &wanted.payload);
+    if let Some(key) = &wanted.key {
+        signal = signal.key(key);
+    }
+    let is_new = signal.on(client).await?;
+    let sentence = if is_new { "sent" } else { "its key was used for it before; nothing was sent" };
+    output.say(&format!("signal to run {}: {sentence}", wanted.id));
+    if output.is_json {
+        output.json(&json!({ "id": wanted.id, "topic": wanted.topic, "is_new": is_new }))?;
+    }
+    Ok(())
+}
+
+async fn events(wanted: &RunEvents, client: &Client, output: Output) -> Result<()> {
+    let mut after = wanted.after;
+    loop {
+        let values: Vec<(u32, Box<RawValue>)> = if wanted.follow {
+            client.next_events(wanted.id, &wanted.key, after).await?
+        } else {
+            client.events(wanted.id, &wanted.key, after).await?
+        };
+        let Some((last, _)) = values.last() else { break };
+        after = *last;
+        for (number, value) in &values {
+            if output.is_json {
+                output.json(&json!({ "number": number, "value": value }))?;
+            } else {
+                output.line(&format!("{number}  {value}"))?;
+            }
+        }
+    }
+    if after == wanted.after {
+        output.say(&format!(
+            "run {} has published nothing under {:?} after number {after}",
+            wanted.id, wanted.key
+        ));
+    }
+    Ok(())
 }
 
 async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::engine::clock;
@@ -34,6 +34,8 @@ pub(crate) struct Waiter {
     waiting: Mutex<HashMap<Uuid, Waiting>>,
     /// Somebody began to wait for a run that nobody in this process runs.
     arrived: Arc<Notify>,
+    /// When the last look began that has ended.
+    looked: watch::Sender<Option<Instant>>,
     running: AtomicBool,
     /// Where the watching task lives: the runtime that the client was made in.
     runtime: tokio::runtime::Handle,
@@ -52,7 +54,14 @@ impl Waiter {
     pub(crate) fn new(target: Target) -> Self {
         let arrived = Arc::new(Notify::new());
         let runtime = tokio::runtime::Handle::current();
-        Waiter { target, waiting: Mutex::default(), arrived, running: AtomicBool::new(false), runtime }
+        Waiter {
+            target,
+            waiting: Mutex::default(),
+            arrived,
+            looked: watch::Sender::new(None),
+            running: AtomicBool::new(false),
+            runtime,
+        }
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Waiting>> {
@@ -88,6 +97,15 @@ impl Waiter {
             self.runtime.spawn(watch(self.clone()));
         }
         self.arrived.notify_one();
+    }
+
+    /// Returns when the database was asked, by a look that began after this call, about all that is waited for.
+    pub(crate) async fn asked(self: &Arc<Self>) {
+        let since = Instant::now();
+        let mut looked = self.looked.subscribe();
+        self.watch();
+        // The sender is a field of this.
+        let _ = looked.wait_for(|begun| begun.is_some_and(|begun| begun >= since)).await;
     }
 
     /// An outcome became durable in this process, by a flush that was sent at `sent`.
@@ -174,6 +192,7 @@ async fn watch(waiter: Arc<Waiter>) {
     let mut link = Link::new(waiter.target.clone(), "ambo client waiter").with_notices(sender);
     let mut listening: Option<u64> = None;
     loop {
+        let begun = Instant::now();
         let wanted = waiter.wanted();
         if wanted.is_empty() {
             if tokio::time::timeout(LINGER, waiter.arrived.notified()).await.is_err() {
@@ -190,6 +209,7 @@ async fn watch(waiter: Arc<Waiter>) {
             continue;
         }
         link.recovered();
+        waiter.looked.send_replace(Some(begun));
         let poll = if waiter.target.pooled { POLL_POOLED } else { POLL };
         tokio::select! {
             () = waiter.arrived.notified() => {}

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::{Call, face};
-use super::signal::PATIENCE;
 use super::step::replay;
 use crate::engine::journal::Fact;
 use crate::engine::run::{Run, Stop};
+use crate::engine::wait::For;
 use crate::enqueue::Enqueue;
 use crate::error::{Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
@@ -133,6 +133,16 @@ impl<'a, T: Send, E: Send> ChildResult<'a, T, E> {
     }
 }
 
+/// Waits for what `outcome` does not say yet. What came before the claim, or whose row in `ambo.wake` another call of this
+/// run took, woke nobody who would look for it: so the run is at work, and not parked, until the database was asked.
+async fn patience(run: &Arc<Run>) {
+    let at_work = run.waits.work();
+    run.waiter.asked().await;
+    let _waits = run.waits.wait(For::News, None);
+    drop(at_work);
+    std::future::pending().await
+}
+
 async fn receive<W: Workflow>(
     run: &Arc<Run>,
     position: Arc<str>,
@@ -151,12 +161,13 @@ async fn receive<W: Workflow>(
         tokio::pin!(nudged);
         nudged.as_mut().enable();
         run.check_cancel().map_err(Failure::Ambo)?;
-        let waits = run.waits.wait(PATIENCE, None);
         let outcome = tokio::select! {
+            // In this order: the first poll says that the outcome is wanted, the look after it asks for it.
+            biased;
             outcome = &mut outcome => outcome.map_err(Failure::Ambo)?,
             () = nudged => continue,
+            () = patience(run) => continue,
         };
-        drop(waits);
         if outcome.status == "succeeded" {
             let output = outcome.output.unwrap_or_else(|| "null".into());
             let decoded = payload::decode("the result of a child", &output);

@@ -8,22 +8,32 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, face};
-use super::signal::PATIENCE;
 use super::sleep::{Until, due_at};
 use super::step::replay;
 use crate::engine::executor::encode_error;
 use crate::engine::journal::Fact;
 use crate::engine::run::{Run, Stop};
+use crate::engine::wait::For;
 use crate::error::{Code, Error, Result};
 use crate::id::RunId;
 use crate::payload;
 use crate::store;
+use crate::store::claim::Checkpoint;
 use crate::store::flush::NewEvent;
 
 /// Between two looks of a run in memory, from the first to the later ones.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Between two looks of a run that is parked.
 const PARKED_LOOK: Duration = Duration::from_secs(10);
+
+/// What the names of published values begin with.
+const NAME: &str = "ambo:event ";
+
+/// The key and the number of the value that a checkpoint says was published.
+pub(crate) fn published(checkpoint: &Checkpoint) -> Option<(String, i32)> {
+    let key = checkpoint.name.strip_prefix(NAME)?;
+    Some((key.to_owned(), checkpoint.output.as_deref()?.parse().ok()?))
+}
 
 /// The wait for an event of another run. See [`Ctx::event`](crate::Ctx::event).
 #[must_use = "a wait does nothing until it is awaited"]
@@ -49,9 +59,8 @@ pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &st
         let text = format!("the key of an event has 1 to 200 bytes and no NUL; this one has {}", key.len());
         return Err(Error::new(Code::InvalidName, text));
     }
-    let name = format!("ambo:event {key}");
+    let name = format!("{NAME}{key}");
     let value = payload::encode("the value of an event", value)?;
-    let number = run.next_number(key);
     match run.replay(&position, &name) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => {}
@@ -62,6 +71,7 @@ pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &st
         }
     }
     run.check_cancel()?;
+    let number = run.next_number(key);
     let checkpoint = run.checkpoint(position, name.into(), number.to_string().into());
     run.give(Fact::Event(checkpoint, NewEvent { key: key.into(), number, value }));
     Ok(())
@@ -74,7 +84,7 @@ async fn receive<T: DeserializeOwned>(
     key: String,
     timeout: Option<Duration>,
 ) -> Result<T> {
-    let name = format!("ambo:event {key} of {of}");
+    let name = format!("ambo:await {key} of {of}");
     if let Some(recorded) = replay::<Box<serde_json::value::RawValue>, Error>(run, &position, &name).await {
         return payload::decode(&format!("the event {key:?}"), recorded?.get());
     }
@@ -102,7 +112,7 @@ async fn receive<T: DeserializeOwned>(
             return Err(error);
         }
         let look_again = run.clock.now().saturating_add(PARKED_LOOK).unwrap_or(jiff::Timestamp::MAX);
-        let _waits = run.waits.wait(PATIENCE, Some(due.map_or(look_again, |due| due.min(look_again))));
+        let _waits = run.waits.wait(For::News, Some(due.map_or(look_again, |due| due.min(look_again))));
         let left = due.map_or(pause, |due| run.clock.until(due).min(pause));
         pause = (pause * 2).min(LOOKS.1);
         tokio::select! {

@@ -14,6 +14,7 @@ use super::step::replay;
 use crate::engine::clock;
 use crate::engine::executor::encode_error;
 use crate::engine::run::Run;
+use crate::engine::wait::For;
 use crate::error::{Code, Error, Result};
 use crate::payload;
 use crate::store;
@@ -21,8 +22,6 @@ use crate::store::claim::Checkpoint;
 
 /// What the names of consumed signals begin with.
 const NAME: &str = "ambo:signal ";
-/// How long a run stays in memory for a signal before it is parked.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The wait for a signal. See [`Ctx::signal`](crate::Ctx::signal).
 #[must_use = "a wait does nothing until it is awaited"]
@@ -98,7 +97,7 @@ async fn receive<T: DeserializeOwned>(
             run.record(position, name.into(), Err(encode_error(&error)), Duration::ZERO);
             return Err(error);
         }
-        let _waits = run.waits.wait(PATIENCE, due);
+        let _waits = run.waits.wait(For::News, due);
         tokio::select! {
             () = nudged => {}
             () = until(run, due) => {}

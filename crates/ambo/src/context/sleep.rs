@@ -9,11 +9,10 @@ use jiff::Timestamp;
 use super::call::{Call, face};
 use super::step::replay;
 use crate::engine::run::Run;
+use crate::engine::wait::For;
 use crate::error::{Error, Result};
 use crate::payload;
 
-/// How long a sleeping run stays in memory before it is parked, if it sleeps for longer than a second.
-const PATIENCE: Duration = Duration::from_millis(20);
 /// No timer of this process runs for longer: the database's clock is looked at again.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -71,7 +70,7 @@ async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
             return Ok(());
         }
         run.check_cancel()?;
-        let _waits = run.waits.wait(PATIENCE, Some(due));
+        let _waits = run.waits.wait(For::Time, Some(due));
         tokio::select! {
             () = tokio::time::sleep(left.min(LOOK)) => {}
             () = nudged => {}

@@ -13,7 +13,7 @@ use super::journal::{Fact, Journal};
 use super::wait::Waits;
 use crate::client::waiter::Waiter;
 use crate::context::compensate::Compensation;
-use crate::context::signal;
+use crate::context::{event, signal};
 use crate::error::{Code, Error};
 use crate::payload::Json;
 use crate::store::claim::Checkpoint;
@@ -60,7 +60,7 @@ pub(crate) struct Run {
     sessions: watch::Receiver<Option<Session>>,
     /// The signals that were consumed, by their numbers.
     consumed: Mutex<Vec<i64>>,
-    /// How many values were published, by key.
+    /// The number of the last value that was published, by key.
     published: Mutex<HashMap<String, i32>>,
     /// What undoes the steps that have succeeded, in their order.
     compensations: Mutex<Vec<Compensation>>,
@@ -132,11 +132,11 @@ impl Run {
             target: engine.target.clone(),
             lease_ms: engine.lease_ms.clone(),
             clock: engine.clock.clone(),
-            waits: Arc::default(),
+            waits: Arc::new(Waits::new(engine.park_after)),
             waiter: engine.waiter.clone(),
             sessions: life.control.subscribe(),
             consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
-            published: Mutex::default(),
+            published: Mutex::new(last_numbers(&history)),
             compensations: Mutex::default(),
             compensating: AtomicBool::new(false),
             history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
@@ -273,7 +273,8 @@ impl Run {
         self.consumed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the next value that is published under a key, from 1.
+    /// The number of the next value that is published under a key, from 1. Above all that history knows: branches of a
+    /// replay do not come by in the order in which they did the first time.
     pub(crate) fn next_number(&self, key: &str) -> i32 {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         let last = published.entry(key.to_owned()).or_default();
@@ -406,4 +407,13 @@ impl Run {
         self.stop(Stop::Dead(error));
         std::future::pending().await
     }
+}
+
+fn last_numbers(history: &[Checkpoint]) -> HashMap<String, i32> {
+    let mut last = HashMap::new();
+    for (key, number) in history.iter().filter_map(event::published) {
+        let known = last.entry(key).or_insert(number);
+        *known = number.max(*known);
+    }
+    last
 }

@@ -10,12 +10,23 @@ use tokio::time::Instant;
 
 use super::clock::DatabaseClock;
 
-/// A wait that ends sooner is not worth a park.
-const SHORT: Duration = Duration::from_secs(1);
+/// How long a run waits in memory before it is parked, unless its worker says otherwise: a park and the claim after it
+/// cost the database about as much as a step each.
+pub(crate) const MOMENT: Duration = Duration::from_secs(1);
+
+/// What a call waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// A time: nothing will end the wait sooner, so that there is little reason to stay.
+    Time,
+    /// Something from outside, that may be there at once.
+    News,
+}
 
 /// What the durable calls of one run are doing: at work, or waiting for something from outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waits {
+    moment: Duration,
     state: Mutex<State>,
     changed: Notify,
     /// Something has come for the run: whoever waits looks again.
@@ -38,6 +49,11 @@ struct Waiting {
 }
 
 impl Waits {
+    /// `moment`: how long the run waits in memory; a wait that is known to end sooner is not worth a park.
+    pub(crate) fn new(moment: Duration) -> Self {
+        Waits { moment, state: Mutex::default(), changed: Notify::new(), nudged: Notify::new() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,8 +64,9 @@ impl Waits {
         Work(self.clone())
     }
 
-    /// While the guard lives a call waits, until `due` at most. It stays in memory for `patience`.
-    pub(crate) fn wait(self: &Arc<Self>, patience: Duration, due: Option<Timestamp>) -> Wait {
+    /// While the guard lives a call waits, until `due` at most.
+    pub(crate) fn wait(self: &Arc<Self>, what: For, due: Option<Timestamp>) -> Wait {
+        let patience = if what == For::Time { self.moment / 50 } else { self.moment };
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
@@ -94,7 +111,7 @@ impl Waits {
             return Verdict::Stay;
         };
         let due = state.waiting.values().filter_map(|waiting| waiting.due).min();
-        if state.at_work > 0 || due.is_some_and(|due| clock.until(due) < SHORT) {
+        if state.at_work > 0 || due.is_some_and(|due| clock.until(due) < self.moment) {
             return Verdict::Stay;
         }
         if patient_until > Instant::now() { Verdict::After(patient_until) } else { Verdict::Leave(due) }

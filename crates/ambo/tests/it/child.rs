@@ -104,6 +104,7 @@ fn child_process() {
             "worker" => worker(&url).await,
             "starter" => starter(&url).await,
             "enqueuer" => enqueuer(&url).await,
+            "programs" => programs(&url).await,
             other => panic!("there is no role {other}"),
         }
     });
@@ -140,6 +141,15 @@ async fn worker(url: &str) {
         .map_or(ambo::DRAIN, |ms| Duration::from_millis(ms.parse().expect("milliseconds")));
     Arc::into_inner(worker).expect("nobody else has it").drain(limit).await;
     say("drained");
+}
+
+/// Runs random programs until it is killed.
+async fn programs(url: &str) {
+    let client = Client::connect(url).await.expect("connect");
+    let builder = Worker::builder(&client).park_after(Duration::from_millis(30)).max_in_flight(50);
+    let builder = crate::program::register(builder, Ledger::open(url).await);
+    let _worker = builder.start().await.expect("worker");
+    std::future::pending::<()>().await;
 }
 
 /// Starts two runs of its own at once.

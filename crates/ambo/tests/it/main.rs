@@ -20,6 +20,7 @@ mod on_sqlx;
 mod on_tokio_postgres;
 mod outage;
 mod partition;
+mod program;
 mod proxy;
 mod random;
 mod recovery;

@@ -17,7 +17,7 @@ pub(crate) fn say(line: &str) {
 pub(crate) struct Ledger {
     sql: tokio_postgres::Client,
     url: String,
-    database: Arc<TokioPostgres>,
+    pub(crate) database: Arc<TokioPostgres>,
 }
 
 impl Ledger {
@@ -36,7 +36,8 @@ impl Ledger {
 
     /// The tables that the workflows here write to.
     pub(crate) async fn prepare(db: &Database) {
-        let tables = "create table effect (n bigserial primary key, run text, step text, key text, pid int);
+        let tables = "create table effect (n bigserial primary key, at timestamptz default clock_timestamp(), run text, step text,
+                key text, pid int);
             create table counted (n bigserial primary key, run text);
             create table counter (value int); insert into counter values (0);
             create table orders (id int primary key);";
@@ -44,7 +45,7 @@ impl Ledger {
     }
 
     /// An effect on the world: a row that nothing takes back.
-    async fn effect(&self, run: &str, step: &str, key: &str) -> Result<u32> {
+    pub(crate) async fn effect(&self, run: &str, step: &str, key: &str) -> Result<u32> {
         let pid = std::process::id() as i32;
         let insert = "insert into effect (run, step, key, pid) values ($1, $2, $3, $4)";
         self.sql.execute(insert, &[&run, &step, &key, &pid]).await.map_err(Error::other)?;
