@@ -1,6 +1,8 @@
 //! A database of one measurement: its URL, and the questions the scenarios ask of it.
 
-use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 
@@ -51,6 +53,21 @@ impl Database {
     /// One number, asked inside the database over a connection of its own.
     pub async fn count(&self, sql: &str) -> Result<i64> {
         Ok(connect(&self.url).await?.query_one(sql, &[]).await?.try_get(0)?)
+    }
+
+    /// Waits until a number is what it should be, for ten minutes at most.
+    pub async fn until(&self, sql: &str, wanted: i64) -> Result<()> {
+        let began = Instant::now();
+        let connection = connect(&self.url).await?;
+        loop {
+            let number: i64 = connection.query_one(sql, &[]).await?.try_get(0)?;
+            if number >= wanted {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < Duration::from_secs(600), "{sql} is {number} still, not {wanted}");
+            // Counting costs the server as much as there is to count.
+            tokio::time::sleep(Duration::from_millis(if wanted > 50_000 { 1000 } else { 50 })).await;
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod ambo;
 pub mod dbos;
 pub mod durare;
+pub mod waiting;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};

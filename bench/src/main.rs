@@ -60,6 +60,9 @@ enum Hidden {
     /// The other process of `latency`: enqueues a run for each line on stdin.
     #[command(hide = true)]
     EnqueueOnDemand { engine: String, url: String },
+    /// The other process of `sleepers`: a worker until its stdin ends.
+    #[command(hide = true)]
+    Work { url: String },
 }
 
 #[tokio::main]
@@ -74,8 +77,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    if let Some(Hidden::EnqueueOnDemand { engine, url }) = &args.hidden {
-        return scenario::latency::enqueue_on_demand(engine, url).await;
+    match &args.hidden {
+        Some(Hidden::EnqueueOnDemand { engine, url }) => {
+            return scenario::latency::enqueue_on_demand(engine, url).await;
+        }
+        Some(Hidden::Work { url }) => return engine::waiting::work(url).await,
+        None => {}
     }
     let names = match args.name {
         Some(Name::All) | None => Name::EACH.to_vec(),

@@ -1,11 +1,14 @@
 //! The scenarios by name, in the order in which `all` runs them.
 
 pub mod alone;
+pub mod children;
 pub mod enqueue_tx;
 pub mod idle;
 pub mod latency;
 pub mod limit;
 pub mod runs;
+pub mod signals;
+pub mod sleepers;
 pub mod start;
 pub mod steps;
 pub mod transaction;
@@ -41,13 +44,19 @@ pub enum Name {
     Wal,
     /// Commits of an idle worker.
     Idle,
+    /// Sleeping runs: the worker's memory, its restart, and many due at once.
+    Sleepers,
+    /// A signal and its answer, in memory and parked.
+    Signals,
+    /// Fan out and gather.
+    Children,
     /// Every scenario.
     All,
 }
 
 impl Name {
     /// Every scenario.
-    pub const EACH: [Name; 10] = [
+    pub const EACH: [Name; 13] = [
         Name::Steps,
         Name::Limit,
         Name::Start,
@@ -58,6 +67,9 @@ impl Name {
         Name::Transaction,
         Name::Wal,
         Name::Idle,
+        Name::Sleepers,
+        Name::Signals,
+        Name::Children,
     ];
 
     /// Measures one scenario.
@@ -73,6 +85,9 @@ impl Name {
             Name::Transaction => transaction::run(bench).await,
             Name::Wal => wal::run(bench).await,
             Name::Idle => idle::run(bench).await,
+            Name::Sleepers => sleepers::run(bench).await,
+            Name::Signals => signals::run(bench).await,
+            Name::Children => children::run(bench).await,
             Name::All => unreachable!("`all` is expanded by main"),
         }
     }

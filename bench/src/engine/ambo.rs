@@ -19,7 +19,8 @@ pub const ENQUEUE: &str =
 
 type Body<'run, O> = Pin<Box<dyn Future<Output = ambo::Result<O>> + Send + 'run>>;
 
-struct OneStep;
+/// One no-op step.
+pub struct OneStep;
 
 impl ambo::Workflow for OneStep {
     type Input = i64;

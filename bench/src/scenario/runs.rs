@@ -52,7 +52,8 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     Ok(vec![line])
 }
 
-async fn measure<E: Engine>(bench: &Bench, database: &Database) -> Result<Sample> {
+/// One round of an engine.
+pub async fn measure<E: Engine>(bench: &Bench, database: &Database) -> Result<Sample> {
     let engine = E::launch(&database.url, bench.for_speed()).await?;
     let producer = E::Producer::connect(&database.url).await?;
     engine.settle(bench.time(3000, 10_000)).await;

@@ -147,7 +147,7 @@ fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Err
     tracing::debug!(run = %run.id, workflow = run.workflow, status, "run ended");
     failpoint::reach("outcome-before");
     let outcome = NewOutcome { run: run.id, attempt: run.attempt, status, output, error };
-    run.journal.record(run.clone(), Fact::Outcome(outcome));
+    run.give(Fact::Outcome(outcome));
 }
 
 /// Gives the run back on a connection of its own time: the journal first gets what the run had recorded.

@@ -71,10 +71,18 @@ pub(crate) struct Entry {
     pub(crate) fact: Fact,
 }
 
+/// What a run recorded between two looks of the executor: it reaches the lane at once, so that it is flushed at once.
+#[derive(Debug)]
+struct Sent {
+    run: Arc<Run>,
+    first: Fact,
+    rest: Vec<Fact>,
+}
+
 /// The way into the journal.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
-    lanes: [mpsc::UnboundedSender<Entry>; LANES],
+    lanes: [mpsc::UnboundedSender<Sent>; LANES],
     gauge: Arc<Gauge>,
 }
 
@@ -87,25 +95,28 @@ struct Gauge {
 /// The other end of a lane.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    entries: mpsc::UnboundedReceiver<Entry>,
+    sent: mpsc::UnboundedReceiver<Sent>,
+    /// What was received and is not in a batch yet; empty between two calls.
+    inbox: Vec<Sent>,
     gauge: Arc<Gauge>,
 }
 
 pub(crate) fn open() -> (Journal, [Lane; LANES]) {
     let gauge = Arc::new(Gauge::default());
-    let (first, first_entries) = mpsc::unbounded_channel();
-    let (second, second_entries) = mpsc::unbounded_channel();
-    let lane = |entries| Lane { entries, gauge: gauge.clone() };
-    let lanes = [lane(first_entries), lane(second_entries)];
+    let (first, first_sent) = mpsc::unbounded_channel();
+    let (second, second_sent) = mpsc::unbounded_channel();
+    let lane = |sent| Lane { sent, inbox: Vec::with_capacity(BATCH_FACTS), gauge: gauge.clone() };
+    let lanes = [lane(first_sent), lane(second_sent)];
     (Journal { lanes: [first, second], gauge }, lanes)
 }
 
 impl Journal {
-    pub(crate) fn record(&self, run: Arc<Run>, fact: Fact) {
-        self.gauge.bytes.fetch_add(fact.bytes(), Ordering::AcqRel);
+    pub(crate) fn record(&self, run: Arc<Run>, first: Fact, rest: Vec<Fact>) {
+        let bytes = first.bytes() + rest.iter().map(Fact::bytes).sum::<usize>();
+        self.gauge.bytes.fetch_add(bytes, Ordering::AcqRel);
         let lane = run.id.as_bytes()[15] as usize % LANES;
         // The lane outlives the runs of its life; after it, they are fenced and nothing of theirs counts.
-        let _ = self.lanes[lane].send(Entry { run, fact });
+        let _ = self.lanes[lane].send(Sent { run, first, rest });
     }
 
     /// Waits while the journal is full. It delays the next effect and never fails after one.
@@ -129,15 +140,26 @@ pub(crate) trait Witness: Send + Sync {
     fn lost(&self, run: &Arc<Run>);
 }
 
+impl Lane {
+    /// Waits for entries and adds them to the batch; false when no more will come.
+    async fn receive(&mut self, batch: &mut Vec<Entry>) -> bool {
+        let room = BATCH_FACTS.saturating_sub(batch.len()).max(1);
+        let received = self.sent.recv_many(&mut self.inbox, room).await;
+        for Sent { run, first, rest } in self.inbox.drain(..) {
+            batch.push(Entry { run: run.clone(), fact: first });
+            batch.extend(rest.into_iter().map(|fact| Entry { run: run.clone(), fact }));
+        }
+        received > 0
+    }
+}
+
 /// Flushes a lane until all senders are gone.
 pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witness: Arc<dyn Witness>) {
     let mut batch = Vec::with_capacity(BATCH_FACTS);
-    while !batch.is_empty() || lane.entries.recv_many(&mut batch, BATCH_FACTS).await > 0 {
+    while !batch.is_empty() || lane.receive(&mut batch).await {
         // What came since is taken along.
-        while batch.len() < BATCH_FACTS
-            && let Ok(entry) = lane.entries.try_recv()
-        {
-            batch.push(entry);
+        while batch.len() < BATCH_FACTS && !lane.sent.is_empty() {
+            lane.receive(&mut batch).await;
         }
         let bytes: usize = batch.iter().map(|entry| entry.fact.bytes()).sum();
         let started = Instant::now();
@@ -148,20 +170,19 @@ pub(crate) async fn flush_lane(mut lane: Lane, mut link: Link, worker: i64, witn
         lane.gauge.drained.notify_waiters();
         batch.reserve(BATCH_FACTS);
         if facts >= BUSY_FACTS {
-            gather(&mut lane.entries, &mut batch, facts).await;
+            gather(&mut lane, &mut batch, facts).await;
         }
     }
 }
 
 /// Waits, for a moment only, until as many facts have come as the last flush had.
-async fn gather(entries: &mut mpsc::UnboundedReceiver<Entry>, batch: &mut Vec<Entry>, wanted: usize) {
+async fn gather(lane: &mut Lane, batch: &mut Vec<Entry>, wanted: usize) {
     let moment = tokio::time::sleep(GATHER);
     tokio::pin!(moment);
     while batch.len() < wanted.min(BATCH_FACTS) {
-        let room = BATCH_FACTS - batch.len();
         tokio::select! {
             biased;
-            received = entries.recv_many(batch, room) => if received == 0 { return },
+            received = lane.receive(batch) => if !received { return },
             () = &mut moment => return,
         }
     }

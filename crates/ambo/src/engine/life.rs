@@ -89,7 +89,10 @@ impl Life {
     /// Names the runs whose code does not yield: it belongs into `tokio::task::spawn_blocking`, inside a step.
     pub(crate) fn report_blockers(&self, limit: Duration) {
         for run in self.runs.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            if let Some(busy) = run.blocks_since(limit) {
+            let Some(busy) = run.blocks_since(limit) else { continue };
+            // Its poll does not end, and what it has recorded shall not wait for that.
+            run.send_pending();
+            if !run.reported() {
                 tracing::warn!(run = %run.id, workflow = run.workflow, ?busy,
                     "this run blocks its thread; put blocking code into tokio::task::spawn_blocking within a step");
             }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -68,7 +69,8 @@ pub(crate) struct Run {
     compensating: AtomicBool,
     /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
     history: Mutex<HashMap<String, Checkpoint>>,
-    /// How many facts were given to the journal, and how many of them are durable.
+    pending: Mutex<Pending>,
+    /// How many facts were recorded, and how many of them are durable.
     sent: AtomicU64,
     durable: AtomicU64,
     moved: Notify,
@@ -81,6 +83,14 @@ pub(crate) struct Run {
     reported: AtomicBool,
     /// Commits on their way whose step was dropped.
     undecided: AtomicUsize,
+}
+
+/// What was recorded during the present poll of the body: it goes to the journal as one, so that the last checkpoint of a
+/// run and its outcome share a commit.
+#[derive(Debug, Default)]
+struct Pending {
+    polling: bool,
+    facts: Vec<Fact>,
 }
 
 /// What the run does not go past until it is dropped: a commit on its way whose step was dropped.
@@ -140,6 +150,7 @@ impl Run {
             compensations: Mutex::default(),
             compensating: AtomicBool::new(false),
             history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
+            pending: Mutex::default(),
             sent: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             moved: Notify::new(),
@@ -153,19 +164,50 @@ impl Run {
         }
     }
 
-    /// Polls the body, and leaves a mark while it does: code that does not come back is found by it.
-    pub(crate) fn watch_poll<T>(&self, poll: impl FnOnce() -> T) -> T {
+    /// Polls the body, and leaves a mark while it does: code that does not come back is found by it. What it recorded
+    /// goes to the journal afterwards, or with what ends the run.
+    pub(crate) fn watch_poll<T>(self: &Arc<Self>, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
         self.busy_since.store(clock::monotonic_ms(), Ordering::Relaxed);
+        self.pending().polling = true;
         let polled = poll();
+        self.pending().polling = false;
+        if polled.is_pending() {
+            self.send_pending();
+        }
         self.busy_since.store(0, Ordering::Relaxed);
         polled
     }
 
-    /// How long the body has kept its thread, if it is more than `limit` and was not asked before.
+    fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives what was recorded to the journal.
+    pub(crate) fn send_pending(self: &Arc<Self>) {
+        let mut pending = self.pending();
+        // Mostly there is one, and the vector keeps its room.
+        let (first, rest) = match pending.facts.len() {
+            0 => return,
+            1 => (pending.facts.remove(0), Vec::new()),
+            _ => {
+                let mut facts = std::mem::take(&mut pending.facts);
+                (facts.remove(0), facts)
+            }
+        };
+        // Under the lock: facts of a run reach the journal in their order.
+        self.journal.record(self.clone(), first, rest);
+    }
+
+    /// How long the body has kept its thread, if it is more than `limit`.
     pub(crate) fn blocks_since(&self, limit: std::time::Duration) -> Option<std::time::Duration> {
         let since = self.busy_since.load(Ordering::Relaxed);
         let busy = std::time::Duration::from_millis(clock::monotonic_ms().saturating_sub(since));
-        (since != 0 && busy > limit && !self.reported.swap(true, Ordering::Relaxed)).then_some(busy)
+        (since != 0 && busy > limit).then_some(busy)
+    }
+
+    /// Whether it was said before that this run blocks; from now on it was.
+    pub(crate) fn reported(&self) -> bool {
+        self.reported.swap(true, Ordering::Relaxed)
     }
 
     /// Whether a call at this position was recorded and has not been replayed yet.
@@ -243,10 +285,16 @@ impl Run {
         NewCheckpoint { run, attempt, position, name, output: Some(output), error: None, elapsed_ms: 0 }
     }
 
-    /// Gives a fact to the journal.
+    /// Records a fact: it goes to the journal at the end of the present poll.
     pub(crate) fn give(self: &Arc<Self>, fact: Fact) {
         self.sent.fetch_add(1, Ordering::AcqRel);
-        self.journal.record(self.clone(), fact);
+        let mut pending = self.pending();
+        pending.facts.push(fact);
+        let polling = pending.polling;
+        drop(pending);
+        if !polling {
+            self.send_pending();
+        }
     }
 
     /// The worker's session, as soon as there is one.
@@ -290,7 +338,9 @@ impl Run {
     /// Waits until all that was recorded so far is durable, every commit on its way is decided and the journal has
     /// room: before every effect. Never
     /// returns for a run that was stopped, whose body is about to be dropped.
-    pub(crate) async fn barrier(&self) {
+    pub(crate) async fn barrier(self: &Arc<Self>) {
+        // The poll may not end before this does: code that blocks on a call within its poll waits here.
+        self.send_pending();
         let target = self.sent.load(Ordering::Acquire);
         loop {
             if self.stop.get().is_some() {
@@ -312,7 +362,8 @@ impl Run {
 
     /// Waits until all that was recorded so far is durable, also for a run that was stopped; a fenced run has
     /// nothing to wait for.
-    pub(crate) async fn flushed(&self) {
+    pub(crate) async fn flushed(self: &Arc<Self>) {
+        self.send_pending();
         let target = self.sent.load(Ordering::Acquire);
         loop {
             let moved = self.moved.notified();

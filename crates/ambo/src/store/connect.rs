@@ -296,8 +296,6 @@ pub(crate) fn classify(sqlstate: &str, message: &str) -> Code {
 mod tls {
     //! Opens the socket: plain, or with rustls and the system's roots when `sslmode` asks for it.
 
-    use std::sync::Arc;
-
     use futures_util::StreamExt as _;
     use futures_util::stream::poll_fn;
     use tokio::sync::mpsc;
@@ -321,18 +319,20 @@ mod tls {
     #[cfg(feature = "tls")]
     fn rustls_connector() -> Result<tokio_postgres_rustls::MakeRustlsConnect> {
         use std::sync::OnceLock;
-        static ROOTS: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+        static ROOTS: OnceLock<std::sync::Arc<rustls::ClientConfig>> = OnceLock::new();
         let config = ROOTS.get_or_init(|| {
             let mut roots = rustls::RootCertStore::empty();
             for certificate in rustls_native_certs::load_native_certs().certs {
                 // A certificate that cannot be read is not trusted; the others still are.
                 let _ = roots.add(certificate);
             }
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
             let builder = rustls::ClientConfig::builder_with_provider(provider)
                 .with_safe_default_protocol_versions()
                 .map(|builder| builder.with_root_certificates(roots).with_no_client_auth());
-            Arc::new(builder.unwrap_or_else(|_| unreachable!("ring supports the default protocol versions")))
+            std::sync::Arc::new(
+                builder.unwrap_or_else(|_| unreachable!("ring supports the default protocol versions")),
+            )
         });
         Ok(tokio_postgres_rustls::MakeRustlsConnect::new((**config).clone()))
     }
