@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ambo::{Enqueue, RunId, SendSignal, Worker};
+use ambo::{Client, Enqueue, RunId, SendSignal, Worker};
 use anyhow::{Result, ensure};
 use tokio::task::JoinSet;
 
@@ -14,11 +14,13 @@ use crate::report::{Bar, Better, Line};
 
 /// Runs that are spoken to at once, each by its own caller.
 const RUNS: i64 = 64;
+/// Clients that the callers share: as many connections as everybody has elsewhere.
+const CLIENTS: usize = 4;
 /// As often as nobody will ask in the time.
 const TIMES: i64 = 1_000_000;
 
 const NOTE: &str = "64 runs, each with a caller that sends a signal, awaits the event that answers it, and goes on; \
-    parked: the worker parks a run as soon as it waits";
+    16 clients; parked: the worker parks a run as soon as it waits";
 
 /// Measures it.
 pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
@@ -36,15 +38,18 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
 
 async fn measure(bench: &Bench, database: &Database, park_after: Option<Duration>) -> Result<f64> {
     let worker = launch(&database.url, park_after).await?;
-    let mut runs = Vec::new();
+    let (mut clients, mut runs) = (Vec::new(), Vec::new());
+    for _ in 0..CLIENTS {
+        clients.push(Client::connect(&database.url).await?);
+    }
     for _ in 0..RUNS {
         runs.push(Enqueue::<Talker>::new(TIMES).on(worker.client()).await?.run);
     }
     let time = bench.time(3000, 10_000);
     let began = Instant::now();
     let mut tasks = JoinSet::new();
-    for run in runs.iter().copied() {
-        tasks.spawn(talk(worker.client().clone(), run, began + time));
+    for (caller, run) in runs.iter().copied().enumerate() {
+        tasks.spawn(talk(clients[caller % CLIENTS].clone(), run, began + time));
     }
     let spoken = sum(tasks).await?;
     let rate = spoken as f64 / began.elapsed().as_secs_f64();
@@ -55,7 +60,7 @@ async fn measure(bench: &Bench, database: &Database, park_after: Option<Duration
     Ok(rate)
 }
 
-async fn talk(client: ambo::Client, run: RunId, until: Instant) -> Result<i64> {
+async fn talk(client: Client, run: RunId, until: Instant) -> Result<i64> {
     let mut asked = 0;
     while Instant::now() < until {
         asked += 1;

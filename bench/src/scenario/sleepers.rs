@@ -35,7 +35,8 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
             }
         })
         .await?;
-    let line = |metric, better, bar| Line::new("sleepers", metric, better, bar, NOTE).peers(&samples, &["ambo"]);
+    let line =
+        |metric, better, bar| Line::new("sleepers", metric, better, bar, NOTE).peers(&samples, &["ambo"]);
     Ok(vec![
         line("worker_mib_above_base", Better::Lower, Bar::AtMost(64.0)),
         line("restart_s", Better::Lower, Bar::AtMost(2.0)),

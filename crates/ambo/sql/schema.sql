@@ -132,6 +132,7 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     deadline timestamp with time zone
     wakes boolean not null default false
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
+    index ready_wakes btree (run_id) WHERE wakes
     index ready_xid btree (xid)
 
 sequence ready_seq
@@ -249,7 +250,7 @@ function check_installation()
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid)
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[])
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint)

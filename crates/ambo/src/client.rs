@@ -42,7 +42,9 @@ pub struct Client {
 }
 
 /// Between two looks for what a run publishes: from, to.
-const EVENT_LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+const EVENT_LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The same where there are no notifications.
+const EVENT_LOOKS_POOLED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 #[derive(Debug)]
 struct Inner {
@@ -232,18 +234,26 @@ impl Client {
         key: &str,
         after: u32,
     ) -> Result<Vec<(u32, T)>> {
-        let mut pause = EVENT_LOOKS.0;
+        let (mut pause, longest) = if self.is_pooled() { EVENT_LOOKS_POOLED } else { EVENT_LOOKS };
+        let news = self.waiter().listen(run.as_uuid());
         loop {
-            // Asked before the look: what a run publishes is there before its outcome is.
-            let session = self.session().await?;
-            let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
-            let ended = ended.ok_or_else(|| unknown(run))?;
+            let told = news.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
             let values = self.events(run, key, after).await?;
-            if !values.is_empty() || ended {
+            if !values.is_empty() {
                 return Ok(values);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(EVENT_LOOKS.1);
+            let session = self.session().await?;
+            let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
+            if ended.ok_or_else(|| unknown(run))? {
+                // Once more: it may have published between the two looks, and ended then.
+                return self.events(run, key, after).await;
+            }
+            tokio::select! {
+                () = told => {}
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+            }
         }
     }
 

@@ -10,7 +10,8 @@
 -- All these are in p_late of the next claim. A row that S sees but that somebody else had locked holds the
 -- mark, or its xid, until it is gone.
 --
--- The first row returned has no run_id and carries the marks (`lows`, in the order given) and `late`.
+-- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, and the runs in the
+-- memory of this worker for which something came (`nudged`).
 --
 -- A row that only wakes leads to its run, wherever that is: parked, and it is claimed; in a worker's memory, and that
 -- worker is told; on the way from there, and the row goes back into its lane; elsewhere, and there is nothing to do.
@@ -19,7 +20,7 @@ create or replace function ambo.claim(
     p_lows bigint[], p_late xid8[])
 returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
                priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean,
-               seq bigint, lows bigint[], late xid8[], parent_id uuid)
+               seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[])
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -133,6 +134,10 @@ begin
     end if;
     if v_woken is not null then
         for r in select w.* from ambo.wake_up(p_worker, v_woken) w loop
+            if r.attempt is null then
+                nudged := nudged || r.run_id;
+                continue;
+            end if;
             v_ids := v_ids || r.run_id;
             v_attempts := v_attempts || r.attempt;
             v_losses := v_losses || r.losses;
@@ -140,15 +145,20 @@ begin
             v_deadlines := v_deadlines || r.deadline;
         end loop;
     end if;
+    if v_ids is null and v_woken is not null then
+        -- Rows that wake were only passed on: should a crash undo that, they are passed on once more.
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
     lows := v_lows;
     late := v_late;
     return next;
+    nudged := null;
     if v_ids is not null then
         return query
         select r.id, r.workflow, r.queue, r.input, t.attempt, t.losses, r.priority, r.key, r.attempts_max,
                (extract(epoch from t.deadline - now()) * 1000)::bigint,
                exists (select from ambo.cancel_request c where c.run_id = r.id), t.seq,
-               null::bigint[], null::xid8[], r.parent_id
+               null::bigint[], null::xid8[], r.parent_id, null::uuid[]
         from unnest(v_ids, v_attempts, v_losses, v_deadlines, v_seqs)
                  with ordinality as t (id, attempt, losses, deadline, seq, n)
         cross join lateral (select r.* from ambo.run r where r.id = t.id offset 0) r

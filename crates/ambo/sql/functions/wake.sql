@@ -46,7 +46,8 @@ begin
     end if;
 end $$;
 
--- Of runs that are to be woken, claims those that are parked and returns them. The order of the looks is what makes it
+-- Of runs that are to be woken, claims those that are parked and returns them; those in the memory of this worker are
+-- returned without an attempt, other workers are told of theirs. The order of the looks is what makes it
 -- right: a claim that is locked with `for key share` cannot be parked before this transaction ends, and whoever
 -- parks it then finds the row in ambo.wake; one that is locked by somebody else is on its way to a place not known
 -- yet; one that is not there at the first look stands in ambo.timer at the second, if anywhere.
@@ -57,6 +58,7 @@ as $$
 #variable_conflict use_column
 declare
     v_held uuid[];
+    v_others uuid[];
     v_moving uuid[];
 begin
     v_held := array(
@@ -65,7 +67,17 @@ begin
             select c.run_id from ambo.claim c where c.run_id = g.id offset 0 for key share skip locked) c);
     if cardinality(v_held) > 0 then
         insert into ambo.wake (run_id) select h from unnest(v_held) h on conflict do nothing;
-        perform pg_notify('ambo.signal', case when cardinality(v_held) <= 200 then array_to_string(v_held, ',') else '' end);
+        return query
+        select c.run_id, null::integer, null::smallint, null::timestamptz from unnest(v_held) g (id)
+        cross join lateral (select c.* from ambo.claim c where c.run_id = g.id offset 0) c where c.worker_id = p_worker;
+        v_others := array(
+            select c.run_id from unnest(v_held) g (id)
+            cross join lateral (select c.* from ambo.claim c where c.run_id = g.id offset 0) c
+            where c.worker_id <> p_worker);
+        if cardinality(v_others) > 0 then
+            perform pg_notify('ambo.signal',
+                              case when cardinality(v_others) <= 200 then array_to_string(v_others, ',') else '' end);
+        end if;
     end if;
     v_moving := array(
         select c.run_id from unnest(p_runs) g (id)

@@ -86,6 +86,7 @@ create table ambo.ready (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_xid on ambo.ready (xid);
+create index ready_wakes on ambo.ready (run_id) where wakes;
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress.

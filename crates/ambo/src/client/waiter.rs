@@ -1,8 +1,8 @@
-//! One waiter a process: everyone who awaits an outcome waits here, on one connection.
+//! One waiter a process: everyone who awaits an outcome, or what a run publishes, waits here, on one connection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -32,6 +32,8 @@ type Answer = (Instant, oneshot::Sender<Result<Outcome>>);
 pub(crate) struct Waiter {
     target: Target,
     waiting: Mutex<HashMap<Uuid, Waiting>>,
+    /// Those who wait for what a run publishes: they look for themselves when told.
+    listening: Mutex<HashMap<Uuid, Weak<Notify>>>,
     /// Somebody began to wait for a run that nobody in this process runs.
     arrived: Arc<Notify>,
     /// When the last look began that has ended.
@@ -57,6 +59,7 @@ impl Waiter {
         Waiter {
             target,
             waiting: Mutex::default(),
+            listening: Mutex::default(),
             arrived,
             looked: watch::Sender::new(None),
             running: AtomicBool::new(false),
@@ -140,6 +143,44 @@ impl Waiter {
         }
     }
 
+    /// What is told whenever there may be something new of a run, as long as it is kept.
+    pub(crate) fn listen(self: &Arc<Self>, run: Uuid) -> Arc<Notify> {
+        let news = {
+            let mut all = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = all.get(&run).and_then(Weak::upgrade);
+            let news = known.unwrap_or_default();
+            all.insert(run, Arc::downgrade(&news));
+            news
+        };
+        self.watch();
+        news
+    }
+
+    /// There may be something new of a run, or of any.
+    pub(crate) fn tell(&self, run: Option<Uuid>) {
+        let all = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = all.iter().filter(|(listened, _)| run.is_none_or(|run| run == **listened));
+        for news in told.filter_map(|(_, news)| news.upgrade()) {
+            news.notify_waiters();
+        }
+    }
+
+    fn is_listened(&self) -> bool {
+        let mut all = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, news| news.strong_count() > 0);
+        !all.is_empty()
+    }
+
+    /// What a notification says: runs, or nothing, which means any.
+    fn hear(&self, notice: &Notice) {
+        match notice {
+            Notice::Notified(_, runs) if !runs.is_empty() => {
+                runs.split(',').filter_map(|run| run.parse().ok()).for_each(|run| self.tell(Some(run)));
+            }
+            Notice::Notified(..) | Notice::Lost => self.tell(None),
+        }
+    }
+
     /// The runs to ask the database about.
     fn wanted(&self) -> Vec<Uuid> {
         let mut all = self.waiting();
@@ -194,7 +235,7 @@ async fn watch(waiter: Arc<Waiter>) {
     loop {
         let begun = Instant::now();
         let wanted = waiter.wanted();
-        if wanted.is_empty() {
+        if wanted.is_empty() && !waiter.is_listened() {
             if tokio::time::timeout(LINGER, waiter.arrived.notified()).await.is_err() {
                 if let (Some(_), Ok(session)) = (listening.take(), link.session().await) {
                     let _ = worker::show_asleep(session, &waiter.target.schema, "wait", false).await;
@@ -215,8 +256,10 @@ async fn watch(waiter: Arc<Waiter>) {
             () = waiter.arrived.notified() => {}
             Some(notice) = notices.recv() => {
                 // What came meanwhile is covered by the same look.
+                waiter.hear(&notice);
                 let mut lost = matches!(notice, Notice::Lost);
                 while let Ok(more) = notices.try_recv() {
+                    waiter.hear(&more);
                     lost |= matches!(more, Notice::Lost);
                 }
                 if lost {
@@ -236,6 +279,8 @@ async fn look(waiter: &Waiter, link: &mut Link, listening: &mut Option<u64>, wan
         session.batch(&format!("listen \"{}\"", schema.channel("outcome"))).await?;
         worker::show_asleep(&session, schema, "wait", true).await?;
         *listening = Some(session.number);
+        // What was published before that told nobody.
+        waiter.tell(None);
     }
     for some in wanted.chunks(ASK) {
         // Whoever waits for a run that there is not learns it, at the first look.

@@ -197,15 +197,18 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         self.sort_lanes();
-        let Claimed { runs, lows, late } =
+        let Claimed { runs, lows, late, nudged } =
             claim::claim(&session, &schema, self.life.worker, limit, &self.lanes, &self.late).await?;
         failpoint::reach("claim-answered");
         for (lane, low) in self.lanes.iter_mut().zip(lows) {
             lane.low = low;
         }
         self.late = late;
-        let found = runs.len();
-        telemetry::claimed(found, started.elapsed());
+        for run in nudged.iter().filter_map(|run| self.life.run(run)) {
+            run.nudge();
+        }
+        telemetry::claimed(runs.len(), started.elapsed());
+        let found = runs.len().max(usize::from(!nudged.is_empty()));
         for run in runs {
             // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
             if run.losses > 0 && run.losses + 1 >= run.attempts_max {

@@ -123,8 +123,8 @@ impl<'a> Control<'a> {
                 run.nudge();
             }
         }
-        if pulse.is_keeper {
-            self.keeper.perform(&session, &schema, self.life.worker, &pulse).await?;
+        if pulse.is_keeper && self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
+            self.life.hint.notify_one();
         }
         if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > RECONCILE {
             life::reconcile(&self.engine, &self.life, &session, &mut self.unknown).await?;

@@ -136,6 +136,8 @@ impl Journal {
 pub(crate) trait Witness: Send + Sync {
     fn ended(&self, run: &Arc<Run>, outcome: &NewOutcome, sent: Instant);
     fn parked(&self, run: &Arc<Run>);
+    /// The run has published something.
+    fn published(&self, run: &Arc<Run>);
     /// The last fact of a run could not be recorded: nobody waits for another.
     fn lost(&self, run: &Arc<Run>);
 }
@@ -270,7 +272,8 @@ fn settle(entry: &Entry, witness: &dyn Witness, sent: Instant) {
     match &entry.fact {
         Fact::Outcome(outcome) => witness.ended(&entry.run, outcome, sent),
         Fact::Park(_) => witness.parked(&entry.run),
-        _ => {}
+        Fact::Event(..) => witness.published(&entry.run),
+        Fact::Checkpoint(_) | Fact::Child(..) => {}
     }
 }
 

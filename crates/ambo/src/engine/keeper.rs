@@ -15,6 +15,7 @@ use crate::telemetry;
 const BURY_BATCH: i32 = 5000;
 /// Timers fired in one transaction.
 const TIMER_BATCH: i32 = 5000;
+const TIMER_BATCHES: u32 = 2;
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
 
@@ -26,31 +27,37 @@ pub(crate) struct Duties {
 }
 
 impl Duties {
+    /// Answers whether runs became ready: their notification does not reach the session that sends it, which cannot see
+    /// in the locks of the sleepers that it is one of them.
     pub(crate) async fn perform(
         &mut self,
         session: &Session,
         schema: &Schema,
         keeper: i64,
         pulse: &Pulse,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut made_ready = false;
         for dead in &pulse.dead {
-            bury(session, schema, keeper, *dead).await?;
+            made_ready |= bury(session, schema, keeper, *dead).await?;
         }
         self.next_timer = pulse.next_timer;
         if pulse.next_timer.is_some_and(|wait| wait.is_zero()) {
-            // At most this many batches between two heartbeats.
-            for _ in 0..4 {
-                if worker::fire_timers(session, schema, TIMER_BATCH).await? < TIMER_BATCH {
+            self.next_timer = Some(Duration::ZERO);
+            // At most this many batches between two heartbeats, of which the next then comes at once.
+            for _ in 0..TIMER_BATCHES {
+                let fired = worker::fire_timers(session, schema, TIMER_BATCH).await?;
+                made_ready |= fired > 0;
+                if fired < TIMER_BATCH {
+                    self.next_timer = None;
                     break;
                 }
             }
-            self.next_timer = None;
         }
         if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
             worker::keep_house(session, schema).await?;
             self.kept_house = Some(Instant::now());
         }
-        Ok(())
+        Ok(made_ready)
     }
 
     /// When to beat again: a timer that is due sooner than the next heartbeat is fired on time.
@@ -59,10 +66,13 @@ impl Duties {
     }
 }
 
-async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Result<()> {
+/// Answers whether it left runs to be claimed.
+async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Result<bool> {
+    let mut recovered = false;
     loop {
         let burial = worker::bury(session, schema, keeper, dead, BURY_BATCH).await?;
         let moved = burial.recovered + burial.dead_lettered;
+        recovered |= burial.recovered > 0;
         if moved > 0 || burial.buried {
             telemetry::recovered(burial.recovered, burial.dead_lettered);
             tracing::warn!(
@@ -74,7 +84,7 @@ async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Res
         }
         if burial.buried || moved < BURY_BATCH {
             // What is left is locked by a commit under way: the next heartbeat tries again.
-            return Ok(());
+            return Ok(recovered);
         }
     }
 }

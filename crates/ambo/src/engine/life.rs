@@ -126,6 +126,10 @@ impl journal::Witness for Life {
         run.settle();
         self.forget(&run.id);
     }
+
+    fn published(&self, run: &Arc<Run>) {
+        self.outcomes.tell(Some(run.id));
+    }
 }
 
 /// A life that has just begun, with the ends that its loops will hold.

@@ -50,11 +50,13 @@ pub(crate) struct Checkpoint {
 }
 
 /// What a claim found: runs, the new marks in the order of the lanes, and the transactions to look for next time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Claimed {
     pub(crate) runs: Vec<ClaimedRun>,
     pub(crate) lows: Vec<i64>,
     pub(crate) late: Vec<Xid8>,
+    /// Runs in the memory of this worker for which something came.
+    pub(crate) nudged: Vec<Uuid>,
 }
 
 pub(crate) async fn claim(
@@ -83,11 +85,12 @@ pub(crate) async fn claim(
             ],
         )
         .await?;
-    let mut claimed = Claimed { runs: Vec::with_capacity(rows.len()), lows: Vec::new(), late: Vec::new() };
+    let mut claimed = Claimed { runs: Vec::with_capacity(rows.len()), ..Claimed::default() };
     for row in rows {
         let Some(id) = row.try_get::<_, Option<Uuid>>(0).map_err(from_driver)? else {
             claimed.lows = row.try_get::<_, Option<_>>(12).map_err(from_driver)?.unwrap_or_default();
             claimed.late = row.try_get(13).map_err(from_driver)?;
+            claimed.nudged = row.try_get::<_, Option<_>>(15).map_err(from_driver)?.unwrap_or_default();
             continue;
         };
         claimed.runs.push(read_run(&row, id).map_err(from_driver)?);

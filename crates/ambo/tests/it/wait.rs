@@ -152,6 +152,36 @@ async fn a_signal_that_is_held_uncommitted_across_the_park_wakes_the_run() {
     worker.drain(Duration::ZERO).await;
 }
 
+/// Works until it is told to stop: it is never parked and never leaves room for another.
+async fn toil(mut cx: Ctx<'_>, _: ()) -> Result<()> {
+    let mut toiling = cx.branch();
+    let stop = cx.signal::<String>("word");
+    let toil = async {
+        loop {
+            let moment = || async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok::<_, Error>(())
+            };
+            toiling.step("toil", moment).await?;
+        }
+    };
+    match futures_util::future::select(std::pin::pin!(stop), std::pin::pin!(toil)).await {
+        futures_util::future::Either::Left((word, _)) => word.map(|_| ()),
+        futures_util::future::Either::Right((never, _)) => never,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_reaches_a_busy_run_of_a_worker_that_is_full() {
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow_fn("toil", toil).max_in_flight(1);
+    let _worker = worker.start().await.unwrap();
+    let run = enqueue(&db, "toil", ()).await;
+    db.until("select count(*) > 0 from ambo.checkpoint").await;
+    say(&db, run, "stop").await;
+    result::<()>(&db, run).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_means_one_signal() {
     let db = database().await;

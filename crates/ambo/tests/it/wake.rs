@@ -73,6 +73,17 @@ async fn no_enqueue_is_missed_by_a_worker_that_is_just_falling_asleep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_wakes_itself_when_a_timer_is_due() {
+    let db = database().await;
+    let (_worker, mut began) = listener(&db, Duration::from_secs(3600)).await;
+    until_asleep(&db).await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('tell', delay => '300 ms')").await.unwrap();
+    // The only sleeper is the one that fires the timer.
+    let found = tokio::time::timeout(Duration::from_secs(20), began.recv()).await;
+    assert!(found.is_ok(), "the run was made ready and nobody was told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_enqueued_without_notification_is_found_by_the_poll() {
     let db = database().await;
     let (_worker, mut began) = listener(&db, Duration::from_millis(100)).await;
