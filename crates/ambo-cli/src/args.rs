@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ambo::RunId;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 /// The command line.
@@ -64,7 +65,7 @@ pub(crate) enum Command {
     /// which finds the URL in DATABASE_URL, has ended. Other commands typed in the same directory find it by
     /// themselves. If DATABASE_URL is set, that database is migrated and used instead.
     Dev(Dev),
-    /// List, show, enqueue, cancel and retry runs
+    /// List, show, enqueue, cancel, retry, rewind and fork runs
     #[command(subcommand)]
     Run(Run),
     /// List, create, pause and resume queues
@@ -113,10 +114,16 @@ pub(crate) enum Run {
     Show(OneRun),
     /// Enqueue a run and print its id
     Enqueue(RunEnqueue),
-    /// Ask a run to end: at once if it waits, else at its next durable call
+    /// Ask runs to end: at once if they wait, else at their next durable call
     Cancel(RunCancel),
-    /// Run a failed, cancelled or dead run again, from its checkpoints
-    Retry(OneRun),
+    /// Run failed, cancelled or dead runs again, from their checkpoints
+    Retry(Targets),
+    /// Run runs again from a position, forgetting what they recorded from there on
+    ///
+    /// What they did there is not undone. A run that is in a worker's memory is refused: cancel it first.
+    Rewind(RunRewind),
+    /// Start new runs with what others had recorded before a position
+    Fork(RunFork),
     /// Send a signal to a run
     Signal(RunSignal),
     /// What a run has published
@@ -153,9 +160,9 @@ pub(crate) struct RunEvents {
     pub(crate) follow: bool,
 }
 
-/// `ambo run list`
+/// Which runs: what is given must all be true of them.
 #[derive(Debug, Args)]
-pub(crate) struct RunList {
+pub(crate) struct Selection {
     /// Only runs of this workflow
     #[arg(long, value_name = "NAME")]
     pub(crate) workflow: Option<String>,
@@ -165,6 +172,60 @@ pub(crate) struct RunList {
     /// Only runs in this state
     #[arg(long, value_enum)]
     pub(crate) state: Option<State>,
+    /// Only runs with this attribute: KEY=VALUE, where VALUE is JSON or a text; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
+    pub(crate) attribute: Vec<(String, serde_json::Value)>,
+    /// Only children of this run
+    #[arg(long, value_name = "ID")]
+    pub(crate) parent: Option<RunId>,
+    /// Only runs with this text in their id, workflow, key, input, output or error
+    #[arg(long)]
+    pub(crate) text: Option<String>,
+    /// Only runs enqueued since then: a time, or a span such as 90m or 2d before now
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only runs enqueued before then
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) until: Option<Timestamp>,
+}
+
+/// The runs that a command acts on: named, or found.
+#[derive(Debug, Args)]
+pub(crate) struct Targets {
+    /// The ids of the runs; without them, those that the options find
+    pub(crate) ids: Vec<RunId>,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// Act on the runs that were found, instead of saying which they are
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// `ambo run rewind`
+#[derive(Debug, Args)]
+pub(crate) struct RunRewind {
+    /// The position, as `ambo run show` prints it, that is the first to be executed again
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+}
+
+/// `ambo run fork`
+#[derive(Debug, Args)]
+pub(crate) struct RunFork {
+    /// The position that is the first to be executed; without it, all that was recorded is kept
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) at: Option<String>,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+}
+
+/// `ambo run list`
+#[derive(Debug, Args)]
+pub(crate) struct RunList {
+    #[command(flatten)]
+    pub(crate) selection: Selection,
     /// Only runs older than this one: the last of a page gives the next page
     #[arg(long, value_name = "ID")]
     pub(crate) before: Option<RunId>,
@@ -204,8 +265,8 @@ pub(crate) struct OneRun {
 /// `ambo run cancel`
 #[derive(Debug, Args)]
 pub(crate) struct RunCancel {
-    /// The id of the run
-    pub(crate) id: RunId,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
     /// Why; recorded with the run
     #[arg(long, value_name = "TEXT", default_value = "by an operator")]
     pub(crate) reason: String,
@@ -294,6 +355,22 @@ fn input(text: &str) -> Result<Input, String> {
 pub(crate) fn json(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::from_str(text)
         .map_err(|error| format!("not JSON: {error}; a text needs its quotes, as in '\"text\"'"))
+}
+
+/// Reads an attribute: what is not JSON is a text.
+fn attribute(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, such as customer=1001")?;
+    Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
+/// Reads a time: as RFC 3339 writes it, or a span before now.
+fn time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago = span(text)
+        .map_err(|_| "expected a time such as 2026-05-01T08:00:00Z, or a span such as 2d".to_owned())?;
+    Timestamp::now().checked_sub(ago).map_err(|_| "that is too long ago".to_owned())
 }
 
 /// Reads a span of time: `90s`, `1h30m`, `2 days`, or as ISO 8601 writes it.

@@ -1,6 +1,18 @@
 -- What the migrations make, read from the catalog. Renewed with UPDATE_EXPECT=1.
 type status: succeeded, failed, cancelled, dead
 
+partitioned table attribute
+    run_id uuid not null
+    attributes jsonb not null
+    index attribute_attributes gin (attributes jsonb_path_ops)
+    UNIQUE index attribute_pkey btree (run_id)
+
+table attribute_carried
+    run_id uuid not null
+    attributes jsonb not null
+    index attribute_carried_attributes_idx gin (attributes jsonb_path_ops)
+    UNIQUE index attribute_carried_pkey btree (run_id)
+
 table cancel_request
     run_id uuid not null
     requested_at timestamp with time zone not null default now()
@@ -103,6 +115,7 @@ partitioned table outcome
     output json
     error json
     UNIQUE index outcome_pkey btree (run_id)
+    index outcome_status btree (status, run_id) WHERE (status <> 'succeeded'::ambo.status)
 
 table outcome_carried
     run_id uuid not null
@@ -112,6 +125,7 @@ table outcome_carried
     output json
     error json
     UNIQUE index outcome_carried_pkey btree (run_id)
+    index outcome_carried_status_run_id_idx btree (status, run_id) WHERE (status <> 'succeeded'::ambo.status)
 
 table queue
     name text not null
@@ -132,7 +146,6 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     deadline timestamp with time zone
     wakes boolean not null default false
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
-    index ready_wakes btree (run_id) WHERE wakes
     index ready_xid btree (xid)
 
 sequence ready_seq
@@ -148,6 +161,7 @@ partitioned table run
     timeout interval
     attributes jsonb
     parent_id uuid
+    index run_attributes gin (attributes jsonb_path_ops) WHERE (attributes IS NOT NULL)
     index run_parent btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_pkey btree (id)
 
@@ -162,6 +176,7 @@ table run_carried
     timeout interval
     attributes jsonb
     parent_id uuid
+    index run_carried_attributes_idx gin (attributes jsonb_path_ops) WHERE (attributes IS NOT NULL)
     index run_carried_parent_id_id_idx btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_carried_pkey btree (id)
 
@@ -229,9 +244,17 @@ table worker
 
 sequence worker_seq
 
+function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text)
+    returns TABLE(run_id uuid, answer text, code text)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function adopt()
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function attributes_of(p_run uuid, p_given jsonb)
+    returns jsonb
+    stable
 
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
@@ -293,13 +316,17 @@ function fire_timers(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
-function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_woken uuid[])
+function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=2s
 
 function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_bitmapscan=off, lock_timeout=2s
+
+function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
+    returns uuid
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
@@ -333,12 +360,16 @@ function list_events(p_run uuid)
     returns TABLE(key text, number integer, value json, published_at timestamp with time zone)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function list_query(p_source text)
+    returns text
+    immutable
+
 function list_queues()
     returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50)
-    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json)
+function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function list_workers()
@@ -385,6 +416,10 @@ function read_events(p_run uuid, p_key text, p_after integer DEFAULT 0, p_limit 
     returns TABLE(number integer, value json, published_at timestamp with time zone)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function read_position(p_position text)
+    returns integer[]
+    immutable
+
 function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
@@ -401,7 +436,15 @@ function register_worker(p_name text, p_version text, p_pid integer, p_queues te
     returns bigint
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function restore_attributes(p_run uuid)
+    returns void
+    volatile
+
 function retry_run(p_run uuid)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function rewind_run(p_run uuid, p_position text)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -425,8 +468,12 @@ function send_wakes(p_runs uuid[])
     returns void
     volatile
 
+function set_attributes(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_values json[])
+    returns void
+    volatile
+
 function show_run(p_run uuid)
-    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, input json, output json, cancel_requested boolean)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, input json, output json, cancel_requested boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function show_steps(p_run uuid)

@@ -7,7 +7,10 @@ use serde_json::value::RawValue;
 
 use crate::id::RunId;
 
-/// Which runs to list; the default is the newest 50.
+/// Which runs to list; the default is the newest 50. What is set is looked for, all of it.
+///
+/// Live states, states other than succeeded, attributes and parents lead straight to their runs, however many there are. The
+/// others are looked for among all runs, from the newest on: bound them by [`since`](Filter::since).
 #[derive(Debug, Clone)]
 pub struct Filter {
     /// Only runs of this workflow.
@@ -16,7 +19,17 @@ pub struct Filter {
     pub queue: Option<String>,
     /// Only runs in this state: ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: Option<String>,
-    /// Only runs older than this one: the last of a page gives the next page.
+    /// Only runs that were enqueued at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only runs that were enqueued before this time.
+    pub until: Option<Timestamp>,
+    /// Only runs that have these attributes, among others: a JSON object.
+    pub attributes: Option<serde_json::Value>,
+    /// Only children of this run.
+    pub parent: Option<RunId>,
+    /// Only runs that hold this text, in whatever case, in their id, workflow, key, input, output or error.
+    pub text: Option<String>,
+    /// Only runs older than this one: the last of a page gives the next page, whatever is enqueued meanwhile.
     pub before: Option<RunId>,
     /// How many at most.
     pub limit: u32,
@@ -24,7 +37,18 @@ pub struct Filter {
 
 impl Default for Filter {
     fn default() -> Self {
-        Filter { workflow: None, queue: None, state: None, before: None, limit: 50 }
+        Filter {
+            workflow: None,
+            queue: None,
+            state: None,
+            since: None,
+            until: None,
+            attributes: None,
+            parent: None,
+            text: None,
+            before: None,
+            limit: 50,
+        }
     }
 }
 
@@ -53,6 +77,10 @@ pub struct RunSummary {
     pub worker: Option<i64>,
     /// Why it failed, was cancelled or is dead.
     pub error: Option<Box<RawValue>>,
+    /// The run that started it.
+    pub parent: Option<RunId>,
+    /// What it can be found by: given when it was enqueued, and set from inside.
+    pub attributes: Option<Box<RawValue>>,
 }
 
 /// A run with its payloads and steps.
@@ -139,6 +167,31 @@ pub struct VitalSign {
     pub name: String,
     /// Its value, as text.
     pub value: String,
+}
+
+/// What can be done to many runs at once. See [`Client::act`](crate::Client::act).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Act {
+    /// Ask them to end, with a reason: as [`Client::cancel`](crate::Client::cancel).
+    Cancel(String),
+    /// Run them again from their checkpoints: as [`Client::retry`](crate::Client::retry).
+    Retry,
+    /// Run them again from a position: as [`Client::rewind`](crate::Client::rewind).
+    Rewind(String),
+    /// Start new runs from a position of theirs: as [`Client::fork`](crate::Client::fork).
+    Fork(Option<String>),
+}
+
+/// What became of one of the runs that were acted on.
+#[derive(Debug, Serialize)]
+pub struct Acted {
+    /// The run.
+    pub id: RunId,
+    /// cancelled, requested, ready, the id of the fork, the state in which it had ended; or why the act was refused.
+    pub answer: String,
+    /// The SQLSTATE of a refusal, such as AM034.
+    pub refused: Option<String>,
 }
 
 /// What a request to cancel did.

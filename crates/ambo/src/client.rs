@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
-use crate::admin::{Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary};
+use crate::admin::{
+    Act, Acted, Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
+};
 use crate::enqueue::Enqueued;
 use crate::error::{Code, Error, Result};
 use crate::handle::Handle;
@@ -263,6 +265,41 @@ impl Client {
     /// `AMBO033` if there is no such run, `AMBO034` if it has not ended or has succeeded.
     pub async fn retry(&self, run: RunId) -> Result<()> {
         admin::retry_run(&self.session().await?, self.schema(), run.as_uuid()).await
+    }
+
+    /// Runs a run again from a position, as [`show_run`](Client::show_run) names it: it forgets what it recorded from there on
+    /// and how it ended. What it did there is not undone; signals consumed there can be consumed again, children started there
+    /// are cancelled, values published there are gone.
+    ///
+    /// # Errors
+    /// `AMBO005` for what is not a position, `AMBO033` if there is no such run, `AMBO034` if it is neither parked nor ended, or
+    /// what it did was undone.
+    pub async fn rewind(&self, run: RunId, position: &str) -> Result<()> {
+        admin::rewind_run(&self.session().await?, self.schema(), run.as_uuid(), position).await
+    }
+
+    /// Starts a new run that begins with what another one had recorded before a position (`None`: with all of it). The other
+    /// one stays as it is; the attribute `forked_from` of the new one names it.
+    ///
+    /// # Errors
+    /// `AMBO005` for what is not a position, `AMBO033` if there is no such run.
+    pub async fn fork(&self, run: RunId, position: Option<&str>) -> Result<RunId> {
+        let fork = admin::fork_run(&self.session().await?, self.schema(), run.as_uuid(), position).await?;
+        Ok(fork.into())
+    }
+
+    /// Does one thing to many runs, each on its own, and says what became of each: one that refuses it does not keep
+    /// the others from it. [`list_runs`](Client::list_runs) finds them, and is the dry run.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away; up to 500 runs may have been acted on and not be told of then.
+    pub async fn act(&self, act: &Act, runs: &[RunId]) -> Result<Vec<Acted>> {
+        let mut acted = Vec::with_capacity(runs.len());
+        for some in runs.chunks(500) {
+            let some: Vec<uuid::Uuid> = some.iter().map(|run| run.as_uuid()).collect();
+            acted.extend(admin::act_on_runs(&self.session().await?, self.schema(), act, &some).await?);
+        }
+        Ok(acted)
     }
 
     /// Creates a queue; says whether it is new.

@@ -1,5 +1,6 @@
 //! What a workflow sees: its context, and the durable calls that it builds from it.
 
+pub(crate) mod attribute;
 pub(crate) mod call;
 pub(crate) mod child;
 pub(crate) mod compensate;
@@ -180,6 +181,17 @@ impl<'run> Ctx<'run> {
     pub fn publish<T: serde::Serialize>(&mut self, key: &str, value: &T) -> Result<()> {
         let position = self.position();
         event::publish(self.run, position, key, value)
+    }
+
+    /// Sets an attribute of this run, by which it can be found: in the same commit as the record that it did, and costs none of
+    /// its own. The last value of a key stands, beside the attributes that were given at enqueue. Key: 1 to 180 bytes; value: up
+    /// to 8 KiB of JSON.
+    ///
+    /// # Errors
+    /// `AMBO001` for the key, `AMBO004` or `AMBO007` for the value, `AMBO025` in a cancelled run.
+    pub fn set_attribute<T: serde::Serialize>(&mut self, key: &str, value: &T) -> Result<()> {
+        let position = self.position();
+        attribute::set(self.run, position, key, value)
     }
 
     /// Waits until another run has published something under a key, and receives its present value.

@@ -1,17 +1,18 @@
 //! `ambo run`: what was asked, how it stands, and what an operator may do about it.
 
+mod act;
 mod show;
 
 use std::io::Read as _;
 
-use ambo::admin::{Filter, RunSummary};
-use ambo::{Cancelled, Client, Enqueue, RunId, SendSignal};
+use ambo::admin::{Act, Filter, RunSummary};
+use ambo::{Client, Enqueue, SendSignal};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::args::{self, Input, Run, RunCancel, RunEnqueue, RunEvents, RunList, RunSignal};
+use crate::args::{self, Input, Run, RunEnqueue, RunEvents, RunList, RunSignal, Selection};
 use crate::database::Database;
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Table, age, state_style};
@@ -40,8 +41,10 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
             let run = Enqueue::named(&wanted.workflow, &input);
             enqueue(options(run, &wanted), &client, output).await
         }
-        Run::Cancel(wanted) => cancel(&wanted, &client, output).await,
-        Run::Retry(run) => retry(run.id, &client, output).await,
+        Run::Cancel(wanted) => act::cancel(&wanted, &client, output).await,
+        Run::Retry(targets) => act::act(&Act::Retry, &targets, &client, output).await,
+        Run::Rewind(wanted) => act::act(&Act::Rewind(wanted.to), &wanted.targets, &client, output).await,
+        Run::Fork(wanted) => act::act(&Act::Fork(wanted.at), &wanted.targets, &client, output).await,
         Run::Signal(wanted) => signal(&wanted, &client, output).await,
         Run::Events(wanted) => events(&wanted, &client, output).await,
     }
@@ -89,14 +92,7 @@ async fn events(wanted: &RunEvents, client: &Client, output: Output) -> Result<(
 }
 
 async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
-    let state = wanted.state.and_then(|state| state.to_possible_value());
-    let filter = Filter {
-        workflow: wanted.workflow.clone(),
-        queue: wanted.queue.clone(),
-        state: state.map(|state| state.get_name().to_owned()),
-        before: wanted.before,
-        limit: wanted.limit,
-    };
+    let filter = Filter { before: wanted.before, limit: wanted.limit, ..filter(&wanted.selection) };
     let runs = client.list_runs(&filter).await?;
     if output.is_json {
         return Ok(runs.iter().try_for_each(|run| output.json(run))?);
@@ -105,9 +101,33 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
         output.say("no such runs");
         return Ok(());
     }
+    table(&runs, client, output).await?;
+    if let Some(last) = runs.last().filter(|_| u32::try_from(runs.len()) == Ok(wanted.limit)) {
+        output.say(&format!("there may be more: --before {}", last.id));
+    }
+    Ok(())
+}
+
+fn filter(selection: &Selection) -> Filter {
+    let state = selection.state.and_then(|state| state.to_possible_value());
+    let attributes: serde_json::Map<_, _> = selection.attribute.iter().cloned().collect();
+    Filter {
+        workflow: selection.workflow.clone(),
+        queue: selection.queue.clone(),
+        state: state.map(|state| state.get_name().to_owned()),
+        since: selection.since,
+        until: selection.until,
+        attributes: (!attributes.is_empty()).then(|| attributes.into()),
+        parent: selection.parent,
+        text: selection.text.clone(),
+        ..Filter::default()
+    }
+}
+
+async fn table(runs: &[RunSummary], client: &Client, output: Output) -> Result<()> {
     let now = client.now().await?;
     let mut table = Table::new(COLUMNS);
-    for run in &runs {
+    for run in runs {
         let RunSummary { id, workflow, state, attempt, enqueued_at, .. } = run;
         table.row([
             id.to_string().into(),
@@ -117,11 +137,7 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
             age(now, *enqueued_at).into(),
         ]);
     }
-    output.table(&table)?;
-    if let Some(last) = runs.last().filter(|_| u32::try_from(runs.len()) == Ok(wanted.limit)) {
-        output.say(&format!("there may be more: --before {}", last.id));
-    }
-    Ok(())
+    Ok(output.table(&table)?)
 }
 
 fn read_stdin() -> Result<Box<serde_json::value::RawValue>> {
@@ -154,40 +170,4 @@ async fn enqueue<W>(run: Enqueue<W>, client: &Client, output: Output) -> Result<
         output.say("the key names a run that is there already; nothing was enqueued");
     }
     Ok(output.line(&enqueued.run.to_string())?)
-}
-
-async fn cancel(wanted: &RunCancel, client: &Client, output: Output) -> Result<()> {
-    let id = wanted.id;
-    let (result, sentence) = match client.cancel(id, &wanted.reason).await? {
-        Cancelled::AtOnce => ("cancelled", "cancelled"),
-        Cancelled::Requested => ("requested", "asked to end; it does at its next durable call"),
-        Cancelled::AlreadyEnded(state) if state == "cancelled" => ("cancelled", "cancelled already"),
-        Cancelled::AlreadyEnded(state) => {
-            return Err(Failure::failed(
-                format!("run {id} has {} already: nothing is left to cancel", ended(&state)),
-                format!("`ambo run show {id}` shows how"),
-            )
-            .into());
-        }
-        _ => ("requested", "asked to end"),
-    };
-    output.say(&format!("run {id}: {sentence}"));
-    if output.is_json {
-        output.json(&json!({ "id": id, "result": result }))?;
-    }
-    Ok(())
-}
-
-/// A final state as a verb.
-fn ended(state: &str) -> &str {
-    if state == "dead" { "died" } else { state }
-}
-
-async fn retry(id: RunId, client: &Client, output: Output) -> Result<()> {
-    client.retry(id).await?;
-    output.say(&format!("run {id}: ready to run again, from its checkpoints"));
-    if output.is_json {
-        output.json(&json!({ "id": id, "state": "ready" }))?;
-    }
-    Ok(())
 }

@@ -3,5 +3,6 @@
 mod dev;
 mod doctor;
 mod harness;
+mod many;
 mod migrate;
 mod operate;

@@ -60,8 +60,8 @@ fn runs_are_listed_newest_first() {
     "#]]
     .assert_eq(&list.shown());
     expect![[r#"
-        {"id":"00000000-0000-0000-0000-000000000000","workflow":"greet","queue":"default","state":"succeeded","attempt":1,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":null}
-        {"id":"00000000-0000-0000-0000-000000000001","workflow":"remind","queue":"default","state":"delayed","attempt":0,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":null,"worker":null,"error":null}
+        {"id":"00000000-0000-0000-0000-000000000000","workflow":"greet","queue":"default","state":"succeeded","attempt":1,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":null,"parent":null,"attributes":null}
+        {"id":"00000000-0000-0000-0000-000000000001","workflow":"remind","queue":"default","state":"delayed","attempt":0,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":null,"worker":null,"error":null,"parent":null,"attributes":null}
     "#]].assert_eq(&db.ambo(&["run", "list", "--json", "--limit", "2"]).shown());
     expect![[r#"
         ID                                    WORKFLOW  STATE   ATTEMPT  AGE
@@ -111,7 +111,7 @@ fn a_run_is_shown_with_its_steps() {
     "#]]
     .assert_eq(&show.shown());
     expect![[r#"
-        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
+        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
     "#]].assert_eq(&db.ambo(&["run", "show", &failed, "--json"]).shown());
     expect![[r#"
         run         00000000-0000-0000-0000-000000000000
@@ -153,7 +153,7 @@ fn a_run_is_cancelled_and_retried() {
     .assert_eq(&db.ambo(&["run", "retry", &ready]).shown());
     expect![[r#"
         stderr: error: AMBO034: run 00000000-0000-0000-0000-000000000000 is ready; only a failed, cancelled or dead run can be retried
-        stderr:   `ambo run show ID` says how it stands (docs/errors/AMBO034.md)
+        stderr:   `ambo run show 00000000-0000-0000-0000-000000000000` says how it stands (docs/errors/AMBO034.md)
         exit status: 1
     "#]].assert_eq(&db.ambo(&["run", "retry", &ready]).shown());
     let running = id(&db, "running");

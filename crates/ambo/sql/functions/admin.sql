@@ -1,4 +1,4 @@
--- What operators and handles ask: results, lists, cancel, retry.
+-- What operators and handles ask: results, cancel, retry, queues, workers.
 
 -- The state of a run and, when it has ended, its result. No row: there is no such run.
 -- States: ready, delayed, running, parked, then succeeded, failed, cancelled or dead.
@@ -38,36 +38,6 @@ begin
         select g.id, 'unknown', null::json, null::json from unnest(p_new) g (id)
         where not exists (select from ambo.run r where r.id = g.id);
     end if;
-end $$;
-
--- Runs, newest first, below the cursor p_before; every filter that is null is open.
-create or replace function ambo.list_runs(
-    p_workflow text default null, p_queue text default null, p_state text default null,
-    p_before uuid default null, p_limit integer default 50)
-returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
-               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if p_state is not null
-       and p_state <> all ('{ready,delayed,running,parked,succeeded,failed,cancelled,dead}'::text[])
-    then
-        raise exception 'AMBO005: there is no state %', quote_literal(left(p_state, 100))
-            using errcode = 'AM005',
-                hint = 'States: ready, delayed, running, parked, succeeded, failed, cancelled, dead.';
-    end if;
-    return query
-    select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
-           coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error
-    from ambo.run r
-    left join ambo.outcome o on o.run_id = r.id
-    left join ambo.claim c on c.run_id = r.id
-    where (p_before is null or r.id < p_before)
-      and (p_workflow is null or r.workflow = p_workflow)
-      and (p_queue is null or r.queue = p_queue)
-      and (p_state is null or coalesce(o.status::text, ambo.live_state(r.id)) = p_state)
-    order by r.id desc
-    limit p_limit;
 end $$;
 
 -- Asks a run to end, and the children that it did not detach. One that has not begun ends at once; one that has, at
@@ -179,16 +149,16 @@ begin
     update ambo.keeper k set server = '', worker_id = null, renewed_at = now();
 end $$;
 
--- One run with its input and output, in the columns of list_runs and three more.
+-- One run with its input and output, in the columns of list_runs and four more.
 create or replace function ambo.show_run(p_run uuid)
 returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
-               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json,
-               input json, output json, cancel_requested boolean)
+               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json, parent_id uuid,
+               attributes json, input json, output json, cancel_requested boolean)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
            coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
-           r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
+           r.parent_id, ambo.attributes_of(r.id, r.attributes)::json, r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
     from ambo.run r
     left join ambo.outcome o on o.run_id = r.id
     left join ambo.claim c on c.run_id = r.id

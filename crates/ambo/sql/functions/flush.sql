@@ -74,8 +74,8 @@ begin
     return v_fenced;
 end $$;
 
--- A batch that holds more than checkpoints and outcomes: children and events go in before the checkpoints that name
--- them, parks and the waking of parents come last.
+-- A batch that holds more than checkpoints and outcomes: children, events and attributes go in before the checkpoints
+-- that name them, parks and the waking of parents come last.
 create or replace function ambo.flush_all(
     p_worker bigint,
     p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[],
@@ -89,7 +89,8 @@ create or replace function ambo.flush_all(
     p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamptz[],
     p_child_attempts integer[], p_child_detached boolean[],
     p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[],
-    p_woken uuid[])
+    p_woken uuid[],
+    p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
 returns uuid[]
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
 as $$
@@ -105,6 +106,10 @@ begin
     end if;
     if cardinality(p_event_runs) > 0 then
         perform ambo.publish(p_worker, p_event_runs, p_event_attempts, p_event_keys, p_event_numbers, p_event_values);
+    end if;
+    if cardinality(p_attribute_runs) > 0 then
+        perform ambo.set_attributes(p_worker, p_attribute_runs, p_attribute_attempts, p_attribute_keys,
+                                    p_attribute_values);
     end if;
     v_fenced := ambo.flush(p_worker, p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms,
                            p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors);

@@ -71,13 +71,6 @@ begin
         woken := array(select w.run_id from ambo.wake w join ambo.claim c on c.run_id = w.run_id
                        where c.worker_id = p_worker limit 10000);
     end if;
-    -- And what no claim has come by yet, where the workers are full.
-    if exists (select from ambo.ready y where y.wakes) then
-        woken := woken || array(
-            select w.run_id from (select y.run_id from ambo.ready y where y.wakes limit 10000) w
-            cross join lateral (select c.worker_id from ambo.claim c where c.run_id = w.run_id offset 0) c
-            where c.worker_id = p_worker);
-    end if;
     select * into v_keeper from ambo.keeper for update skip locked;
     if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_now - interval '2.5 seconds')
        or (p_draining and v_keeper.worker_id is distinct from p_worker)

@@ -36,6 +36,8 @@ create table ambo.run (
     primary key (id)
 ) partition by range (id);
 create index run_parent on ambo.run (parent_id, id) where parent_id is not null;
+-- Partial, so that a run without attributes costs nothing here.
+create index run_attributes on ambo.run using gin (attributes jsonb_path_ops) where attributes is not null;
 
 -- How it ended: immutable. `attempt` is the claim under which it ended.
 create table ambo.outcome (
@@ -47,6 +49,18 @@ create table ambo.outcome (
     error json,
     primary key (run_id)
 ) partition by range (run_id);
+
+-- What an operator looks for: the few that did not succeed. The many that did cost nothing here.
+create index outcome_status on ambo.outcome (status, run_id) where status <> 'succeeded';
+
+-- All attributes of a run that has set some from inside, those given at enqueue among them: what `run.attributes` says of
+-- it does not count then. Its checkpoints are the record; this is where it is searched.
+create table ambo.attribute (
+    run_id uuid not null,
+    attributes jsonb not null,
+    primary key (run_id)
+) partition by range (run_id);
+create index attribute_attributes on ambo.attribute using gin (attributes jsonb_path_ops);
 
 -- What was done: append-only. A position is a path: `3`, or `3.1` for the first call of the branch made at 3.
 create table ambo.checkpoint (
@@ -86,7 +100,6 @@ create table ambo.ready (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_xid on ambo.ready (xid);
-create index ready_wakes on ambo.ready (run_id) where wakes;
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress.
@@ -210,7 +223,7 @@ create table ambo.keeper (
 ) with (fillfactor = 50);
 insert into ambo.keeper default values;
 
--- The ranges that run, outcome, checkpoint, signal and event are partitioned by; what is older stands in the *_carried ones.
+-- The ranges that run, outcome, attribute, checkpoint, signal and event are partitioned by; what is older stands in the *_carried ones.
 create table ambo.history_partition (
     starts_at timestamptz primary key,
     ends_at timestamptz not null check (ends_at > starts_at)
@@ -218,6 +231,8 @@ create table ambo.history_partition (
 create table ambo.run_carried partition of ambo.run
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
 create table ambo.outcome_carried partition of ambo.outcome
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.attribute_carried partition of ambo.attribute
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
 create table ambo.checkpoint_carried partition of ambo.checkpoint
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');

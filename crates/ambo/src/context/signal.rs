@@ -23,6 +23,10 @@ use crate::store::claim::Checkpoint;
 /// What the names of consumed signals begin with.
 const NAME: &str = "ambo:signal ";
 
+/// Between two looks of a run that is busy besides, and so is not parked: where all workers are full, no claim comes by
+/// the rows that wake.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The wait for a signal. See [`Ctx::signal`](crate::Ctx::signal).
 #[must_use = "a wait does nothing until it is awaited"]
 pub struct Signal<'a, T>(Call<'a, Option<Duration>, Result<T>>);
@@ -101,6 +105,7 @@ async fn receive<T: DeserializeOwned>(
         tokio::select! {
             () = nudged => {}
             () = until(run, due) => {}
+            () = tokio::time::sleep(LOOK.mul_f64(0.75 + 0.5 * clock::jitter())) => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use super::failpoint;
 use super::run::{Run, Stop};
 use crate::error::{Code, Error};
 use crate::store::connect::Link;
-use crate::store::flush::{self, NewCheckpoint, NewChild, NewEvent, NewOutcome, NewPark};
+use crate::store::flush::{self, NewAttribute, NewCheckpoint, NewChild, NewEvent, NewOutcome, NewPark};
 use crate::telemetry;
 
 /// Connections, each with its own batch under way: one commits while the other gathers.
@@ -38,6 +38,8 @@ pub(crate) enum Fact {
     Event(NewCheckpoint, NewEvent),
     /// With the checkpoint that names it: both or neither.
     Child(NewCheckpoint, Box<NewChild>),
+    /// With the checkpoint that names it: both or neither.
+    Attribute(NewCheckpoint, NewAttribute),
     Park(NewPark),
     Outcome(NewOutcome),
 }
@@ -47,6 +49,7 @@ impl Fact {
         let of = |json: &Option<Box<str>>| json.as_ref().map_or(0, |text| text.len());
         let beside = match self {
             Fact::Event(_, event) => event.key.len() + event.value.len(),
+            Fact::Attribute(_, attribute) => attribute.key.len() + attribute.value.len(),
             Fact::Child(_, child) => 200 + child.run.input.len() + of(&child.run.attributes),
             Fact::Outcome(o) => of(&o.output) + of(&o.error),
             Fact::Checkpoint(_) | Fact::Park(_) => 0,
@@ -56,9 +59,10 @@ impl Fact {
 
     fn checkpoint(&self) -> Option<&NewCheckpoint> {
         match self {
-            Fact::Checkpoint(checkpoint) | Fact::Event(checkpoint, _) | Fact::Child(checkpoint, _) => {
-                Some(checkpoint)
-            }
+            Fact::Checkpoint(checkpoint)
+            | Fact::Event(checkpoint, _)
+            | Fact::Child(checkpoint, _)
+            | Fact::Attribute(checkpoint, _) => Some(checkpoint),
             Fact::Park(_) | Fact::Outcome(_) => None,
         }
     }
@@ -257,6 +261,7 @@ fn gathered(batch: &[Entry]) -> flush::Batch<'_> {
             Fact::Checkpoint(_) => {}
             Fact::Event(at, event) => facts.events.push((at, event)),
             Fact::Child(at, child) => facts.children.push((at, child)),
+            Fact::Attribute(at, attribute) => facts.attributes.push((at, attribute)),
             Fact::Park(park) => facts.parks.push(park),
             Fact::Outcome(outcome) => {
                 facts.outcomes.push(outcome);
@@ -273,7 +278,7 @@ fn settle(entry: &Entry, witness: &dyn Witness, sent: Instant) {
         Fact::Outcome(outcome) => witness.ended(&entry.run, outcome, sent),
         Fact::Park(_) => witness.parked(&entry.run),
         Fact::Event(..) => witness.published(&entry.run),
-        Fact::Checkpoint(_) | Fact::Child(..) => {}
+        Fact::Checkpoint(_) | Fact::Child(..) | Fact::Attribute(..) => {}
     }
 }
 

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
-use crate::admin::{Filter, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary};
+use crate::admin::{
+    Act, Acted, Filter, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
+};
 use crate::error::Result;
 use crate::payload::Json;
 
@@ -58,16 +60,23 @@ pub(crate) async fn list_runs(
     filter: &Filter,
 ) -> Result<Vec<RunSummary>> {
     let before = filter.before.map(crate::RunId::as_uuid);
+    let parent = filter.parent.map(crate::RunId::as_uuid);
+    let attributes = filter.attributes.as_ref().map(|attributes| JsonText(attributes.to_string()));
     let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
     let rows = session
         .query(
-            &schema.sql("select * from ambo.list_runs($1, $2, $3, $4, $5)"),
+            &schema.sql("select * from ambo.list_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
             &[
                 (&filter.workflow, Type::TEXT),
                 (&filter.queue, Type::TEXT),
                 (&filter.state, Type::TEXT),
                 (&before, Type::UUID),
                 (&limit, Type::INT4),
+                (&filter.since, Type::TIMESTAMPTZ),
+                (&filter.until, Type::TIMESTAMPTZ),
+                (&attributes, Type::JSONB),
+                (&parent, Type::UUID),
+                (&filter.text, Type::TEXT),
             ],
         )
         .await?;
@@ -87,6 +96,8 @@ fn read_summary(row: &Row) -> DriverResult<RunSummary> {
         ended_at: row.try_get(8)?,
         worker: row.try_get(9)?,
         error: raw(json(row, 10)?),
+        parent: row.try_get::<_, Option<Uuid>>(11)?.map(Into::into),
+        attributes: raw(json(row, 12)?),
     })
 }
 
@@ -113,9 +124,9 @@ pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> R
     let detail = || -> DriverResult<RunDetail> {
         Ok(RunDetail {
             summary: read_summary(row)?,
-            input: raw(json(row, 11)?),
-            output: raw(json(row, 12)?),
-            cancel_requested: row.try_get(13)?,
+            input: raw(json(row, 13)?),
+            output: raw(json(row, 14)?),
+            cancel_requested: row.try_get(15)?,
             steps,
         })
     };
@@ -139,6 +150,46 @@ pub(crate) async fn cancel_run(
 
 pub(crate) async fn retry_run(session: &Session, schema: &Schema, run: Uuid) -> Result<()> {
     session.query(&schema.sql("select ambo.retry_run($1)::text"), &[(&run, Type::UUID)]).await.map(drop)
+}
+
+pub(crate) async fn rewind_run(session: &Session, schema: &Schema, run: Uuid, position: &str) -> Result<()> {
+    let sql = schema.sql("select ambo.rewind_run($1, $2)::text");
+    session.query(&sql, &[(&run, Type::UUID), (&position, Type::TEXT)]).await.map(drop)
+}
+
+pub(crate) async fn fork_run(
+    session: &Session,
+    schema: &Schema,
+    run: Uuid,
+    position: Option<&str>,
+) -> Result<Uuid> {
+    let sql = schema.sql("select ambo.fork_run($1, $2)");
+    let row = session.query_one(&sql, &[(&run, Type::UUID), (&position, Type::TEXT)]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+pub(crate) async fn act_on_runs(
+    session: &Session,
+    schema: &Schema,
+    act: &Act,
+    runs: &[Uuid],
+) -> Result<Vec<Acted>> {
+    let (name, position, reason) = match act {
+        Act::Cancel(reason) => ("cancel", None, Some(reason)),
+        Act::Retry => ("retry", None, None),
+        Act::Rewind(position) => ("rewind", Some(position), None),
+        Act::Fork(position) => ("fork", position.as_ref(), None),
+    };
+    let rows = session
+        .query(
+            &schema.sql("select run_id, answer, code from ambo.act_on_runs($1, $2, $3, $4)"),
+            &[(&name, Type::TEXT), (&runs, Type::UUID_ARRAY), (&position, Type::TEXT), (&reason, Type::TEXT)],
+        )
+        .await?;
+    all(&rows, |row| {
+        let id: Uuid = row.try_get(0)?;
+        Ok(Acted { id: id.into(), answer: row.try_get(1)?, refused: row.try_get(2)? })
+    })
 }
 
 pub(crate) async fn create_queue(session: &Session, schema: &Schema, name: &str) -> Result<bool> {

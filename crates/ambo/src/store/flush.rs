@@ -41,6 +41,13 @@ pub(crate) struct NewEvent {
     pub(crate) value: Json,
 }
 
+/// An attribute that a run sets on itself.
+#[derive(Debug)]
+pub(crate) struct NewAttribute {
+    pub(crate) key: Box<str>,
+    pub(crate) value: Json,
+}
+
 /// A run that a run starts.
 #[derive(Debug)]
 pub(crate) struct NewChild {
@@ -69,6 +76,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) events: Vec<(&'a NewCheckpoint, &'a NewEvent)>,
     pub(crate) children: Vec<(&'a NewCheckpoint, &'a NewChild)>,
     pub(crate) parks: Vec<&'a NewPark>,
+    /// Each with the checkpoint that names it.
+    pub(crate) attributes: Vec<(&'a NewCheckpoint, &'a NewAttribute)>,
     /// Parents of runs that end.
     pub(crate) woken: Vec<Uuid>,
 }
@@ -87,6 +96,7 @@ pub(crate) async fn flush(
     let plain = batch.events.is_empty()
         && batch.children.is_empty()
         && batch.parks.is_empty()
+        && batch.attributes.is_empty()
         && batch.woken.is_empty();
     let sql = if plain {
         "select ambo.flush($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
@@ -94,9 +104,10 @@ pub(crate) async fn flush(
         batch.add_events(&mut params);
         batch.add_children(&mut params);
         batch.add_parks(&mut params);
+        batch.add_attributes(&mut params);
         "select ambo.flush_all($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
          $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, \
-         $33, $34, $35)"
+         $33, $34, $35, $36, $37, $38, $39)"
     };
     let params: Vec<(&(dyn ToSql + Sync), Type)> =
         params.iter().map(|(param, kind)| (&**param as &(dyn ToSql + Sync), kind.clone())).collect();
@@ -162,6 +173,14 @@ impl<'a> Batch<'a> {
         column(params, Type::INT4_ARRAY, facts, |park| park.attempt);
         column(params, Type::TIMESTAMPTZ_ARRAY, facts, |park| park.due);
         column(params, Type::UUID_ARRAY, &self.woken, |run| *run);
+    }
+
+    fn add_attributes(&self, params: &mut Vec<(Param<'a>, Type)>) {
+        let facts = &self.attributes;
+        column(params, Type::UUID_ARRAY, facts, |(at, _)| at.run);
+        column(params, Type::INT4_ARRAY, facts, |(at, _)| at.attempt);
+        column(params, Type::TEXT_ARRAY, facts, |(_, attribute)| &*attribute.key);
+        column(params, Type::JSON_ARRAY, facts, |(_, attribute)| JsonText(&*attribute.value));
     }
 }
 

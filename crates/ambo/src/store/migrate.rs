@@ -21,6 +21,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/start.sql"),
     include_str!("../../sql/functions/child.sql"),
     include_str!("../../sql/functions/event.sql"),
+    include_str!("../../sql/functions/attribute.sql"),
     include_str!("../../sql/functions/park.sql"),
     include_str!("../../sql/functions/signal.sql"),
     include_str!("../../sql/functions/flush.sql"),
@@ -29,6 +30,8 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/keeper.sql"),
     include_str!("../../sql/functions/partition.sql"),
     include_str!("../../sql/functions/admin.sql"),
+    include_str!("../../sql/functions/list.sql"),
+    include_str!("../../sql/functions/fork.sql"),
     include_str!("../../sql/functions/doctor.sql"),
 ];
 

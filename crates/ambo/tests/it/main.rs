@@ -6,6 +6,7 @@ mod docs;
 mod drain;
 mod family;
 mod fence;
+mod fork;
 mod guarantees;
 mod harness;
 mod hostile;
@@ -25,6 +26,7 @@ mod proxy;
 mod random;
 mod recovery;
 mod schema;
+mod search;
 mod smoke;
 #[cfg(feature = "sqlx")]
 mod stage;

@@ -68,6 +68,12 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     if let Some(key) = &summary.key {
         field("key", key)?;
     }
+    if let Some(parent) = &summary.parent {
+        field("parent", &parent.to_string())?;
+    }
+    if let Some(attributes) = &summary.attributes {
+        field("attributes", &one_line(attributes.get()))?;
+    }
     plain("state", &summary.state, state_style(&summary.state))?;
     if run.cancel_requested {
         plain("", "asked to end; it does at its next durable call", WARN)?;

@@ -1,0 +1,136 @@
+-- Fork and rewind: from a position of a run on, in a new run or in the same one.
+
+-- A position as what it is, a path; null is the end.
+create or replace function ambo.read_position(p_position text) returns integer[]
+language plpgsql immutable
+as $$
+begin
+    if p_position !~ '^[1-9][0-9]{0,8}(\.[1-9][0-9]{0,8}){0,63}$' then
+        raise exception 'AMBO005: % is not a position', quote_literal(left(p_position, 100)) using errcode = 'AM005',
+            hint = 'A position is what `ambo run show` prints before a step, such as 3 or 3.1.';
+    end if;
+    return string_to_array(p_position, '.')::integer[];
+end $$;
+
+-- A new run that begins with what another one had recorded before a position (null: with all of it), and executes the
+-- rest. The other one stays as it is, and so do the effects of both: what it did before the position is not done again.
+-- Values that it had published before the position are published by the new run too; signals that it had not consumed
+-- are not sent on. The attribute "forked_from" of the new run names it.
+create or replace function ambo.fork_run(p_run uuid, p_position text default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_position integer[] := ambo.read_position(p_position);
+    v_fork uuid := ambo.new_run_id();
+    v_xid xid8;
+begin
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, timeout, attributes)
+    select v_fork, r.attempts_max, r.priority, r.workflow, r.queue, r.input, r.timeout,
+           coalesce(r.attributes, '{}') || jsonb_build_object('forked_from', p_run)
+    from ambo.run r where r.id = p_run;
+    if not found then
+        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+    end if;
+    -- As recorded by the claim before the first one of the new run.
+    insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output, error)
+    select v_fork, c.recorded_at, 1, c.elapsed_ms, c.position, c.name, c.output, c.error
+    from ambo.checkpoint c
+    where c.run_id = p_run and c.name <> 'ambo:undo'
+      and (v_position is null or string_to_array(c.position, '.')::integer[] < v_position);
+    insert into ambo.event (run_id, key, number, published_at, value)
+    select v_fork, e.key, e.number, e.published_at, e.value
+    from ambo.checkpoint c join ambo.event e
+        on e.run_id = p_run and e.key = substr(c.name, 12) and e.number::text = c.output::text
+    where c.run_id = v_fork and starts_with(c.name, 'ambo:event ');
+    perform ambo.restore_attributes(v_fork);
+    v_xid := pg_current_xact_id();
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
+    select nextval('ambo.ready_seq'), v_xid, r.id, 1, 0, r.priority, r.queue, r.workflow, r.timeout
+    from ambo.run r where r.id = v_fork;
+    perform ambo.wake();
+    return v_fork;
+end $$;
+
+-- Runs a run again from a position: forgets what it recorded from there on, and how it ended. What it did there is not
+-- undone; signals that it had consumed there are there to be consumed again, children that it had started there are
+-- cancelled, values that it had published there are gone. A run in a worker's memory is refused: cancel it first.
+create or replace function ambo.rewind_run(p_run uuid, p_position text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_position integer[] := ambo.read_position(coalesce(p_position, ''));
+    v_attempt integer;
+    v_xid xid8;
+begin
+    delete from ambo.outcome o where o.run_id = p_run returning o.attempt into v_attempt;
+    if not found then
+        delete from ambo.timer t where t.run_id = p_run and t.attempt > 0 returning t.attempt into v_attempt;
+    end if;
+    if v_attempt is null then
+        if not exists (select from ambo.run r where r.id = p_run) then
+            raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        end if;
+        raise exception 'AMBO034: run % is %; only one that has ended or is parked can be rewound', p_run,
+            (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034',
+            hint = 'Cancel it and wait for its end, or fork it.';
+    elsif exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo') then
+        raise exception 'AMBO034: what run % did was undone; it cannot be rewound', p_run using errcode = 'AM034',
+            hint = 'Enqueue a new run.';
+    end if;
+    perform ambo.cancel_run((c.output #>> '{}')::uuid, 'its parent was rewound')
+    from ambo.checkpoint c
+    where c.run_id = p_run and starts_with(c.name, 'ambo:child ')
+      and string_to_array(c.position, '.')::integer[] >= v_position
+      and exists (select from ambo.run r where r.id = (c.output #>> '{}')::uuid and r.parent_id = p_run);
+    delete from ambo.event e using ambo.checkpoint c
+    where c.run_id = p_run and starts_with(c.name, 'ambo:event ')
+      and string_to_array(c.position, '.')::integer[] >= v_position
+      and e.run_id = p_run and e.key = substr(c.name, 12) and e.number::text = c.output::text;
+    delete from ambo.checkpoint c
+    where c.run_id = p_run and string_to_array(c.position, '.')::integer[] >= v_position;
+    perform ambo.restore_attributes(p_run);
+    delete from ambo.transaction_marker m where m.run_id = p_run;
+    delete from ambo.cancel_request q where q.run_id = p_run;
+    v_xid := pg_current_xact_id();
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
+    select nextval('ambo.ready_seq'), v_xid, r.id, v_attempt, 0, r.priority, r.queue, r.workflow, r.timeout
+    from ambo.run r where r.id = p_run;
+    perform ambo.wake();
+end $$;
+
+-- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. Says what became of each: what the
+-- act answers, or with the code of the error why it was refused.
+create or replace function ambo.act_on_runs(
+    p_act text, p_runs uuid[], p_position text default null, p_reason text default null)
+returns table (run_id uuid, answer text, code text)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_act is null or p_act <> all ('{cancel,retry,rewind,fork}'::text[]) then
+        raise exception 'AMBO005: there is no act %', coalesce(quote_literal(left(p_act, 100)), 'null')
+            using errcode = 'AM005', hint = 'Acts: cancel, retry, rewind, fork.';
+    end if;
+    foreach run_id in array p_runs loop
+        begin
+            code := null;
+            if p_act = 'cancel' then
+                answer := ambo.cancel_run(run_id, p_reason);
+            elsif p_act = 'retry' then
+                perform ambo.retry_run(run_id);
+                answer := 'ready';
+            elsif p_act = 'rewind' then
+                perform ambo.rewind_run(run_id, p_position);
+                answer := 'ready';
+            else
+                answer := ambo.fork_run(run_id, p_position)::text;
+            end if;
+        exception when others then
+            if left(sqlstate, 2) <> 'AM' then
+                raise;
+            end if;
+            answer := sqlerrm;
+            code := sqlstate;
+        end;
+        return next;
+    end loop;
+end $$;

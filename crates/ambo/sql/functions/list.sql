@@ -1,0 +1,82 @@
+-- Search: runs by what they are, newest first, a page at a time.
+
+-- Runs below the cursor p_before, newest first; a filter that is null is open. Each filter that leads to few runs has an
+-- index of its own, and the search begins there: live states, states that are not success, attributes, a parent. The
+-- others are looked at from the newest run on, a partition at a time: bound them by p_since.
+-- `p_text` is looked for, in whatever case, in the id, workflow, key, input, output and error.
+create or replace function ambo.list_runs(
+    p_workflow text default null, p_queue text default null, p_state text default null,
+    p_before uuid default null, p_limit integer default 50, p_since timestamptz default null,
+    p_until timestamptz default null, p_attributes jsonb default null, p_parent uuid default null,
+    p_text text default null)
+returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
+               enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json, parent_id uuid,
+               attributes json)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_state is not null
+       and p_state <> all ('{ready,delayed,running,parked,succeeded,failed,cancelled,dead}'::text[])
+    then
+        raise exception 'AMBO005: there is no state %', quote_literal(left(p_state, 100))
+            using errcode = 'AM005',
+                hint = 'States: ready, delayed, running, parked, succeeded, failed, cancelled, dead.';
+    elsif p_attributes is not null and jsonb_typeof(p_attributes) <> 'object' then
+        raise exception 'AMBO005: attributes are a JSON object, not %', jsonb_typeof(p_attributes)
+            using errcode = 'AM005', hint = 'For example: {"customer": 1001}.';
+    end if;
+    return query execute ambo.list_query(case
+        when p_state = 'running' then 'claim'
+        when p_state = 'ready' then 'ready'
+        when p_state in ('delayed', 'parked') then 'timer'
+        when p_state in ('failed', 'cancelled', 'dead') then 'outcome'
+        when p_parent is not null then 'parent'
+        when p_attributes is not null then 'attributes'
+        else 'run' end)
+    using p_workflow, p_queue, p_state,
+        least(p_before, case when p_until is not null then ambo.run_id_floor(p_until) end),
+        greatest(least(p_limit, 1000000), 0), case when p_since is not null then ambo.run_id_floor(p_since) end,
+        p_attributes, p_parent, lower(p_text);
+end $$;
+
+-- The text of the search that begins at a source: fixed parts only, what was asked for are parameters.
+create or replace function ambo.list_query(p_source text) returns text
+language plpgsql immutable
+as $$
+declare
+    v_within constant text := '($4 is null or %1$s < $4) and ($6 is null or %1$s >= $6)';
+    v_source text;
+    v_second text;
+    v_query text;
+begin
+    v_source := case p_source
+        when 'claim' then 'select s.run_id as id from ambo.claim s where ' || format(v_within, 's.run_id')
+        when 'ready' then 'select s.run_id as id from ambo.ready s where not s.wakes and ' || format(v_within, 's.run_id')
+        when 'timer' then 'select s.run_id as id from ambo.timer s where ' || format(v_within, 's.run_id')
+        when 'outcome' then 'select s.run_id as id from ambo.outcome s where s.status = $3::ambo.status and s.status <> ''succeeded'' and '
+            || format(v_within, 's.run_id')
+        when 'parent' then 'select s.id from ambo.run s where s.parent_id = $8 and ' || format(v_within, 's.id')
+        -- Given at enqueue, as long as the run has set none of its own. `offset 0`: all that have it by the index, then
+        -- in their order; not all runs in their order until enough have it.
+        when 'attributes' then 'select s.id from ambo.run s where s.attributes @> $7 and not exists
+            (select from ambo.attribute a where a.run_id = s.id) and ' || format(v_within, 's.id') || ' offset 0'
+        else 'select s.id from ambo.run s where ' || format(v_within, 's.id') end;
+    v_query := 'select r.id, r.workflow, r.queue, x.state, x.attempt, r.key, r.priority, ambo.run_time(r.id), o.ended_at,
+            c.worker_id, o.error, r.parent_id, t.attributes::json
+        from (%s) s
+        cross join lateral (select r.* from ambo.run r where r.id = s.id offset 0) r
+        left join lateral (select o.* from ambo.outcome o where o.run_id = s.id offset 0) o on true
+        left join lateral (select c.* from ambo.claim c where c.run_id = s.id offset 0) c on true
+        cross join lateral (select coalesce(o.status::text, ambo.live_state(s.id)) as state,
+                                   coalesce(o.attempt, c.attempt, 0) as attempt offset 0) x
+        cross join lateral (select ambo.attributes_of(s.id, r.attributes) as attributes offset 0) t
+        where ($1 is null or r.workflow = $1) and ($2 is null or r.queue = $2) and ($3 is null or x.state = $3)
+          and ($7 is null or t.attributes @> $7) and ($8 is null or r.parent_id = $8)
+          and ($9 is null or strpos(lower(concat_ws('' '', r.id, r.workflow, r.key, r.input, o.output, o.error)), $9) > 0)
+        order by s.id desc limit $5';
+    if p_source <> 'attributes' then
+        return format(v_query, v_source);
+    end if;
+    v_second := 'select s.run_id as id from ambo.attribute s where s.attributes @> $7 and ' || format(v_within, 's.run_id') || ' offset 0';
+    return format('(%s) union all (%s) order by 1 desc limit $5', format(v_query, v_source), format(v_query, v_second));
+end $$;

@@ -1,0 +1,182 @@
+//! Fork, rewind, and one act on many runs.
+
+use std::sync::{Arc, Mutex};
+
+use ambo::admin::{Act, Filter};
+use ambo::{Code, Ctx, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker};
+
+use crate::harness::{Database, database};
+
+#[derive(Default, Clone)]
+struct Done(Arc<Mutex<Vec<String>>>);
+
+impl Done {
+    fn note(&self, what: &str) -> Result<()> {
+        self.0.lock().unwrap().push(what.to_owned());
+        Ok(())
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[ambo::workflow]
+async fn leaf(cx: Ctx) -> Result<String> {
+    let word: String = cx.signal("word").await?;
+    Ok(word)
+}
+
+/// 1 step one, 2 published, 3 signal, 4 branch of two steps, 5 attribute, 6 step last.
+#[ambo::workflow]
+async fn story(cx: Ctx) -> Result<String> {
+    let done = cx.state::<Done>()?;
+    cx.step("one", async || done.note("one")).await?;
+    cx.publish("said", &"one")?;
+    let word: String = cx.signal("word").await?;
+    let mut branch = cx.branch();
+    branch.step("left", async || done.note("left")).await?;
+    branch.step("right", async || done.note("right")).await?;
+    cx.set_attribute("word", &word)?;
+    cx.publish("said", &"two")?;
+    cx.step("last", async || done.note("last")).await?;
+    Ok(word)
+}
+
+async fn teller(db: &Database) -> (Worker, Done) {
+    let done = Done::default();
+    let builder = Worker::builder(&db.client).workflow::<story>().workflow::<leaf>().workflow::<fostering>();
+    (builder.state(done.clone()).start().await.unwrap(), done)
+}
+
+async fn result(db: &Database, run: RunId) -> String {
+    db.client.handle::<Untyped>(run).result_as::<String, Error>().await.expect("a result")
+}
+
+async fn told(db: &Database) -> RunId {
+    let run = story::enqueue().on(&db.client).await.unwrap().run;
+    SendSignal::new(run, "word", &"first").on(&db.client).await.unwrap();
+    assert_eq!(result(db, run).await, "first");
+    run
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_keeps_what_came_before_and_does_the_rest() {
+    let db = database().await;
+    let (_worker, done) = teller(&db).await;
+    let run = told(&db).await;
+    done.take();
+    let fork = db.client.fork(run, Some("4.2")).await.unwrap();
+    assert_eq!(result(&db, fork).await, "first", "the consumed signal is in the record");
+    assert_eq!(done.take(), ["right", "last"]);
+    let published: Vec<(u32, String)> = db.client.events(fork, "said", 0).await.unwrap();
+    assert_eq!(
+        published,
+        [(1, "one".to_owned()), (2, "two".to_owned())],
+        "the stream of the fork has no gap"
+    );
+    let by_origin = serde_json::json!({ "forked_from": run, "word": "first" });
+    let found =
+        db.client.list_runs(&Filter { attributes: Some(by_origin), ..Filter::default() }).await.unwrap();
+    assert_eq!(found.iter().map(|run| run.id).collect::<Vec<_>>(), [fork]);
+    assert_eq!(result(&db, run).await, "first", "the other one stays as it was");
+
+    let whole = db.client.fork(run, None).await.unwrap();
+    assert_eq!(result(&db, whole).await, "first");
+    assert_eq!(done.take(), Vec::<String>::new(), "all of it was recorded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewound_run_does_again_what_it_forgot() {
+    let db = database().await;
+    let (_worker, done) = teller(&db).await;
+    let run = told(&db).await;
+    assert_eq!(done.take(), ["one", "left", "right", "last"]);
+    SendSignal::new(run, "word", &"second").on(&db.client).await.unwrap_err();
+    db.client.rewind(run, "3").await.unwrap();
+    assert_eq!(result_after(&db, run, 2).await, "first", "the signal was there to be consumed again");
+    assert_eq!(done.take(), ["left", "right", "last"]);
+    let published: Vec<(u32, String)> = db.client.events(run, "said", 0).await.unwrap();
+    assert_eq!(published, [(1, "one".to_owned()), (2, "two".to_owned())], "published once each");
+    let attribute = db.client.show_run(run).await.unwrap().summary.attributes.unwrap();
+    assert_eq!(attribute.get(), r#"{"word": "first"}"#);
+}
+
+/// The result that was recorded under a claim of the run from the given one on.
+async fn result_after(db: &Database, run: RunId, attempt: i32) -> String {
+    db.until(&format!(
+        "select exists (select from ambo.outcome where run_id = '{run}' and attempt >= {attempt})"
+    ))
+    .await;
+    result(db, run).await
+}
+
+/// Starts a child after a step.
+#[ambo::workflow]
+async fn fostering(cx: Ctx) -> Result<String> {
+    cx.step("before", || async { Ok::<_, Error>(()) }).await?;
+    let child = cx.child::<leaf>(()).start()?;
+    cx.publish("child", &child.run_id())?;
+    Ok(cx.result_of(child).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_run_that_is_rewound_leaves_no_child_behind() {
+    let db = database().await;
+    let (_worker, _) = teller(&db).await;
+    let run = fostering::enqueue().on(&db.client).await.unwrap().run;
+    let handle = db.client.handle::<fostering>(run);
+    let first: RunId = handle.event("child").await.unwrap();
+    db.until(&format!("select exists (select from ambo.timer where run_id = '{run}' and attempt > 0)")).await;
+    db.client.rewind(run, "2").await.unwrap();
+    let second = loop {
+        let child: RunId = handle.event("child").await.unwrap();
+        if child != first {
+            break child;
+        }
+    };
+    let ended = db.client.handle::<leaf>(first).result().await.unwrap_err();
+    assert!(ended.to_string().contains("AMBO025"), "{ended}");
+    SendSignal::new(second, "word", &"grown").on(&db.client).await.unwrap();
+    assert_eq!(result(&db, run).await, "grown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_forked_or_rewound_is_refused_and_stays() {
+    let db = database().await;
+    let run = story::enqueue().on(&db.client).await.unwrap().run;
+    let code = |refused: Result<()>| refused.unwrap_err().code();
+    assert_eq!(code(db.client.rewind(run, "1").await), Code::WrongState, "it has not begun");
+    let none: RunId = "01a20a30-0ad4-79e9-9264-fe77f57dd4f6".parse().unwrap();
+    assert_eq!(code(db.client.rewind(none, "1").await), Code::UnknownRun);
+    assert_eq!(db.client.fork(none, None).await.unwrap_err().code(), Code::UnknownRun);
+    let long = "1.".repeat(40_000) + "1";
+    for wrong in ["", "0", "x", "1.", ".1", "-1", "1.0", "1 2", "99999999999", long.as_str()] {
+        assert_eq!(code(db.client.rewind(run, wrong).await), Code::InvalidOption, "{wrong:.20}");
+        assert_eq!(
+            db.client.fork(run, Some(wrong)).await.unwrap_err().code(),
+            Code::InvalidOption,
+            "{wrong:.20}"
+        );
+    }
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1);
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_act_on_many_is_done_to_each_by_itself() {
+    let db = database().await;
+    let mut runs = Vec::new();
+    for n in 0..600 {
+        runs.push(Enqueue::<Untyped>::named("nobody", &n).on(&db.client).await.unwrap().run);
+    }
+    let acted = db.client.act(&Act::Cancel("no longer needed".into()), &runs).await.unwrap();
+    assert!(acted.iter().all(|acted| acted.answer == "cancelled" && acted.refused.is_none()));
+    let ready = Enqueue::<Untyped>::named("nobody", &0).on(&db.client).await.unwrap().run;
+    let acted = db.client.act(&Act::Retry, &[runs[0], ready, runs[1]]).await.unwrap();
+    let refused: Vec<Option<&str>> = acted.iter().map(|acted| acted.refused.as_deref()).collect();
+    assert_eq!(refused, [None, Some("AM034"), None], "one that refuses does not keep the others from it");
+    assert_eq!(db.number("select count(*) from ambo.ready where not wakes").await, 3);
+    let forks = db.client.act(&Act::Fork(None), &runs[..2]).await.unwrap();
+    assert!(forks.iter().all(|fork| fork.answer.parse::<RunId>().is_ok()));
+}
