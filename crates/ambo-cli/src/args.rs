@@ -286,6 +286,9 @@ pub(crate) struct RunEnqueue {
     /// An idempotency key: the same key means the same run
     #[arg(long)]
     pub(crate) key: Option<String>,
+    /// What the run can be found by: KEY=VALUE, where VALUE is JSON or a text; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
+    pub(crate) attribute: Vec<(String, serde_json::Value)>,
     /// Lower is claimed first
     #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) priority: i16,

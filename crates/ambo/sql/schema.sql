@@ -161,7 +161,6 @@ partitioned table run
     timeout interval
     attributes jsonb
     parent_id uuid
-    index run_attributes gin (attributes jsonb_path_ops) WHERE (attributes IS NOT NULL)
     index run_parent btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_pkey btree (id)
 
@@ -176,7 +175,6 @@ table run_carried
     timeout interval
     attributes jsonb
     parent_id uuid
-    index run_carried_attributes_idx gin (attributes jsonb_path_ops) WHERE (attributes IS NOT NULL)
     index run_carried_parent_id_id_idx btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_carried_pkey btree (id)
 
@@ -252,10 +250,6 @@ function adopt()
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function attributes_of(p_run uuid, p_given jsonb)
-    returns jsonb
-    stable
-
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -327,6 +321,10 @@ function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions
 function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
+    returns void
+    volatile
 
 function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer

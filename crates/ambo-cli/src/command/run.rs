@@ -108,16 +108,19 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
     Ok(())
 }
 
+fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_json::Value> {
+    (!given.is_empty()).then(|| given.iter().cloned().collect::<serde_json::Map<_, _>>().into())
+}
+
 fn filter(selection: &Selection) -> Filter {
     let state = selection.state.and_then(|state| state.to_possible_value());
-    let attributes: serde_json::Map<_, _> = selection.attribute.iter().cloned().collect();
     Filter {
         workflow: selection.workflow.clone(),
         queue: selection.queue.clone(),
         state: state.map(|state| state.get_name().to_owned()),
         since: selection.since,
         until: selection.until,
-        attributes: (!attributes.is_empty()).then(|| attributes.into()),
+        attributes: attributes(&selection.attribute),
         parent: selection.parent,
         text: selection.text.clone(),
         ..Filter::default()
@@ -151,6 +154,9 @@ fn options<W>(mut run: Enqueue<W>, wanted: &RunEnqueue) -> Enqueue<W> {
     run = run.queue(&wanted.queue).priority(wanted.priority.into()).attempts(wanted.attempts);
     if let Some(key) = &wanted.key {
         run = run.key(key);
+    }
+    if let Some(attributes) = attributes(&wanted.attribute) {
+        run = run.attributes(&attributes);
     }
     if let Some(delay) = wanted.delay {
         run = run.delay(delay);

@@ -11,11 +11,11 @@ fn enqueue(db: &Database, arguments: &[&str]) -> String {
 #[test]
 fn runs_are_found_by_what_they_are() {
     let db = Database::migrated();
-    let one = enqueue(&db, &["fulfil", "{\"note\": \"Fragile\"}"]);
+    let one = enqueue(
+        &db,
+        &["fulfil", "{\"note\": \"Fragile\"}", "--attribute", "customer=7", "--attribute", "city=Bern"],
+    );
     enqueue(&db, &["remind"]);
-    db.sql.run(&format!(
-        "update ambo.run set attributes = '{{\"customer\": 7, \"city\": \"Bern\"}}' where id = '{one}'"
-    ));
     for found in [
         ["--attribute", "customer=7", "--attribute", "city=Bern"].as_slice(),
         &["--text", "fragile"],

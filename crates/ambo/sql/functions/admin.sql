@@ -158,7 +158,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
            coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
-           r.parent_id, ambo.attributes_of(r.id, r.attributes)::json, r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
+           r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
     from ambo.run r
     left join ambo.outcome o on o.run_id = r.id
     left join ambo.claim c on c.run_id = r.id

@@ -27,6 +27,9 @@ begin
         on conflict do nothing
         returning id)
     select coalesce(array_agg(m.id), '{}') into v_new from made m;
+    if array_remove(p_attributes, null) <> '{}' then
+        perform ambo.give_attributes(p_ids, p_attributes, array(select i = any (v_new) from unnest(p_ids) i));
+    end if;
     insert into ambo.timer (run_id, due_at, attempt, losses, deadline)
     select u.id, now() + u.d, 0, 0, u.l from unnest(p_ids, p_delays, p_deadlines) as u (id, d, l)
     where u.d > interval '0' and exists (select from unnest(v_new) n where n = u.id);

@@ -122,6 +122,9 @@ begin
     end if;
     insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
     values (run_id, p_attempts, p_priority, p_workflow, p_queue, p_input, p_key, p_timeout, p_attributes);
+    if p_attributes is not null then
+        perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
+    end if;
     if v_due > clock_timestamp() then
         insert into ambo.timer (run_id, due_at, attempt, losses) values (run_id, v_due, 0, 0);
     else
@@ -212,6 +215,9 @@ begin
     from unnest(v_ids, v_new, attempts, priorities, workflows, queues, inputs, keys, timeouts, attributes)
         as u (id, is_new, m, p, w, q, i, k, o, a)
     where u.is_new;
+    if attributes is not null then
+        perform ambo.give_attributes(v_ids, attributes, v_new);
+    end if;
     if delays is not null or ats is not null then
         insert into ambo.timer (run_id, due_at, attempt, losses)
         select u.id, coalesce(u.t, now() + u.d), 0, 0

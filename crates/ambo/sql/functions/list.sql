@@ -46,7 +46,6 @@ as $$
 declare
     v_within constant text := '($4 is null or %1$s < $4) and ($6 is null or %1$s >= $6)';
     v_source text;
-    v_second text;
     v_query text;
 begin
     v_source := case p_source
@@ -56,10 +55,9 @@ begin
         when 'outcome' then 'select s.run_id as id from ambo.outcome s where s.status = $3::ambo.status and s.status <> ''succeeded'' and '
             || format(v_within, 's.run_id')
         when 'parent' then 'select s.id from ambo.run s where s.parent_id = $8 and ' || format(v_within, 's.id')
-        -- Given at enqueue, as long as the run has set none of its own. `offset 0`: all that have it by the index, then
-        -- in their order; not all runs in their order until enough have it.
-        when 'attributes' then 'select s.id from ambo.run s where s.attributes @> $7 and not exists
-            (select from ambo.attribute a where a.run_id = s.id) and ' || format(v_within, 's.id') || ' offset 0'
+        -- `offset 0`: all that have them by the index, then in their order; not all in their order until enough have them.
+        when 'attributes' then 'select s.run_id as id from ambo.attribute s where s.attributes @> $7 and '
+            || format(v_within, 's.run_id') || ' offset 0'
         else 'select s.id from ambo.run s where ' || format(v_within, 's.id') end;
     v_query := 'select r.id, r.workflow, r.queue, x.state, x.attempt, r.key, r.priority, ambo.run_time(r.id), o.ended_at,
             c.worker_id, o.error, r.parent_id, t.attributes::json
@@ -69,14 +67,10 @@ begin
         left join lateral (select c.* from ambo.claim c where c.run_id = s.id offset 0) c on true
         cross join lateral (select coalesce(o.status::text, ambo.live_state(s.id)) as state,
                                    coalesce(o.attempt, c.attempt, 0) as attempt offset 0) x
-        cross join lateral (select ambo.attributes_of(s.id, r.attributes) as attributes offset 0) t
+        left join lateral (select a.attributes from ambo.attribute a where a.run_id = s.id offset 0) t on true
         where ($1 is null or r.workflow = $1) and ($2 is null or r.queue = $2) and ($3 is null or x.state = $3)
           and ($7 is null or t.attributes @> $7) and ($8 is null or r.parent_id = $8)
           and ($9 is null or strpos(lower(concat_ws('' '', r.id, r.workflow, r.key, r.input, o.output, o.error)), $9) > 0)
         order by s.id desc limit $5';
-    if p_source <> 'attributes' then
-        return format(v_query, v_source);
-    end if;
-    v_second := 'select s.run_id as id from ambo.attribute s where s.attributes @> $7 and ' || format(v_within, 's.run_id') || ' offset 0';
-    return format('(%s) union all (%s) order by 1 desc limit $5', format(v_query, v_source), format(v_query, v_second));
+    return format(v_query, v_source);
 end $$;

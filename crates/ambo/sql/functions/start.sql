@@ -43,6 +43,9 @@ begin
     from unnest(v_ids, v_new, p_attempts, p_priorities, p_workflows, p_queues, p_inputs, p_keys, p_timeouts,
                 p_attributes) as u (id, is_new, m, p, w, q, i, k, o, a)
     where u.is_new;
+    if array_remove(p_attributes, null) <> '{}' then
+        perform ambo.give_attributes(v_ids, p_attributes, v_new);
+    end if;
     insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
     select u.id, p_worker, 1, 0, now() + u.o
     from unnest(v_ids, v_new, p_timeouts) as u (id, is_new, o) where u.is_new;

@@ -36,8 +36,6 @@ create table ambo.run (
     primary key (id)
 ) partition by range (id);
 create index run_parent on ambo.run (parent_id, id) where parent_id is not null;
--- Partial, so that a run without attributes costs nothing here.
-create index run_attributes on ambo.run using gin (attributes jsonb_path_ops) where attributes is not null;
 
 -- How it ended: immutable. `attempt` is the claim under which it ended.
 create table ambo.outcome (
@@ -53,8 +51,8 @@ create table ambo.outcome (
 -- What an operator looks for: the few that did not succeed. The many that did cost nothing here.
 create index outcome_status on ambo.outcome (status, run_id) where status <> 'succeeded';
 
--- All attributes of a run that has set some from inside, those given at enqueue among them: what `run.attributes` says of
--- it does not count then. Its checkpoints are the record; this is where it is searched.
+-- What a run is searched by: the attributes that it was given, as in `run`, and those that it has set since, as in its
+-- checkpoints. Apart from both, so that a run without attributes costs nothing here.
 create table ambo.attribute (
     run_id uuid not null,
     attributes jsonb not null,

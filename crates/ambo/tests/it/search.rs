@@ -99,6 +99,10 @@ async fn what_cannot_be_searched_for_or_set_is_refused() {
     assert_eq!(db.client.list_runs(&wrong).await.unwrap_err().code(), Code::InvalidOption);
     let wrong = Filter { attributes: Some(json!([1])), ..Filter::default() };
     assert_eq!(db.client.list_runs(&wrong).await.unwrap_err().code(), Code::InvalidOption);
+    for wrong in [json!([1]), json!("x"), json!(null)] {
+        let refused = ship::enqueue(1).attributes(&wrong).on(&db.client).await.map(|enqueued| enqueued.run);
+        assert_eq!(refused.map_err(|error| error.code()), Err(Code::InvalidOption), "{wrong}");
+    }
     let body = async |mut cx: Ctx<'_>, _: ()| -> Result<Vec<String>> {
         let mut codes = Vec::new();
         for (key, value) in [("", "x".to_owned()), ("k\0", "x".into()), (&"k".repeat(65_536), "x".into())] {
@@ -149,6 +153,7 @@ async fn a_search_reads_no_more_than_it_needs() {
             from generate_series(1, 30000) n;
         insert into ambo.outcome (run_id, attempt, status)
             select id, 1, case when (attributes->>'customer')::int % 3000 = 0 then 'failed' else 'succeeded' end::ambo.status from ambo.run;
+        insert into ambo.attribute select id, attributes from ambo.run; analyze ambo.attribute;
         insert into ambo.claim (run_id, worker_id, attempt, losses) select ambo.new_run_id(), 1, 1, 0 from generate_series(1, 20);
         analyze ambo.run; analyze ambo.outcome;";
     db.sql.batch_execute(many).await.unwrap();
