@@ -71,6 +71,9 @@ pub(crate) enum Command {
     /// List, create, pause and resume queues
     #[command(subcommand)]
     Queue(Queue),
+    /// List, set, pause, trigger and backfill schedules
+    #[command(subcommand)]
+    Schedule(Schedule),
     /// List the workers
     #[command(subcommand)]
     Worker(Worker),
@@ -331,6 +334,93 @@ pub(crate) enum Queue {
 pub(crate) struct QueueName {
     /// The name of the queue
     pub(crate) name: String,
+}
+
+/// `ambo schedule ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schedule {
+    /// List the schedules and their next times
+    #[command(visible_alias = "ls")]
+    List,
+    /// Create a schedule, or change the one of this name
+    Set(ScheduleSet),
+    /// Let no tick of a schedule come; its runs go on
+    Pause(ScheduleName),
+    /// Let the ticks of a paused schedule come again
+    Resume(ScheduleName),
+    /// Enqueue a run of a schedule now, beside its ticks, and print its id
+    Trigger(ScheduleName),
+    /// Enqueue the runs of ticks that are past, as far as there were none
+    Backfill(ScheduleBackfill),
+    /// Delete a schedule; its runs stay
+    Delete(ScheduleName),
+}
+
+/// A command that takes nothing but a schedule.
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleName {
+    /// The name of the schedule
+    pub(crate) name: String,
+}
+
+/// `ambo schedule set`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("times").required(true))]
+pub(crate) struct ScheduleSet {
+    /// The name of the schedule
+    pub(crate) name: String,
+    /// The registered name of the workflow
+    pub(crate) workflow: String,
+    /// The input of its runs as JSON
+    #[arg(default_value = "null", value_parser = json)]
+    pub(crate) input: Box<RawValue>,
+    /// When: a cron pattern of five fields, or six with seconds first
+    #[arg(long, value_name = "PATTERN", group = "times")]
+    pub(crate) cron: Option<String>,
+    /// How often, such as 90s or 1h, from 1s
+    #[arg(long, value_name = "TIME", value_parser = span, group = "times")]
+    pub(crate) every: Option<Duration>,
+    /// The time zone of the pattern, such as Europe/Berlin [default: UTC]
+    #[arg(long, value_name = "NAME", requires = "cron")]
+    pub(crate) timezone: Option<String>,
+    /// What a tick does while the run of the one before has not ended
+    #[arg(long, value_enum, default_value = "skip")]
+    pub(crate) overlap: Overlap,
+    /// Each run begins so much later at most, at random
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "0s")]
+    pub(crate) jitter: Duration,
+    /// Ticks that were missed are made up for if they are no longer ago than this
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "60s")]
+    pub(crate) catch_up: Duration,
+    /// The queue of its runs
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) queue: String,
+}
+
+/// What a tick does while the run of the one before has not ended.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Overlap {
+    /// Nothing: this tick has no run.
+    Skip,
+    /// It waits for that end.
+    Queue,
+    /// It asks that run to end, and begins.
+    Cancel,
+    /// It begins beside it.
+    Allow,
+}
+
+/// `ambo schedule backfill`
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleBackfill {
+    /// The name of the schedule
+    pub(crate) name: String,
+    /// From this time on: a time, or a span such as 2d before now
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) from: Timestamp,
+    /// Before this time [default: now]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) to: Option<Timestamp>,
 }
 
 /// `ambo worker ...`

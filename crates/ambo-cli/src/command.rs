@@ -7,6 +7,7 @@ mod doctor;
 mod migrate;
 mod queue;
 mod run;
+mod schedule;
 mod worker;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 Command::Migrate(_) => migrate::migrate(&database, output).await,
                 Command::Run(wanted) => run::run(wanted, &database, output).await,
                 Command::Queue(wanted) => queue::queue(wanted, &database, output).await,
+                Command::Schedule(wanted) => schedule::schedule(wanted, &database, output).await,
                 Command::Worker(wanted) => worker::worker(&wanted, &database, output).await,
                 Command::Doctor => return doctor::doctor(&database, output).await,
                 Command::Adopt(wanted) => adopt::adopt(&wanted, &database, output).await,

@@ -41,6 +41,16 @@ table checkpoint_carried
     error json
     UNIQUE index checkpoint_carried_pkey btree (run_id, "position")
 
+partitioned table child
+    run_id uuid not null
+    child_id uuid not null
+    UNIQUE index child_pkey btree (run_id, child_id)
+
+table child_carried
+    run_id uuid not null
+    child_id uuid not null
+    UNIQUE index child_carried_pkey btree (run_id, child_id)
+
 table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
     run_id uuid not null
     worker_id bigint not null
@@ -161,7 +171,6 @@ partitioned table run
     timeout interval
     attributes jsonb
     parent_id uuid
-    index run_parent btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_pkey btree (id)
 
 table run_carried
@@ -175,7 +184,6 @@ table run_carried
     timeout interval
     attributes jsonb
     parent_id uuid
-    index run_carried_parent_id_id_idx btree (parent_id, id) WHERE (parent_id IS NOT NULL)
     UNIQUE index run_carried_pkey btree (id)
 
 table run_key
@@ -186,6 +194,34 @@ table run_key
     expires_at timestamp with time zone not null
     index run_key_expiry btree (expires_at)
     UNIQUE index run_key_pkey btree (workflow, key)
+
+table schedule
+    name text not null
+    workflow text not null
+    input json not null
+    queue text not null
+    priority integer not null
+    attributes jsonb
+    timeout interval
+    attempts integer not null
+    cron text
+    timezone text
+    every interval
+    overlap text not null
+    jitter interval not null
+    catch_up interval not null
+    paused boolean not null default false
+    next_at timestamp with time zone not null
+    last_at timestamp with time zone
+    last_run uuid
+    skipped bigint not null default 0
+    error text
+    CHECK ((catch_up >= '00:00:00'::interval))
+    CHECK ((((cron IS NULL) <> (every IS NULL)) AND ((cron IS NULL) = (timezone IS NULL))))
+    CHECK ((every >= '00:00:01'::interval))
+    CHECK ((jitter >= '00:00:00'::interval))
+    CHECK ((overlap = ANY (ARRAY['skip'::text, 'queue'::text, 'cancel'::text, 'allow'::text])))
+    UNIQUE index schedule_pkey btree (name)
 
 partitioned table signal
     run_id uuid not null
@@ -250,6 +286,10 @@ function adopt()
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
+    returns uuid[]
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -278,9 +318,21 @@ function create_queue(name text)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function delete_schedule(name text)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function drop_partition()
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on
+
+function due_schedules()
+    returns TABLE(name text, cron text, timezone text, every_us bigint, next_at timestamp with time zone, horizon timestamp with time zone)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function enqueue_tick(p_name text, p_tick timestamp with time zone, p_at timestamp with time zone)
+    returns uuid
+    volatile
 
 function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[])
     returns TABLE(run_id uuid, is_new boolean)
@@ -330,7 +382,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[])
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[], OUT schedules_due boolean, OUT next_tick_ms bigint)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -370,6 +422,10 @@ function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL
     returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function list_schedules()
+    returns TABLE(name text, workflow text, queue text, cron text, timezone text, every interval, overlap text, jitter interval, catch_up interval, paused boolean, next_at timestamp with time zone, last_at timestamp with time zone, last_run uuid, skipped bigint, error text)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function list_workers()
     returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -406,6 +462,10 @@ function pause_queue(p_queue text, p_paused boolean)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function pause_schedule(name text, paused boolean DEFAULT true)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
     returns void
     volatile
@@ -423,6 +483,10 @@ function recorded(p_runs uuid[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
 
 function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+    returns void
+    stable
+
+function refuse_schedule(p_name text)
     returns void
     stable
 
@@ -470,6 +534,10 @@ function set_attributes(p_worker bigint, p_runs uuid[], p_attempts integer[], p_
     returns void
     volatile
 
+function set_schedule(p_name text, p_workflow text, p_input json, p_queue text, p_priority integer, p_attributes jsonb, p_timeout interval, p_attempts integer, p_cron text, p_timezone text, p_every interval, p_overlap text, p_jitter interval, p_catch_up interval, p_next timestamp with time zone)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function show_run(p_run uuid)
     returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, input json, output json, cancel_requested boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -513,6 +581,14 @@ function take_wake(p_run uuid)
 function tell_waiters(p_runs uuid[])
     returns void
     volatile
+
+function tick_schedule(p_name text, p_tick timestamp with time zone, p_next timestamp with time zone)
+    returns text
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function trigger_schedule(name text)
+    returns uuid
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function vital_signs()
     returns TABLE(name text, value text)

@@ -149,7 +149,7 @@ impl Client {
         &self.inner.enqueuer
     }
 
-    fn schema(&self) -> &Schema {
+    pub(crate) fn schema(&self) -> &Schema {
         &self.inner.target.schema
     }
 

@@ -363,6 +363,12 @@ impl<'run> Ctx<'run> {
         self.run.key.as_deref()
     }
 
+    /// The time of the tick that a [`Schedule`](crate::Schedule) enqueued this run for, however late it runs. `None` for
+    /// other runs.
+    pub fn scheduled_at(&self) -> Option<jiff::Timestamp> {
+        self.key().and_then(crate::schedule::tick_of)
+    }
+
     /// Whether somebody asked to cancel the run. The next durable call fails with `AMBO025` then.
     pub fn is_cancelled(&self) -> bool {
         self.run.is_cancelled()

@@ -86,6 +86,8 @@ codes! {
     UnknownRun = "033",
     /// The run is in a state in which this cannot be done.
     WrongState = "034",
+    /// There is no such schedule.
+    UnknownSchedule = "035",
     /// The database cannot be reached, or does not accept writes.
     Unavailable = "040",
     /// The configuration is wrong.

@@ -81,6 +81,7 @@ mod id;
 mod on;
 mod payload;
 mod retry;
+mod schedule;
 mod signal;
 mod store;
 pub mod telemetry;
@@ -102,6 +103,7 @@ pub use id::{RunId, WorkerId};
 pub use on::{CachingClient, Database, Isolation, On, TokioPostgres};
 pub use payload::PAYLOAD_BYTES_MAX;
 pub use retry::Retry;
+pub use schedule::{Overlap, Schedule, ScheduleSummary};
 pub use signal::SendSignal;
 pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
@@ -119,6 +121,19 @@ pub mod __private {
     pub use inventory;
 }
 
+/// What the README and the guide show is compiled.
 #[cfg(all(doctest, feature = "sqlx"))]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
+mod shown {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/guide/waiting.md")]
+    struct Waiting;
+    #[doc = include_str!("../../../docs/guide/at-once.md")]
+    struct AtOnce;
+    #[doc = include_str!("../../../docs/guide/sagas.md")]
+    struct Sagas;
+    #[doc = include_str!("../../../docs/guide/schedules.md")]
+    struct Schedules;
+    #[doc = include_str!("../../../docs/guide/operate.md")]
+    struct Operate;
+}

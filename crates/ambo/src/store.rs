@@ -6,6 +6,7 @@ pub(crate) mod connect;
 pub(crate) mod enqueue;
 pub(crate) mod flush;
 pub(crate) mod migrate;
+pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod signal;
 pub(crate) mod start;

@@ -79,8 +79,8 @@ fn an_installation_that_nobody_looked_after_is_stale() {
     db.sql.run(
         "do $$ declare part text; begin
              for part in select to_char(starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI') from ambo.history_partition loop
-                 execute format('drop table ambo.%I, ambo.%I, ambo.%I, ambo.%I, ambo.%I, ambo.%I',
-                                'run_' || part, 'outcome_' || part, 'attribute_' || part,
+                 execute format('drop table ambo.%I, ambo.%I, ambo.%I, ambo.%I, ambo.%I, ambo.%I, ambo.%I',
+                                'run_' || part, 'outcome_' || part, 'child_' || part, 'attribute_' || part,
                                 'checkpoint_' || part, 'signal_' || part, 'event_' || part);
              end loop;
          end $$;

@@ -6,3 +6,4 @@ mod harness;
 mod many;
 mod migrate;
 mod operate;
+mod schedule;

@@ -57,8 +57,9 @@ begin
     elsif v_run.status is not null then
         return v_run.status;
     end if;
-    perform ambo.cancel_run(c.id, p_reason) from ambo.run c
-    where c.parent_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.id);
+    perform ambo.cancel_run(c.child_id, p_reason) from ambo.child c
+    where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
+      and exists (select from ambo.run r where r.id = c.child_id);
     insert into ambo.cancel_request (run_id, reason) values (p_run, left(p_reason, 1000)) on conflict do nothing;
     with waiting as (
         delete from ambo.ready d where d.ctid = any (array(

@@ -25,7 +25,8 @@ begin
             select from ambo.claim c
             where c.run_id = u.parent and c.worker_id = p_worker and c.attempt = u.attempt offset 0) c
         on conflict do nothing
-        returning id)
+        returning id, parent_id), owned as (
+        insert into ambo.child (run_id, child_id) select m.parent_id, m.id from made m where m.parent_id is not null)
     select coalesce(array_agg(m.id), '{}') into v_new from made m;
     if array_remove(p_attributes, null) <> '{}' then
         perform ambo.give_attributes(p_ids, p_attributes, array(select i = any (v_new) from unnest(p_ids) i));

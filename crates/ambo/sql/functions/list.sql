@@ -54,7 +54,8 @@ begin
         when 'timer' then 'select s.run_id as id from ambo.timer s where ' || format(v_within, 's.run_id')
         when 'outcome' then 'select s.run_id as id from ambo.outcome s where s.status = $3::ambo.status and s.status <> ''succeeded'' and '
             || format(v_within, 's.run_id')
-        when 'parent' then 'select s.id from ambo.run s where s.parent_id = $8 and ' || format(v_within, 's.id')
+        when 'parent' then 'select s.child_id as id from ambo.child s where s.run_id = $8 and '
+            || format(v_within, 's.child_id')
         -- `offset 0`: all that have them by the index, then in their order; not all in their order until enough have them.
         when 'attributes' then 'select s.run_id as id from ambo.attribute s where s.attributes @> $7 and '
             || format(v_within, 's.run_id') || ' offset 0'

@@ -24,7 +24,7 @@ begin
         exit when v_from > now() + v_width * v_ahead;
         v_to := v_from + v_width;
         v_name := to_char(v_from at time zone 'UTC', 'YYYYMMDD_HH24MI');
-        foreach v_table in array array['run', 'outcome', 'attribute', 'checkpoint', 'signal', 'event'] loop
+        foreach v_table in array array['run', 'outcome', 'child', 'attribute', 'checkpoint', 'signal', 'event'] loop
             execute format('create table ambo.%I (like ambo.%I including all)', v_table || '_' || v_name, v_table);
             execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
                            v_table, v_table || '_' || v_name,
@@ -66,18 +66,20 @@ begin
     end if;
     -- Whoever moves a run between ready, claim and timer reads ambo.run in the same transaction, so that with
     -- these locks nothing is on its way.
-    lock table ambo.run, ambo.outcome, ambo.attribute, ambo.checkpoint, ambo.signal, ambo.event in access exclusive mode;
+    lock table ambo.run, ambo.outcome, ambo.child, ambo.attribute, ambo.checkpoint, ambo.signal, ambo.event
+        in access exclusive mode;
     v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
     v_name := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
     -- What was carried before and has ended long ago leaves now.
     delete from ambo.run_carried r using ambo.outcome_carried o
     where o.run_id = r.id and o.ended_at < now() - (select i.retention from ambo.installation i);
     delete from ambo.outcome_carried o where not exists (select from ambo.run_carried r where r.id = o.run_id);
+    delete from ambo.child_carried c where not exists (select from ambo.run_carried r where r.id = c.run_id);
     delete from ambo.attribute_carried a where not exists (select from ambo.run_carried r where r.id = a.run_id);
     delete from ambo.checkpoint_carried c where not exists (select from ambo.run_carried r where r.id = c.run_id);
     delete from ambo.signal_carried s where not exists (select from ambo.run_carried r where r.id = s.run_id);
     delete from ambo.event_carried e where not exists (select from ambo.run_carried r where r.id = e.run_id);
-    foreach v_table in array array['run', 'outcome', 'attribute', 'checkpoint', 'signal', 'event'] loop
+    foreach v_table in array array['run', 'outcome', 'child', 'attribute', 'checkpoint', 'signal', 'event'] loop
         v_key := case v_table when 'run' then 'id' else 'run_id' end;
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_' || v_name);

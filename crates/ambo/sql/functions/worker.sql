@@ -42,7 +42,8 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean,
     out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
-    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out woken uuid[])
+    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out woken uuid[], out schedules_due boolean,
+    out next_tick_ms bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -78,6 +79,7 @@ begin
         return;
     end if;
     is_keeper := true;
+    schedules_due := exists (select from ambo.schedule s where s.next_at <= v_now and not s.paused);
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
     if v_keeper.server <> '' and v_keeper.server <> v_server then
@@ -102,6 +104,9 @@ begin
     -- No timer, no row; greatest() would make a null to 0, which means now.
     select greatest((extract(epoch from t.due_at - clock_timestamp()) * 1000)::bigint, 0) into next_timer_ms
     from ambo.timer t where t.due_at < 'infinity' order by t.due_at limit 1;
+    -- A schedule whose time is past waits for something else than the time.
+    next_tick_ms := (select (extract(epoch from min(s.next_at) - v_now) * 1000)::bigint
+                     from ambo.schedule s where s.next_at > v_now and not s.paused);
 end $$;
 
 -- A worker leaves: what it still holds is handed back, without a loss counted.

@@ -35,7 +35,6 @@ create table ambo.run (
     parent_id uuid,
     primary key (id)
 ) partition by range (id);
-create index run_parent on ambo.run (parent_id, id) where parent_id is not null;
 
 -- How it ended: immutable. `attempt` is the claim under which it ended.
 create table ambo.outcome (
@@ -50,6 +49,13 @@ create table ambo.outcome (
 
 -- What an operator looks for: the few that did not succeed. The many that did cost nothing here.
 create index outcome_status on ambo.outcome (status, run_id) where status <> 'succeeded';
+
+-- The children of a run that it did not detach. Apart from `run`, where an index on the parent would cost every enqueue.
+create table ambo.child (
+    run_id uuid not null,
+    child_id uuid not null,
+    primary key (run_id, child_id)
+) partition by range (run_id);
 
 -- What a run is searched by: the attributes that it was given, as in `run`, and those that it has set since, as in its
 -- checkpoints. Apart from both, so that a run without attributes costs nothing here.
@@ -186,6 +192,36 @@ create table ambo.queue (
 );
 insert into ambo.queue (name) values ('default');
 
+-- What is enqueued at times that come again: `cron` in a time zone, or `every` so long.
+create table ambo.schedule (
+    name text collate "C" primary key,
+    workflow text collate "C" not null,
+    input json not null,
+    queue text collate "C" not null,
+    priority integer not null,
+    attributes jsonb,
+    timeout interval,
+    attempts integer not null,
+    cron text,
+    timezone text,
+    every interval check (every >= '1 second'),
+    -- What a tick does while the run of the one before has not ended.
+    overlap text not null check (overlap in ('skip', 'queue', 'cancel', 'allow')),
+    -- A run begins by so much later at most.
+    jitter interval not null check (jitter >= '0'),
+    -- A tick that is past by more than this is not made up for.
+    catch_up interval not null check (catch_up >= '0'),
+    paused boolean not null default false,
+    next_at timestamptz not null,
+    last_at timestamptz,
+    last_run uuid,
+    -- Ticks without a run.
+    skipped bigint not null default 0,
+    -- Why the last tick could not be enqueued.
+    error text,
+    check ((cron is null) <> (every is null) and (cron is null) = (timezone is null))
+);
+
 create sequence ambo.worker_seq as bigint cache 1;
 
 -- A worker's registration. `dead_at` is set by the keeper, which then takes the claims and deletes the row.
@@ -221,7 +257,7 @@ create table ambo.keeper (
 ) with (fillfactor = 50);
 insert into ambo.keeper default values;
 
--- The ranges that run, outcome, attribute, checkpoint, signal and event are partitioned by; what is older stands in the *_carried ones.
+-- The ranges that run, outcome, child, attribute, checkpoint, signal and event are partitioned by; what is older stands in the *_carried ones.
 create table ambo.history_partition (
     starts_at timestamptz primary key,
     ends_at timestamptz not null check (ends_at > starts_at)
@@ -229,6 +265,8 @@ create table ambo.history_partition (
 create table ambo.run_carried partition of ambo.run
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
 create table ambo.outcome_carried partition of ambo.outcome
+    for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
+create table ambo.child_carried partition of ambo.child
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');
 create table ambo.attribute_carried partition of ambo.attribute
     for values from (minvalue) to ('00000000-0000-0000-0000-000000000001');

@@ -1,4 +1,4 @@
-//! The keeper's duties: bury the dead, fire timers, keep partitions. They fall to the worker whose heartbeat
+//! The keeper's duties: bury the dead, fire timers, tick schedules, keep partitions. They fall to the worker whose heartbeat
 //! renewed the keepership; they are idempotent, so that two who both believe to be keeper do no harm.
 
 use std::time::Duration;
@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::store::connect::Session;
+use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::worker::{self, Pulse};
 use crate::telemetry;
@@ -16,6 +17,8 @@ const BURY_BATCH: i32 = 5000;
 /// Timers fired in one transaction.
 const TIMER_BATCH: i32 = 5000;
 const TIMER_BATCHES: u32 = 2;
+/// Ticks of one schedule between two heartbeats.
+const TICK_ROUNDS: u32 = 20;
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
 
@@ -53,6 +56,10 @@ impl Duties {
                 }
             }
         }
+        self.next_timer = [self.next_timer, pulse.next_tick].into_iter().flatten().min();
+        if pulse.schedules_due {
+            made_ready |= tick_schedules(session, schema).await?;
+        }
         if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
             worker::keep_house(session, schema).await?;
             self.kept_house = Some(Instant::now());
@@ -64,6 +71,34 @@ impl Duties {
     pub(crate) fn next_duty(&self, beat: Duration) -> Duration {
         self.next_timer.map_or(beat, |timer| timer.max(Duration::from_millis(5)).min(beat))
     }
+}
+
+/// Answers whether runs were enqueued. What a schedule does wrong is its own affair: the others go on.
+async fn tick_schedules(session: &Session, schema: &Schema) -> Result<bool> {
+    let mut ran = false;
+    // One tick of each at a time; what was missed is made up for in a few rounds.
+    for _ in 0..TICK_ROUNDS {
+        let mut moved = false;
+        for Due { name, timing, tick, horizon } in schedule::due(session, schema).await? {
+            // With a tick that is not made up for go all others of that time.
+            let Ok(Some(next)) = timing.map(|timing| timing.next(tick.max(horizon), tick)) else {
+                tracing::error!(schedule = name, "this schedule has no next time; it is paused");
+                schedule::pause(session, schema, &name, true).await?;
+                continue;
+            };
+            let did = schedule::tick(session, schema, &name, tick, next).await?;
+            tracing::debug!(schedule = name, %tick, did, "a tick");
+            if did == "refused" {
+                tracing::warn!(schedule = name, %tick, "its run was refused; `ambo schedule list` says why");
+            }
+            ran |= did == "ran";
+            moved |= !matches!(did.as_str(), "waits" | "gone");
+        }
+        if !moved {
+            break;
+        }
+    }
+    Ok(ran)
 }
 
 /// Answers whether it left runs to be claimed.

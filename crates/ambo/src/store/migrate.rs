@@ -32,6 +32,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/admin.sql"),
     include_str!("../../sql/functions/list.sql"),
     include_str!("../../sql/functions/fork.sql"),
+    include_str!("../../sql/functions/schedule.sql"),
     include_str!("../../sql/functions/doctor.sql"),
 ];
 

@@ -66,6 +66,10 @@ pub(crate) struct Pulse {
     pub(crate) now_us: i64,
     /// Runs of this worker for which something has come.
     pub(crate) woken: Vec<Uuid>,
+    /// To the keeper: ticks of schedules are due.
+    pub(crate) schedules_due: bool,
+    /// To the keeper: how long until the next tick after those.
+    pub(crate) next_tick: Option<Duration>,
 }
 
 /// The time of the database, in microseconds since 1970.
@@ -85,7 +89,8 @@ pub(crate) async fn heartbeat(
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms, now_us, woken
+                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms, now_us, woken,
+                        schedules_due, next_tick_ms
                  from ambo.heartbeat($1, $2, $3)",
             ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
@@ -101,6 +106,8 @@ pub(crate) async fn heartbeat(
             lease_ms: row.try_get(5)?,
             now_us: row.try_get(6)?,
             woken: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
+            schedules_due: row.try_get::<_, Option<_>>(8)?.unwrap_or_default(),
+            next_tick: row.try_get::<_, Option<i64>>(9)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
         })
     };
     pulse().map_err(from_driver)

@@ -25,6 +25,7 @@ mod program;
 mod proxy;
 mod random;
 mod recovery;
+mod schedule;
 mod schema;
 mod search;
 mod smoke;

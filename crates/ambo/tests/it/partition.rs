@@ -13,7 +13,7 @@ const OLD_PARTITION: &str = "
         v_table text;
         v_name text;
     begin
-        foreach v_table in array array['run', 'outcome', 'attribute', 'checkpoint', 'signal', 'event'] loop
+        foreach v_table in array array['run', 'outcome', 'child', 'attribute', 'checkpoint', 'signal', 'event'] loop
             v_name := v_table || '_' || to_char(v_from at time zone 'UTC', 'YYYYMMDD_HH24MI');
             execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
             execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',

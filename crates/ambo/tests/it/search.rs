@@ -153,6 +153,7 @@ async fn a_search_reads_no_more_than_it_needs() {
             from generate_series(1, 30000) n;
         insert into ambo.outcome (run_id, attempt, status)
             select id, 1, case when (attributes->>'customer')::int % 3000 = 0 then 'failed' else 'succeeded' end::ambo.status from ambo.run;
+        insert into ambo.child select parent_id, id from ambo.run where parent_id is not null; analyze ambo.child;
         insert into ambo.attribute select id, attributes from ambo.run; analyze ambo.attribute;
         insert into ambo.claim (run_id, worker_id, attempt, losses) select ambo.new_run_id(), 1, 1, 0 from generate_series(1, 20);
         analyze ambo.run; analyze ambo.outcome;";

@@ -1,0 +1,173 @@
+-- Schedules: runs enqueued at times that come again. The keeper says when the next time is; a tick and the move to the
+-- next one are one transaction, and the key of the run is the schedule and the time, so that a tick is one run
+-- however many keepers there were, whatever crashes, and also when it is made up for later.
+
+-- Creates a schedule, or changes it. One whose times stay the same keeps the next one. Says whether it is new.
+create or replace function ambo.set_schedule(
+    p_name text, p_workflow text, p_input json, p_queue text, p_priority integer, p_attributes jsonb,
+    p_timeout interval, p_attempts integer, p_cron text, p_timezone text, p_every interval, p_overlap text,
+    p_jitter interval, p_catch_up interval, p_next timestamptz)
+returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_new boolean;
+begin
+    if p_name is null or octet_length(p_name) not between 1 and 200 then
+        raise exception 'AMBO001: the name of a schedule has 1 to 200 bytes, not %',
+            coalesce(octet_length(p_name)::text, 'null') using errcode = 'AM001';
+    elsif jsonb_typeof(p_attributes) <> 'object' then
+        raise exception 'AMBO005: attributes are a JSON object, not %', jsonb_typeof(p_attributes)
+            using errcode = 'AM005';
+    end if;
+    perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_name, p_priority, null, null, p_timeout, p_attempts, null);
+    insert into ambo.schedule as s (name, workflow, input, queue, priority, attributes, timeout, attempts, cron, timezone,
+                                    every, overlap, jitter, catch_up, next_at)
+    values (p_name, p_workflow, p_input, p_queue, p_priority, p_attributes, p_timeout, p_attempts, p_cron, p_timezone,
+            p_every, p_overlap, p_jitter, p_catch_up, p_next)
+    on conflict (name) do update
+    set workflow = p_workflow, input = p_input, queue = p_queue, priority = p_priority, attributes = p_attributes,
+        timeout = p_timeout, attempts = p_attempts, cron = p_cron, timezone = p_timezone, every = p_every,
+        overlap = p_overlap, jitter = p_jitter, catch_up = p_catch_up, error = null,
+        next_at = case when (s.cron, s.timezone, s.every) is not distinct from (p_cron, p_timezone, p_every)
+                       then s.next_at else p_next end
+    returning s.xmax = 0 into v_new;
+    return v_new;
+end $$;
+
+-- Those whose time has come, with what the next time follows from.
+create or replace function ambo.due_schedules()
+returns table (name text, cron text, timezone text, every_us bigint, next_at timestamptz, horizon timestamptz)
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+    select s.name, s.cron, s.timezone, (extract(epoch from s.every) * 1000000)::bigint, s.next_at,
+           case when s.overlap = 'queue' then s.next_at else clock_timestamp() - s.catch_up end
+    from ambo.schedule s where s.next_at <= clock_timestamp() and not s.paused order by s.next_at limit 100
+$$;
+
+-- One tick, if it is still the next one: 'ran', 'skipped' (the run before has not ended), 'missed' (longer ago than the
+-- schedule makes up for), 'waits' (for the run before), 'refused' (its error is kept in the schedule) or 'gone'.
+create or replace function ambo.tick_schedule(p_name text, p_tick timestamptz, p_next timestamptz) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_schedule ambo.schedule%rowtype;
+    v_run uuid;
+    v_busy boolean;
+    v_did text := 'ran';
+begin
+    select * into v_schedule from ambo.schedule s where s.name = p_name and s.next_at = p_tick and not s.paused
+    for update skip locked;
+    if not found then
+        return 'gone';
+    end if;
+    v_busy := v_schedule.overlap <> 'allow' and v_schedule.last_run is not null
+        and exists (select from ambo.run r where r.id = v_schedule.last_run)
+        and not exists (select from ambo.outcome o where o.run_id = v_schedule.last_run);
+    if v_busy and v_schedule.overlap = 'queue' then
+        return 'waits';
+    elsif p_tick < clock_timestamp() - v_schedule.catch_up and v_schedule.overlap <> 'queue' then
+        v_did := 'missed';
+    elsif v_busy and v_schedule.overlap = 'skip' then
+        v_did := 'skipped';
+    else
+        if v_busy then
+            perform ambo.cancel_run(v_schedule.last_run, 'its schedule came round again');
+        end if;
+        begin
+            v_run := ambo.enqueue_tick(p_name, p_tick, p_tick + v_schedule.jitter * random());
+        exception when others then
+            -- The queue was dropped, a limit was changed: one schedule must not keep the others from their ticks.
+            update ambo.schedule s set error = sqlerrm where s.name = p_name;
+            v_did := 'refused';
+        end;
+    end if;
+    update ambo.schedule s
+    set next_at = p_next, last_at = case when v_run is not null then p_tick else s.last_at end,
+        last_run = coalesce(v_run, s.last_run), skipped = s.skipped + (v_run is null)::integer,
+        error = case when v_run is null then s.error end
+    where s.name = p_name;
+    return v_did;
+end $$;
+
+-- The run of a tick: there is one, however often this is asked.
+create or replace function ambo.enqueue_tick(p_name text, p_tick timestamptz, p_at timestamptz) returns uuid
+language plpgsql volatile
+as $$
+begin
+    return (
+        select (ambo.enqueue(
+            s.workflow, s.input, s.queue,
+            s.name || '@' || to_char(p_tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), s.priority, null,
+            case when p_at > clock_timestamp() then p_at end,
+            coalesce(s.attributes, '{}') || jsonb_build_object('schedule', s.name), s.timeout, s.attempts, null)).run_id
+        from ambo.schedule s where s.name = p_name);
+end $$;
+
+-- Enqueues a run of a schedule now, beside its ticks, also of one that is paused.
+create or replace function ambo.trigger_schedule(name text) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    v_run uuid := ambo.enqueue_tick(name, clock_timestamp(), null);
+begin
+    if v_run is null then
+        perform ambo.refuse_schedule(name);
+    end if;
+    return v_run;
+end $$;
+
+-- Enqueues the runs of ticks that are past, those that there were not: times that the keeper's program reckoned.
+create or replace function ambo.backfill_schedule(p_name text, p_ticks timestamptz[]) returns uuid[]
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from ambo.schedule s where s.name = p_name) then
+        perform ambo.refuse_schedule(p_name);
+    end if;
+    return array(select ambo.enqueue_tick(p_name, t, null) from unnest(p_ticks) with ordinality as u (t, n) order by n);
+end $$;
+
+-- Stops the ticks of a schedule, or lets it go on: with the ticks that it still makes up for.
+create or replace function ambo.pause_schedule(name text, paused boolean default true) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    update ambo.schedule s set paused = pause_schedule.paused where s.name = pause_schedule.name;
+    if not found then
+        perform ambo.refuse_schedule(name);
+    end if;
+end $$;
+
+-- Deletes a schedule; its runs stay.
+create or replace function ambo.delete_schedule(name text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    delete from ambo.schedule s where s.name = delete_schedule.name;
+    if not found then
+        perform ambo.refuse_schedule(name);
+    end if;
+end $$;
+
+create or replace function ambo.refuse_schedule(p_name text) returns void
+language plpgsql stable
+as $$
+begin
+    raise exception 'AMBO035: there is no schedule %', coalesce(quote_literal(left(p_name, 200)), 'null')
+        using errcode = 'AM035', hint = 'ambo schedule list shows those that there are.';
+end $$;
+
+create or replace function ambo.list_schedules()
+returns table (name text, workflow text, queue text, cron text, timezone text, every interval, overlap text,
+               jitter interval, catch_up interval, paused boolean, next_at timestamptz, last_at timestamptz,
+               last_run uuid, skipped bigint, error text)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select s.name, s.workflow, s.queue, s.cron, s.timezone, s.every, s.overlap, s.jitter, s.catch_up, s.paused,
+           s.next_at, s.last_at, s.last_run, s.skipped, s.error
+    from ambo.schedule s order by s.name
+$$;

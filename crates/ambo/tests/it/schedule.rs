@@ -1,0 +1,172 @@
+//! Schedules: one run a tick, whoever dies; what overlaps, what was missed, what is made up for.
+
+use std::time::Duration;
+
+use ambo::{Code, Ctx, Enqueue, Error, Overlap, Result, RunId, Schedule, Untyped, Worker};
+
+use crate::child::Child;
+use crate::harness::{Database, database};
+use crate::workflows::Ledger;
+
+fn report() -> Enqueue<Untyped> {
+    Enqueue::named("report", &"daily")
+}
+
+/// A schedule whose next tick is so long ago.
+async fn due(db: &Database, name: &str, ago: &str, schedule: Schedule<Untyped>) {
+    schedule.set(&db.client).await.unwrap();
+    let past = format!(
+        "update ambo.schedule set next_at = date_trunc('second', now() - interval '{ago}') where name = '{name}'"
+    );
+    db.sql.batch_execute(&past).await.unwrap();
+}
+
+/// What the keeper does with it; nobody else is there.
+async fn tick(db: &Database, name: &str) -> String {
+    let tick = "select ambo.tick_schedule(name, next_at, now() - interval '1 ms') from ambo.schedule where name = $1";
+    db.sql.query_one(tick, &[&name]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_tick_is_one_run_though_its_keeper_dies() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(Child::worker(&db.url, &[]).await);
+    }
+    let every_second =
+        Schedule::every("beat", Duration::from_secs(1), Enqueue::<Untyped>::named("short", &1));
+    every_second.overlap(Overlap::Allow).set(&db.client).await.unwrap();
+    for ticks in [2, 5] {
+        db.until(&format!("select count(*) >= {ticks} from ambo.run where key like 'beat@%'")).await;
+        let keeper = db.number("select worker_id from ambo.keeper").await;
+        let at = workers.iter().position(|(_, id)| *id == keeper).expect("one of ours keeps the house");
+        workers.swap_remove(at).0.kill().await;
+    }
+    db.until("select count(*) >= 9 from ambo.run where key like 'beat@%'").await;
+    // Every second from the first to the last, each once: a key is one run, and no key is missing.
+    let gaps = "with tick as (select split_part(key, '@', 2)::timestamptz as at from ambo.run where key like 'beat@%')
+        select extract(epoch from max(at) - min(at))::bigint + 1 - count(*) from tick";
+    assert_eq!(db.number(gaps).await, 0, "a tick has no run, or two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_that_meets_the_run_before_does_as_it_was_told() {
+    let db = database().await;
+    let live = "select count(*) from ambo.ready where not wakes";
+    for (name, overlap, said, runs) in [
+        ("skip", Overlap::Skip, "skipped", 1),
+        ("queue", Overlap::Queue, "waits", 1),
+        ("cancel", Overlap::Cancel, "ran", 1),
+        ("allow", Overlap::Allow, "ran", 2),
+    ] {
+        due(&db, name, "1 s", Schedule::cron(name, "* * * * *", report()).overlap(overlap)).await;
+        assert_eq!(tick(&db, name).await, "ran", "{name}");
+        assert_eq!(tick(&db, name).await, said, "{name}");
+        assert_eq!(db.number(live).await, runs, "{name}");
+        db.sql.batch_execute("delete from ambo.ready").await.unwrap();
+    }
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'cancelled'").await, 1);
+    db.sql
+        .batch_execute("insert into ambo.outcome (run_id, attempt, status) select last_run, 1, 'succeeded' from ambo.schedule where name = 'queue'")
+        .await
+        .unwrap();
+    assert_eq!(tick(&db, "queue").await, "ran", "the one before has ended");
+    assert_eq!(db.number("select skipped from ambo.schedule where name = 'skip'").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_missed_for_too_long_is_not_made_up_for() {
+    let db = database().await;
+    due(&db, "late", "50 s", Schedule::cron("late", "* * * * *", report())).await;
+    assert_eq!(tick(&db, "late").await, "ran");
+    due(&db, "later", "70 s", Schedule::cron("later", "* * * * *", report())).await;
+    assert_eq!(tick(&db, "later").await, "missed");
+    let patient = Schedule::cron("patient", "* * * * *", report()).catch_up(Duration::from_secs(3600));
+    due(&db, "patient", "50 min", patient).await;
+    assert_eq!(tick(&db, "patient").await, "ran");
+    due(
+        &db,
+        "jittered",
+        "1 s",
+        Schedule::cron("jittered", "* * * * *", report()).jitter(Duration::from_secs(86_400)),
+    )
+    .await;
+    assert_eq!(tick(&db, "jittered").await, "ran");
+    assert_eq!(db.number("select count(*) from ambo.timer").await, 1, "it begins later");
+    due(&db, "lost", "1 s", Schedule::cron("lost", "* * * * *", report())).await;
+    db.sql.batch_execute("update ambo.schedule set queue = 'gone' where name = 'lost'").await.unwrap();
+    assert_eq!(tick(&db, "lost").await, "refused");
+    let listed = db.client.list_schedules().await.unwrap();
+    let lost = listed.iter().find(|schedule| schedule.name == "lost").unwrap();
+    assert!(lost.error.as_deref().unwrap().starts_with("AMBO002"), "{lost:?}");
+}
+
+async fn tell(cx: Ctx<'_>, _: String) -> Result<Option<String>> {
+    Ok(cx.scheduled_at().map(|at| at.to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ticks_are_made_up_for_once_and_know_their_time() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow_fn("report", tell).start().await.unwrap();
+    let nightly = || Schedule::cron("nightly", "30 3 * * *", report()).timezone("Europe/Berlin");
+    assert!(nightly().set(&db.client).await.unwrap());
+    assert!(!nightly().set(&db.client).await.unwrap(), "it is there");
+    let days = "2026-03-28T12:00:00Z".parse().unwrap().."2026-03-31T00:00:00Z".parse().unwrap();
+    let made = db.client.backfill_schedule("nightly", days).await.unwrap();
+    let wider = "2026-03-28T00:00:00Z".parse().unwrap().."2026-03-31T00:00:00Z".parse().unwrap();
+    let again = db.client.backfill_schedule("nightly", wider).await.unwrap();
+    assert_eq!((made.len(), again.len()), (2, 3));
+    assert_eq!(again[1..], made, "those that there were are the same");
+    let told = async |run: RunId| {
+        db.client.handle::<Untyped>(run).result_as::<Option<String>, Error>().await.unwrap()
+    };
+    assert_eq!(told(made[0]).await.as_deref(), Some("2026-03-29T01:30:00Z"), "half past three in summer");
+    let triggered = db.client.trigger_schedule("nightly").await.unwrap();
+    assert!(told(triggered).await.is_some());
+    db.client.pause_schedule("nightly", true).await.unwrap();
+    db.client.trigger_schedule("nightly").await.unwrap();
+    db.client.delete_schedule("nightly").await.unwrap();
+    for gone in [
+        db.client.delete_schedule("nightly").await,
+        db.client.pause_schedule("nightly", false).await,
+        db.client.trigger_schedule("nightly").await.map(drop),
+        db.client
+            .backfill_schedule(
+                "nightly",
+                "2026-01-01T00:00:00Z".parse().unwrap().."2026-01-02T00:00:00Z".parse().unwrap(),
+            )
+            .await
+            .map(drop),
+    ] {
+        assert_eq!(gone.unwrap_err().code(), Code::UnknownSchedule);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_makes_no_sense_is_refused() {
+    let db = database().await;
+    let code = async |schedule: Schedule<Untyped>| schedule.set(&db.client).await.unwrap_err().code();
+    let cron = |pattern: &str| Schedule::cron("s", pattern, report());
+    assert_eq!(code(cron("")).await, Code::InvalidOption);
+    assert_eq!(code(cron("99 * * * *")).await, Code::InvalidOption);
+    assert_eq!(code(cron(&"*".repeat(65_536))).await, Code::InvalidOption);
+    assert_eq!(code(cron("0 0 30 2 *")).await, Code::InvalidOption, "it never comes");
+    assert_eq!(code(cron("* * * * *").timezone("Nowhere")).await, Code::InvalidOption);
+    assert_eq!(code(Schedule::every("s", Duration::ZERO, report())).await, Code::InvalidOption);
+    assert_eq!(code(Schedule::cron("s", "* * * * *", report().key("k"))).await, Code::InvalidOption);
+    assert_eq!(
+        code(Schedule::cron("s", "* * * * *", report().delay(Duration::from_secs(1)))).await,
+        Code::InvalidOption
+    );
+    assert_eq!(code(Schedule::cron("", "* * * * *", report())).await, Code::InvalidName);
+    assert_eq!(code(Schedule::cron("s\0", "* * * * *", report())).await, Code::InvalidName);
+    assert_eq!(code(Schedule::cron("s".repeat(65_536), "* * * * *", report())).await, Code::InvalidName);
+    assert_eq!(code(Schedule::cron("s", "* * * * *", report().queue("nowhere"))).await, Code::UnknownQueue);
+    assert_eq!(db.number("select count(*) from ambo.schedule").await, 0);
+    Schedule::every("s", Duration::from_secs(1), report()).set(&db.client).await.unwrap();
+    let century = "2026-01-01T00:00:00Z".parse().unwrap().."2126-01-01T00:00:00Z".parse().unwrap();
+    assert_eq!(db.client.backfill_schedule("s", century).await.unwrap_err().code(), Code::InvalidOption);
+}
