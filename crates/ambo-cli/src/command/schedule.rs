@@ -114,6 +114,9 @@ async fn list(client: &Client, output: Output) -> Result<()> {
         let next = match (&schedule.error, schedule.paused) {
             (_, true) => Cell::styled("paused", WARN),
             (Some(error), _) => Cell::styled(error, BAD),
+            (None, _) if schedule.next_at < now => {
+                Cell::styled(format!("{} overdue", age(now, schedule.next_at)), WARN)
+            }
             (None, _) => age(now, schedule.next_at).into(),
         };
         table.row([

@@ -10,7 +10,8 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
     let ambo = |arguments: &[&str]| db.ambo(&[&["schedule"], arguments].concat()).shown();
     expect![[r#"
         stderr: no schedules
-    "#]].assert_eq(&ambo(&["list"]));
+    "#]]
+    .assert_eq(&ambo(&["list"]));
     let nightly = [
         "set",
         "nightly",
@@ -23,28 +24,35 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
     ];
     expect![[r#"
         stderr: schedule nightly: created
-    "#]].assert_eq(&ambo(&nightly));
+    "#]]
+    .assert_eq(&ambo(&nightly));
     expect![[r#"
         {"is_new":false,"name":"nightly"}
         stderr: schedule nightly: changed
-    "#]].assert_eq(&ambo(&[nightly.as_slice(), &["--overlap", "queue", "--json"]].concat()));
+    "#]]
+    .assert_eq(&ambo(&[nightly.as_slice(), &["--overlap", "queue", "--json"]].concat()));
     expect![[r#"
         stderr: schedule often: created
-    "#]].assert_eq(&ambo(&["set", "often", "report", "--every", "90s"]));
+    "#]]
+    .assert_eq(&ambo(&["set", "often", "report", "--every", "90s"]));
     expect![[r#"
         stderr: schedule often: paused
-    "#]].assert_eq(&ambo(&["pause", "often"]));
+    "#]]
+    .assert_eq(&ambo(&["pause", "often"]));
     assert!(ambo(&["list"]).lines().all(|line| line.chars().count() <= 80));
     assert!(ambo(&["list"]).contains("30 3 * * * Europe/Berlin"), "{}", ambo(&["list"]));
     assert!(ambo(&["list"]).contains("paused"));
+    assert!(ambo(&["list"]).contains("every 1m 30s"), "{}", ambo(&["list"]));
     expect![[r#"
         00000000-0000-0000-0000-000000000000
-    "#]].assert_eq(&ambo(&["trigger", "often"]));
+    "#]]
+    .assert_eq(&ambo(&["trigger", "often"]));
     expect![[r#"
         00000000-0000-0000-0000-000000000000
         00000000-0000-0000-0000-000000000001
         stderr: schedule nightly: 2 ticks in this time, each with its run
-    "#]].assert_eq(&ambo(&[
+    "#]]
+    .assert_eq(&ambo(&[
         "backfill",
         "nightly",
         "--from",
@@ -55,15 +63,18 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
     expect![[r#"
         {"name":"often","paused":false}
         stderr: schedule often: goes on
-    "#]].assert_eq(&ambo(&["resume", "often", "--json"]));
+    "#]]
+    .assert_eq(&ambo(&["resume", "often", "--json"]));
     expect![[r#"
         stderr: schedule often: deleted; its runs stay
-    "#]].assert_eq(&ambo(&["delete", "often"]));
+    "#]]
+    .assert_eq(&ambo(&["delete", "often"]));
     expect![[r#"
         stderr: error: AMBO035: there is no schedule 'often' (ambo schedule list shows those that there are.)
         stderr:   see docs/errors/AMBO035.md
         exit status: 1
-    "#]].assert_eq(&ambo(&["delete", "often"]));
+    "#]]
+    .assert_eq(&ambo(&["delete", "often"]));
     expect![[r#"
         stderr: error: AMBO005: the cron pattern "61 * * * *" cannot be read: Component error: Number out of bounds.
         stderr:   see docs/errors/AMBO005.md
@@ -82,5 +93,6 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
         stderr: error: AMBO005: a schedule comes once a second at most, not every 10ms
         stderr:   see docs/errors/AMBO005.md
         exit status: 1
-    "#]].assert_eq(&ambo(&["set", "odd", "report", "--every", "10ms"]));
+    "#]]
+    .assert_eq(&ambo(&["set", "odd", "report", "--every", "10ms"]));
 }

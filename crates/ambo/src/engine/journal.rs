@@ -222,12 +222,19 @@ async fn attempt(
     batch: &mut Vec<Entry>,
     witness: &dyn Witness,
 ) -> Result<(), Error> {
-    if link.session().await.is_ok() && !link.predecessors.is_empty() {
+    let schema = link.schema().clone();
+    // One session for the question and the flush: any other may have a predecessor that is not known to have ended.
+    let session = loop {
+        let session = link.session().await?.clone();
+        if link.predecessors.is_empty() {
+            break session;
+        }
         link.await_predecessors().await?;
         read_back(link, batch, witness).await?;
+    };
+    if batch.is_empty() {
+        return Ok(());
     }
-    let schema = link.schema().clone();
-    let session = link.session().await?.clone();
     failpoint::reach("flush-before");
     let facts = gathered(batch);
     let sent = Instant::now();

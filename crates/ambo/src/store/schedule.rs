@@ -120,8 +120,8 @@ pub(crate) async fn timing(
 
 pub(crate) async fn list(session: &Session, schema: &Schema) -> Result<Vec<ScheduleSummary>> {
     let sql = schema.sql(
-        "select s.name, s.workflow, s.queue, coalesce(s.cron, 'every ' || s.every), s.timezone, s.overlap, s.paused,
-                s.next_at, s.last_at, s.last_run, s.skipped, s.error
+        "select s.name, s.workflow, s.queue, s.cron, s.timezone, s.overlap, s.paused, s.next_at, s.last_at, s.last_run,
+                s.skipped, s.error, (extract(epoch from s.every) * 1000000)::bigint
          from ambo.list_schedules() s",
     );
     let read = |row: &tokio_postgres::Row| -> Result<ScheduleSummary, tokio_postgres::Error> {
@@ -129,7 +129,10 @@ pub(crate) async fn list(session: &Session, schema: &Schema) -> Result<Vec<Sched
             name: row.try_get(0)?,
             workflow: row.try_get(1)?,
             queue: row.try_get(2)?,
-            times: row.try_get(3)?,
+            times: match row.try_get::<_, Option<i64>>(12)? {
+                Some(every) => format!("every {:#}", jiff::SignedDuration::from_micros(every)),
+                None => row.try_get(3)?,
+            },
             timezone: row.try_get(4)?,
             overlap: row.try_get(5)?,
             paused: row.try_get(6)?,
