@@ -129,6 +129,8 @@ pub(crate) enum Run {
     Fork(RunFork),
     /// Send a signal to a run
     Signal(RunSignal),
+    /// Send a request to a run, and print its answer
+    Update(RunUpdate),
     /// What a run has published
     Events(RunEvents),
 }
@@ -146,6 +148,21 @@ pub(crate) struct RunSignal {
     /// For this run it means one signal
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+}
+
+/// `ambo run update`
+#[derive(Debug, Args)]
+pub(crate) struct RunUpdate {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// The topic that the run waits for
+    pub(crate) topic: String,
+    /// The payload as JSON; without it, null
+    #[arg(value_parser = json, default_value = "null")]
+    pub(crate) payload: Box<serde_json::value::RawValue>,
+    /// It means one request: sent again, it gets the same answer
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: String,
 }
 
 /// `ambo run events`

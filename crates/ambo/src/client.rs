@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use crate::admin::{
     Act, Acted, Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
 };
+use crate::context::update;
 use crate::enqueue::Enqueued;
 use crate::error::{Code, Error, Result};
 use crate::handle::Handle;
@@ -257,6 +258,42 @@ impl Client {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
             }
         }
+    }
+
+    /// Sends a run a request under a topic, and waits until the run has [answered](crate::Ctx::answer) it. The key, 1 to 180
+    /// bytes, means one request: sent again, after a lost connection or a crash, it is not handled twice, and gets the same
+    /// answer.
+    ///
+    /// # Errors
+    /// `AMBO001` for the key or topic, `AMBO003` if the key names another request, `AMBO004` or `AMBO007` for the payload, `AMBO033` if
+    /// there is no such run, `AMBO034` if it has ended or ends without an answer, `AMBO028` if the answer is not an `R`.
+    ///
+    /// # Cancel safety
+    /// The request stays sent; ask again under the same key.
+    pub async fn update<R: DeserializeOwned>(
+        &self,
+        run: RunId,
+        topic: &str,
+        payload: &impl serde::Serialize,
+        key: &str,
+    ) -> Result<R> {
+        if key.is_empty() || key.len() > update::KEY_MAX || key.contains('\0') {
+            let text =
+                format!("the key of an update has 1 to 180 bytes and no NUL; this one has {}", key.len());
+            return Err(Error::new(Code::InvalidName, text));
+        }
+        let answer = update::answer_key(key);
+        // Answered before: also by a run that has ended since and takes no more signals.
+        let mut answers = self.events::<R>(run, &answer, 0).await?;
+        if answers.is_empty() {
+            let request = crate::Update { value: payload, key: key.to_owned() };
+            crate::SendSignal::new(run, topic, &request).key(answer.as_str()).on(self).await?;
+            answers = self.next_events::<R>(run, &answer, 0).await?;
+        }
+        let first = answers.into_iter().next();
+        first.map(|(_, answer)| answer).ok_or_else(|| {
+            Error::new(Code::WrongState, format!("run {run} has ended and did not answer the update {key:?}"))
+        })
     }
 
     /// Runs a failed, cancelled or dead run again, from its checkpoints.

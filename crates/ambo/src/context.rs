@@ -11,6 +11,7 @@ pub(crate) mod signal;
 pub(crate) mod sleep;
 pub(crate) mod step;
 pub(crate) mod transaction;
+pub(crate) mod update;
 pub(crate) mod witness;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ pub use signal::Signal;
 pub use sleep::Sleep;
 pub use step::{Attempt, Step};
 pub use transaction::TransactionStep;
+pub use update::Update;
 
 /// The context of a run: the first parameter of every workflow.
 ///
@@ -171,6 +173,27 @@ impl<'run> Ctx<'run> {
         T: serde::de::DeserializeOwned + Send + 'a,
     {
         Signal::new(self.run, self.position(), topic.into())
+    }
+
+    /// Waits for the next update of a topic, as for a [`signal`](Ctx::signal): a request whose sender waits for an
+    /// [`answer`](Ctx::answer).
+    ///
+    /// # Errors
+    /// As `signal`.
+    pub fn update<'a, T>(&mut self, topic: impl Into<String>) -> Signal<'a, Update<T>>
+    where
+        'run: 'a,
+        T: serde::de::DeserializeOwned + Send + 'a,
+    {
+        self.signal(topic)
+    }
+
+    /// Answers an update: its sender, and whoever sends it again under its key, gets this.
+    ///
+    /// # Errors
+    /// As [`publish`](Ctx::publish).
+    pub fn answer<T, R: serde::Serialize>(&mut self, update: &Update<T>, answer: &R) -> Result<()> {
+        self.publish(&update::answer_key(&update.key), answer)
     }
 
     /// Publishes a value under a key of 1 to 200 bytes, for anyone to read or await: the last one is the event's value,

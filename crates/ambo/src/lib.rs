@@ -94,6 +94,7 @@ pub use context::transaction::Tx;
 pub use context::witness::{WITNESS_SQL, install_witness};
 pub use context::{
     Attempt, Child, ChildResult, Ctx, Either, Event, Race, Signal, Sleep, StartChild, Step, TransactionStep,
+    Update,
 };
 pub use engine::failpoint::NAMES as FAILPOINTS;
 pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};

@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::args::{self, Input, Run, RunEnqueue, RunEvents, RunList, RunSignal, Selection};
+use crate::args::{self, Input, Run, RunEnqueue, RunEvents, RunList, RunSignal, RunUpdate, Selection};
 use crate::database::Database;
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Table, age, state_style};
@@ -46,6 +46,11 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
         Run::Rewind(wanted) => act::act(&Act::Rewind(wanted.to), &wanted.targets, &client, output).await,
         Run::Fork(wanted) => act::act(&Act::Fork(wanted.at), &wanted.targets, &client, output).await,
         Run::Signal(wanted) => signal(&wanted, &client, output).await,
+        Run::Update(wanted) => {
+            let RunUpdate { id, topic, payload, key } = &wanted;
+            let answer: Box<RawValue> = client.update(*id, topic, payload, key).await?;
+            Ok(output.line(answer.get())?)
+        }
         Run::Events(wanted) => events(&wanted, &client, output).await,
     }
 }

@@ -17,3 +17,20 @@ fn every_code_has_a_page_and_every_page_a_code() {
     let count = std::fs::read_dir(&pages).expect("pages").count();
     assert_eq!(count, Code::ALL.len() + 1, "a page without a code");
 }
+
+#[test]
+fn every_feature_in_the_table_has_the_test_that_it_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("../../docs/guide/features.md")).expect("the table");
+    let tests: String = std::fs::read_dir(root.join("tests/it"))
+        .expect("tests")
+        .filter_map(|file| std::fs::read_to_string(file.expect("a file").path()).ok())
+        .collect();
+    let features: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| ") && line.contains("| yes |")).collect();
+    assert!(features.len() > 20, "the table was not read");
+    for feature in features {
+        let test = feature.split('`').nth(1).unwrap_or_else(|| panic!("no test in {feature}"));
+        assert!(tests.contains(&format!("fn {test}()")), "there is no test {test}");
+    }
+}

@@ -35,6 +35,7 @@ mod stage;
 mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
+mod update;
 mod wait;
 mod wake;
 #[cfg(feature = "sqlx")]
