@@ -146,6 +146,12 @@ fn a_run_is_rewound_and_forked() {
     "#]]
     .assert_eq(&db.ambo(&["run", "rewind", &run, "--to", "1", "--json"]).shown());
     assert_eq!(db.sql.text("select count(*) from ambo.checkpoint"), "1", "that of the fork");
+    let nobody = "00000000-0000-7000-8000-000000000000";
+    expect![[r#"
+        stderr: error: AMBO033: there is no run 00000000-0000-0000-0000-000000000000
+        stderr:   `ambo run list` shows the runs; history older than the retention is dropped (docs/errors/AMBO033.md)
+        exit status: 1
+    "#]].assert_eq(&db.ambo(&["run", "fork", nobody]).shown());
     expect![[r#"
         stderr: error: AMBO034: run 00000000-0000-0000-0000-000000000000 is ready; only one that has ended or is parked can be rewound
         stderr:   `ambo run show 00000000-0000-0000-0000-000000000000` says how it stands (docs/errors/AMBO034.md)

@@ -165,6 +165,23 @@ async fn a_schedule_that_makes_no_sense_is_refused() {
     assert_eq!(code(Schedule::cron("s\0", "* * * * *", report())).await, Code::InvalidName);
     assert_eq!(code(Schedule::cron("s".repeat(65_536), "* * * * *", report())).await, Code::InvalidName);
     assert_eq!(code(Schedule::cron("s", "* * * * *", report().queue("nowhere"))).await, Code::UnknownQueue);
+    let from_sql = "select ambo.set_schedule('s', 'w', '\"secret\"', 'default', 0, null, null, 5, ";
+    for wrong in [
+        "null, null, '1 ms', 'skip', '0', '0', now())",
+        "null, null, null, 'skip', '0', '0', now())",
+        "'* * * * *', null, null, 'skip', '0', '0', now())",
+        "'* * * * *', 'UTC', '5 s', 'skip', '0', '0', now())",
+        "null, null, '5 s', 'never', '0', '0', now())",
+        "null, null, '5 s', null, '0', '0', now())",
+        "null, null, '5 s', 'skip', '-1 s', '0', now())",
+        "null, null, '5 s', 'skip', '0', null, now())",
+        "null, null, '5 s', 'skip', '0', '0', null)",
+    ] {
+        let refused = db.sql.query(&format!("{from_sql}{wrong}"), &[]).await.unwrap_err();
+        let refused = refused.as_db_error().expect("an error of the server");
+        assert_eq!(refused.code().code(), "AM005", "{wrong}: {refused}");
+        assert!(!format!("{refused:?}").contains("secret"), "a payload in an error");
+    }
     assert_eq!(db.number("select count(*) from ambo.schedule").await, 0);
     Schedule::every("s", Duration::from_secs(1), report()).set(&db.client).await.unwrap();
     let century = "2026-01-01T00:00:00Z".parse().unwrap().."2126-01-01T00:00:00Z".parse().unwrap();

@@ -102,7 +102,13 @@ fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
     let Acted { id, answer, refused } = acted;
     if refused.is_some() {
         let page = answer.split(':').next().unwrap_or_default();
-        let advice = format!("`ambo run show {id}` says how it stands (docs/errors/{page}.md)");
+        let advice = if page == "AMBO033" {
+            format!(
+                "`ambo run list` shows the runs; history older than the retention is dropped (docs/errors/{page}.md)"
+            )
+        } else {
+            format!("`ambo run show {id}` says how it stands (docs/errors/{page}.md)")
+        };
         return Err(Failure::failed(answer.clone(), advice).into());
     }
     let sentence = match (act, answer.as_str()) {
