@@ -61,7 +61,13 @@ impl Duties {
             made_ready |= tick_schedules(session, schema).await?;
         }
         if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
-            worker::keep_house(session, schema).await?;
+            match worker::keep_house(session, schema).await {
+                // The heartbeat must not end for it: a disk that is full, a right that was taken away.
+                Err(error) if !error.is_unavailable() => {
+                    tracing::error!(%error, "the keeper could not do its chores")
+                }
+                done => done?,
+            }
             self.kept_house = Some(Instant::now());
         }
         Ok(made_ready)

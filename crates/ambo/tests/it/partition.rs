@@ -1,6 +1,6 @@
 //! Partitions: made ahead, dropped past the retention, and the runs that outlive them carried over.
 
-use ambo::{Ctx, Failure, Result, RunId, Worker};
+use ambo::{Ctx, Error, Failure, Result, RunId, Worker};
 
 use crate::harness::{Database, database};
 
@@ -90,4 +90,27 @@ async fn partitions_lie_ahead_and_are_made_once() {
     let gaps = "select count(*) from ambo.history_partition a where a.ends_at <> (select max(ends_at) from ambo.history_partition)
         and not exists (select from ambo.history_partition b where b.starts_at = a.ends_at)";
     assert_eq!(db.number(gaps).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_whose_chores_fail_goes_on_beating() {
+    let db = database().await;
+    let broken = "create or replace function ambo.make_partitions() returns integer language plpgsql as
+        $$ begin raise exception 'no space left' using errcode = 'XX000'; end $$";
+    db.sql.batch_execute(broken).await.unwrap();
+    let _worker = Worker::builder(&db.client)
+        .workflow_fn("nothing", async |_: Ctx<'_>, (): ()| Ok::<_, Error>(()))
+        .start()
+        .await;
+    let pid = "select coalesce(max(pid), 0)::bigint from pg_stat_activity
+        where datname = current_database() and application_name = 'ambo worker control'";
+    db.until("select count(*) = 1 from ambo.heartbeat").await;
+    db.until("select exists (select from ambo.keeper where worker_id = 1)").await;
+    let before = db.number(pid).await;
+    for _ in 0..3 {
+        let beat: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
+        db.until(&format!("select at > '{beat}' from ambo.heartbeat")).await;
+    }
+    assert_eq!(db.number(pid).await, before, "it lost its session over a chore");
+    assert_ne!(before, 0);
 }
