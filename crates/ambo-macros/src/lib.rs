@@ -24,11 +24,13 @@ use quote::quote;
 ///
 /// # Options
 /// - `name = "fulfil"`: the recorded name, if it shall not follow the function's, as when that is renamed.
+/// - `retry = policy`: how often a run that fails is tried again, an `ambo::Retry`. Default: not at all.
+/// - `permanent = judge`: a function from the error to whether to try again is no use. Default: none is.
 /// - `crate = path`: where `ambo` is, if it was renamed or re-exported. Default: `::ambo`.
 ///
 /// # Example
 /// ```ignore
-/// #[ambo::workflow]
+/// #[ambo::workflow(retry = ambo::Retry::exponential().max_attempts(5))]
 /// async fn fulfil(cx: Ctx, order: Order) -> ambo::Result<Receipt> {
 ///     let charge = cx.step("charge", || gateway.charge(&order)).await?;
 ///     Ok(Receipt { charge })

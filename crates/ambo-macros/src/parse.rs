@@ -15,16 +15,18 @@ pub(crate) struct Options {
     ambo: Option<Path>,
     /// The recorded name, where it is not the function's.
     pub(crate) name: Option<LitStr>,
-    /// The retry policy of a step.
+    /// The retry policy.
     pub(crate) retry: Option<Expr>,
     /// The time limit of one attempt of a step.
     pub(crate) timeout: Option<Expr>,
+    /// The function that says whether to try a workflow again is no use.
+    pub(crate) permanent: Option<Expr>,
 }
 
 impl Options {
     /// Reads them; `known` are those that this macro has.
     pub(crate) fn parse(tokens: TokenStream, known: &[&str]) -> Result<Self> {
-        let mut options = Options { ambo: None, name: None, retry: None, timeout: None };
+        let mut options = Options { ambo: None, name: None, retry: None, timeout: None, permanent: None };
         let parser = syn::meta::parser(|meta| {
             let key = meta.path.get_ident().map(Ident::to_string).unwrap_or_default();
             match key.as_str() {
@@ -34,6 +36,7 @@ impl Options {
                 "crate" => options.ambo = Some(meta.value()?.call(Path::parse_mod_style)?),
                 "name" => options.name = Some(name(meta.value()?.parse()?)?),
                 "retry" => options.retry = Some(meta.value()?.parse()?),
+                "permanent" => options.permanent = Some(meta.value()?.parse()?),
                 _ => options.timeout = Some(meta.value()?.parse()?),
             }
             Ok(())

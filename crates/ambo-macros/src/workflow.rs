@@ -37,7 +37,7 @@ fn complete(parameter: &mut FnArg) {
 }
 
 fn parse(options: TokenStream, item: &ItemFn) -> Result<Workflow> {
-    let options = Options::parse(options, &["name", "crate"])?;
+    let options = Options::parse(options, &["name", "retry", "permanent", "crate"])?;
     let function = Function::check(item, "a workflow")?;
     let input = match &*function.parameters {
         [context] if is_named(&context.ty, "Ctx") => None,
@@ -127,12 +127,27 @@ impl Workflow {
         };
         let taken = quote_spanned!(ty.span()=> type Input = #ty;);
         let call = quote_spanned!(workflow.span()=> ::std::boxed::Box::pin(#workflow(#passed)));
+        let retry = self
+            .options
+            .retry
+            .as_ref()
+            .map(|policy| quote_spanned!(policy.span()=> fn retry() -> #ambo::Retry { #policy }));
+        let permanent = self.options.permanent.as_ref().map(|judge| {
+            quote_spanned!(judge.span()=> fn is_permanent(error: &Self::Error) -> bool {
+                let judge: fn(&Self::Error) -> bool = #judge;
+                judge(error)
+            })
+        });
         quote_spanned! {returned.span()=>
             impl #ambo::Workflow for #workflow {
                 #taken
                 type Output = <#returned as #ambo::__private::Returns>::Output;
                 type Error = <#returned as #ambo::__private::Returns>::Error;
                 const NAME: &'static str = #name;
+
+                #retry
+
+                #permanent
 
                 #[allow(unused_variables)]
                 fn run<'run>(

@@ -97,6 +97,7 @@ table installation
     lease interval not null default '00:00:15'::interval
     retention interval not null default '30 days'::interval
     key_lifetime interval not null default '30 days'::interval
+    pin_grace interval not null default '00:01:00'::interval
     partition_width interval not null default '1 day'::interval
     partitions_ahead integer not null default 7
     CHECK ((key_lifetime > '00:00:00'::interval))
@@ -104,6 +105,7 @@ table installation
     CHECK (only_row)
     CHECK ((partition_width >= '01:00:00'::interval))
     CHECK (((partitions_ahead >= 2) AND (partitions_ahead <= 100)))
+    CHECK ((pin_grace >= '00:00:00'::interval))
     CHECK ((retention >= '01:00:00'::interval))
     UNIQUE index installation_pkey btree (only_row)
 
@@ -251,6 +253,7 @@ table timer
     attempt integer not null
     losses smallint not null
     deadline timestamp with time zone
+    pin text
     index timer_due btree (due_at, run_id)
     UNIQUE index timer_pkey btree (run_id)
 
@@ -272,6 +275,7 @@ table worker
     version text not null
     pid integer not null
     session boolean not null
+    pinned boolean not null
     queues text[] not null
     workflows text[] not null
     UNIQUE index worker_pkey btree (id)
@@ -362,13 +366,17 @@ function fire_timers(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
-function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
+function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=2s
 
 function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_bitmapscan=off, lock_timeout=2s
+
+function forget(p_run uuid, p_attempt integer, p_positions text, p_state text)
+    returns void
+    volatile, set enable_seqscan=off
 
 function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
@@ -401,6 +409,14 @@ function input_digest(p_input json)
 function is_awaited(p_lock integer)
     returns boolean
     volatile
+
+function lane(p_workflow text, p_pin text)
+    returns text
+    immutable
+
+function lanes()
+    returns TABLE(queue text, workflow text)
+    stable, set enable_seqscan=off
 
 function leave(p_worker bigint)
     returns integer
@@ -466,6 +482,14 @@ function pause_schedule(name text, paused boolean DEFAULT true)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function pin_of(p_worker bigint)
+    returns text
+    stable
+
+function pins()
+    returns TABLE(version text, is_alive boolean, grace_ms bigint)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+
 function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
     returns void
     volatile
@@ -494,9 +518,13 @@ function refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position 
     returns void
     volatile
 
-function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, OUT worker_id bigint)
+function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, OUT worker_id bigint)
     returns bigint
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function release_pins(p_versions text[], p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function restore_attributes(p_run uuid)
     returns void

@@ -19,6 +19,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::history::Patch;
 use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::RunId;
@@ -76,12 +77,13 @@ pub struct Ctx<'run> {
 
 impl<'run> Ctx<'run> {
     pub(crate) fn new(run: &'run Arc<Run>) -> Self {
-        Ctx { run, branch: "".into(), index: 0 }
+        Ctx { run, branch: "".into(), index: run.history.from() }
     }
 
     /// The next position: an index within the branch, behind the path of the branch.
     fn position(&mut self) -> Arc<str> {
         self.index += 1;
+        self.run.history.built(&self.branch, self.index);
         if self.branch.is_empty() {
             self.index.to_string().into()
         } else {
@@ -343,6 +345,80 @@ impl<'run> Ctx<'run> {
     pub fn uuid(&mut self) -> Result<uuid::Uuid> {
         let position = self.position();
         fixed::fixed(self.run, position, "ambo:uuid", uuid::Uuid::new_v4)
+    }
+
+    /// Whether this run takes a change of the code: for changing code under runs that are under way. A run that had gone on from
+    /// here before the change keeps to the old calls, all others take the new ones. That it does is recorded, without a commit
+    /// of its own and without a position: when no old run is left, delete the call and the old branch.
+    ///
+    /// `name` tells changes at the same place apart: 1 to 180 bytes.
+    ///
+    /// # Example
+    /// ```
+    /// # use ambo::{Ctx, Result};
+    /// async fn fulfil(mut cx: Ctx<'_>, order: u64) -> Result<()> {
+    ///     cx.step("charge", || async { Ok::<_, ambo::Error>(()) }).await?;
+    ///     if cx.patched("check fraud")? {
+    ///         cx.step("check", || async { Ok::<_, ambo::Error>(()) }).await?;
+    ///     }
+    ///     cx.step("ship", || async { Ok::<_, ambo::Error>(()) }).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `AMBO001` for the name.
+    pub fn patched(&mut self, name: &str) -> Result<bool> {
+        if name.is_empty() || name.len() > 180 || name.contains('\0') {
+            let text =
+                format!("the name of a patch has 1 to 180 bytes and no NUL; this one has {}", name.len());
+            return Err(Error::new(Code::InvalidName, text));
+        }
+        Ok(match self.run.history.patch(&self.branch, self.index + 1, name) {
+            Patch::Taken => true,
+            Patch::Passed => false,
+            Patch::New(position, name) => {
+                self.run.record(position, name.into(), Ok("true".into()), Duration::ZERO);
+                true
+            }
+        })
+    }
+
+    /// Ends this history of the run and begins another with `input`, in one commit: a run that goes on for ever stays small. It
+    /// keeps its id, its deadline, its children, attributes, published values and the signals that it has not consumed;
+    /// [compensations](Ctx::compensate) that it registered are given up. Those who wait for its result go on waiting.
+    ///
+    /// Does not return; calls of other branches that are under way are dropped, as by a crash.
+    ///
+    /// # Example
+    /// ```
+    /// # use ambo::{Ctx, Result};
+    /// async fn meter(mut cx: Ctx<'_>, mut total: u64) -> Result<u64> {
+    ///     loop {
+    ///         total += cx.signal::<u64>("reading").await?;
+    ///         if cx.history_len() > 1000 {
+    ///             return cx.continue_as_new(&total).await;
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `AMBO004` or `AMBO007` for the input, `AMBO025` in a cancelled run.
+    pub async fn continue_as_new<T>(&mut self, input: &impl serde::Serialize) -> Result<T> {
+        // Encoded before the first await: the input need not be `Sync`.
+        let input = crate::payload::encode("the input of the run", input);
+        self.run.continue_as_new(&input?).await
+    }
+
+    /// How many calls this run has recorded since it began or last continued as new.
+    pub fn history_len(&self) -> usize {
+        self.run.history.len()
+    }
+
+    /// How many tries of this run have failed, by the [policy](crate::Workflow::retry) of its workflow; 0 in the first one.
+    pub fn retries(&self) -> u32 {
+        self.run.history.retries
     }
 
     /// A context of its own for a sequence of calls that runs beside others.

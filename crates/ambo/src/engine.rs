@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod executor;
 pub(crate) mod failpoint;
+pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod keeper;
 pub(crate) mod life;
@@ -37,6 +38,8 @@ pub(crate) struct Engine {
     pub(crate) states: States,
     /// How many runs are in memory at most: each holds its input, history and task.
     pub(crate) max_in_flight: usize,
+    /// How many calls a run may record.
+    pub(crate) history_max: usize,
     /// How long a claimer that finds nothing sleeps when no notification wakes it.
     pub(crate) poll: Duration,
     /// The database's clock.

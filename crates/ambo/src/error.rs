@@ -88,6 +88,8 @@ codes! {
     WrongState = "034",
     /// There is no such schedule.
     UnknownSchedule = "035",
+    /// The run has recorded more calls than its worker allows.
+    HistoryLimit = "036",
     /// The database cannot be reached, or does not accept writes.
     Unavailable = "040",
     /// The configuration is wrong.
@@ -133,13 +135,22 @@ pub struct Error {
     application: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sqlstate: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    permanent: bool,
     #[serde(skip)]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Error { code, message: message.into(), application: None, sqlstate: None, source: None }
+        Error {
+            code,
+            message: message.into(),
+            application: None,
+            sqlstate: None,
+            permanent: false,
+            source: None,
+        }
     }
 
     pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -168,6 +179,24 @@ impl Error {
     /// Turns any error into one of Ambo, keeping its text (and it as the source until it is recorded).
     pub fn other(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Error::message(&source).with_source(source)
+    }
+
+    /// Says that to try again is no use: neither the step that fails with it nor its run is, whatever their policies.
+    ///
+    /// # Example
+    /// ```
+    /// let error = ambo::Error::message("the card is stolen").permanent();
+    /// assert!(error.is_permanent());
+    /// ```
+    #[must_use]
+    pub fn permanent(mut self) -> Self {
+        self.permanent = true;
+        self
+    }
+
+    /// Whether to try again is no use.
+    pub fn is_permanent(&self) -> bool {
+        self.permanent
     }
 
     /// The stable code.

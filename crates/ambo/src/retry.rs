@@ -1,8 +1,8 @@
-//! How often, and after which pauses, a step that failed is tried again.
+//! How often, and after which pauses, a step or a run that failed is tried again.
 
 use std::time::Duration;
 
-/// The retry policy of a step: exponential pauses with jitter.
+/// The retry policy of a step or a workflow: exponential pauses with jitter.
 ///
 /// # Example: five attempts
 /// ```
@@ -63,6 +63,11 @@ impl Retry {
     pub const fn max_pause(mut self, pause: Duration) -> Self {
         self.max = pause;
         self
+    }
+
+    /// Whether there is more than one attempt.
+    pub(crate) const fn retries(&self) -> bool {
+        self.max_attempts > 1
     }
 
     /// The pause after attempt `attempt` (from 1), or `None` when that was the last. `jitter` between 0 and 1

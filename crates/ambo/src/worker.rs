@@ -17,10 +17,11 @@ use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::WorkerId;
+use crate::retry::Retry;
 use crate::store::claim::ClaimedRun;
 use crate::store::enqueue::NewRun;
 use crate::store::worker::Registration;
-use crate::workflow::{Registry, States, Workflow, WorkflowFn};
+use crate::workflow::{PIN, Registry, States, Workflow, WorkflowFn};
 
 /// Configures a [`Worker`].
 #[must_use = "a worker runs once it is started"]
@@ -34,6 +35,8 @@ pub struct WorkerBuilder {
     max_in_flight: usize,
     poll: Duration,
     park_after: Duration,
+    history_max: usize,
+    is_pinned: bool,
 }
 
 impl WorkerBuilder {
@@ -48,6 +51,8 @@ impl WorkerBuilder {
             max_in_flight: 1000,
             poll: Duration::from_secs(2),
             park_after: MOMENT,
+            history_max: 100_000,
+            is_pinned: false,
         }
     }
 
@@ -87,6 +92,15 @@ impl WorkerBuilder {
         self.register(|registry| registry.add_fn(name, function))
     }
 
+    /// How often a run of a registered workflow is tried again when it fails; see [`Workflow::retry`]. For functions without a
+    /// type of their own.
+    ///
+    /// # Errors
+    /// [`start`](WorkerBuilder::start) fails with `AMBO020` if no workflow of this name was registered before.
+    pub fn retry(self, workflow: &str, retry: Retry) -> Self {
+        self.register(|registry| registry.set_retry(workflow, retry))
+    }
+
     /// Registers every `#[ambo::workflow]` that is linked into the program.
     #[cfg(feature = "macros")]
     pub fn linked_workflows(mut self) -> Self {
@@ -120,6 +134,21 @@ impl WorkerBuilder {
         self
     }
 
+    /// How many calls a run may record before it ends as dead (`AMBO036`), at least 1; one that is to go on for ever
+    /// [continues as new](crate::Ctx::continue_as_new). Default: 100,000.
+    pub fn history_limit(mut self, calls: usize) -> Self {
+        self.history_max = calls.max(1);
+        self
+    }
+
+    /// Pins runs to the [version](WorkerBuilder::version): one that this worker begins, or takes over unpinned, goes on in workers
+    /// of this version only, as long as there are any. A minute after the last one was seen (`pin_grace` of
+    /// `ambo.installation`), any worker may have it: it should know how to go on, by [`patched`](crate::Ctx::patched).
+    pub fn pinned(mut self) -> Self {
+        self.is_pinned = true;
+        self
+    }
+
     /// How many runs are in memory at once, at least 1. Default: 1000.
     pub fn max_in_flight(mut self, runs: usize) -> Self {
         self.max_in_flight = runs.max(1);
@@ -142,7 +171,7 @@ impl WorkerBuilder {
     /// Registers the worker and starts it, on a thread of its own; workflows run on the present tokio runtime.
     ///
     /// # Errors
-    /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO010` if the schema does not fit;
+    /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO041` for pins without a version; `AMBO010` if the schema does not fit;
     /// `AMBO011` if the database was restored or cloned; `AMBO040` if it cannot be reached.
     pub async fn start(self) -> Result<Worker> {
         let registry = self.registry?;
@@ -151,6 +180,12 @@ impl WorkerBuilder {
             return Err(Error::new(
                 Code::Registration,
                 "no workflow is registered; call `.workflow::<name>()`",
+            ));
+        }
+        if self.is_pinned && (self.version.is_empty() || self.version.contains(['\0', PIN])) {
+            return Err(Error::new(
+                Code::Configuration,
+                "a worker that pins runs has a version without control characters; set it with `.version(...)`",
             ));
         }
         if cfg!(panic = "abort") {
@@ -164,10 +199,17 @@ impl WorkerBuilder {
         queues.dedup();
         let engine = Arc::new(Engine {
             target: self.client.target().clone(),
-            registration: Registration { name: self.name, version: self.version, queues, workflows },
+            registration: Registration {
+                name: self.name,
+                version: self.version,
+                queues,
+                workflows,
+                is_pinned: self.is_pinned,
+            },
             registry,
             states: self.states,
             max_in_flight: self.max_in_flight,
+            history_max: self.history_max,
             poll: self.poll,
             park_after: self.park_after,
             runtime: tokio::runtime::Handle::current(),

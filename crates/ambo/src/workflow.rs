@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::context::Ctx;
 use crate::error::{ApplicationError, Code, Error, Result, to_error};
 use crate::payload::{self, Json};
+use crate::retry::Retry;
 use crate::telemetry::WorkflowMeters;
 
 /// A registered async function whose runs are durable. Made by [`#[ambo::workflow]`](macro@crate::workflow), or by hand.
@@ -26,6 +27,16 @@ pub trait Workflow: Send + Sync + 'static {
     type Error: ApplicationError;
     /// The name under which runs are recorded. It outlives the code: a renamed function keeps it.
     const NAME: &'static str;
+
+    /// How often a run that fails is tried again, from its checkpoints; then it is dead. Default: not at all, it is failed.
+    fn retry() -> Retry {
+        Retry::none()
+    }
+
+    /// Whether to try again is no use after this error. Default: only after one that is [permanent](Error::permanent).
+    fn is_permanent(_: &Self::Error) -> bool {
+        false
+    }
 
     /// The body.
     fn run<'run>(cx: Ctx<'run>, input: Self::Input) -> BoxFuture<'run, Result<Self::Output, Self::Error>>;
@@ -42,7 +53,7 @@ impl<W: Workflow> Body for Typed<W> {
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
         Box::pin(async move {
             let input = payload::decode("the input of the run", input)?;
-            seal(W::run(cx, input).await)
+            seal(W::run(cx, input).await, W::is_permanent)
         })
     }
 }
@@ -58,13 +69,17 @@ where
 {
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
         let called = payload::decode("the input of the run", input).map(|input| self.0.call(cx, input));
-        Box::pin(async move { seal(called?.await) })
+        Box::pin(async move { seal(called?.await, |_| false) })
     }
 }
 
-fn seal<O: Serialize, E: ApplicationError>(result: Result<O, E>) -> Result<Json> {
+fn seal<O: Serialize, E: ApplicationError>(
+    result: Result<O, E>,
+    is_permanent: impl FnOnce(&E) -> bool,
+) -> Result<Json> {
     match result {
         Ok(output) => payload::encode("the result of the run", &output),
+        Err(error) if is_permanent(&error) => Err(to_error(error).permanent()),
         Err(error) => Err(to_error(error)),
     }
 }
@@ -94,6 +109,9 @@ where
     }
 }
 
+/// Between a workflow and a version in the name of the lane of runs that are pinned to it.
+pub(crate) const PIN: char = '\u{1f}';
+
 /// The workflows that a worker knows, by name.
 #[derive(Default, Clone)]
 pub(crate) struct Registry(HashMap<String, Known>);
@@ -103,11 +121,12 @@ pub(crate) struct Registry(HashMap<String, Known>);
 pub(crate) struct Known {
     pub(crate) body: Arc<dyn Body>,
     pub(crate) meters: Arc<WorkflowMeters>,
+    pub(crate) retry: Retry,
 }
 
 impl Registry {
     pub(crate) fn add<W: Workflow>(&mut self) -> Result<()> {
-        self.insert(W::NAME, Arc::new(Typed::<W>(PhantomData)))
+        self.insert(W::NAME, Arc::new(Typed::<W>(PhantomData)), W::retry())
     }
 
     pub(crate) fn add_fn<F, I, O, E>(&mut self, name: &str, function: F) -> Result<()>
@@ -117,20 +136,27 @@ impl Registry {
         O: Serialize + Send + 'static,
         E: ApplicationError,
     {
-        self.insert(name, Arc::new(Function(function, PhantomData)))
+        self.insert(name, Arc::new(Function(function, PhantomData)), Retry::none())
     }
 
-    fn insert(&mut self, name: &str, body: Arc<dyn Body>) -> Result<()> {
-        if name.is_empty() || name.len() > 200 || name.contains('\0') {
+    fn insert(&mut self, name: &str, body: Arc<dyn Body>, retry: Retry) -> Result<()> {
+        if name.is_empty() || name.len() > 200 || name.contains(['\0', PIN]) {
             return Err(Error::new(
                 Code::InvalidName,
                 format!("the name of a workflow has 1 to 200 bytes and no NUL; this one has {}", name.len()),
             ));
         }
-        let known = Known { body, meters: Arc::new(WorkflowMeters::new(name)) };
+        let known = Known { body, meters: Arc::new(WorkflowMeters::new(name)), retry };
         if self.0.insert(name.to_owned(), known).is_some() {
             return Err(Error::new(Code::Registration, format!("two workflows are registered as {name:?}")));
         }
+        Ok(())
+    }
+
+    pub(crate) fn set_retry(&mut self, name: &str, retry: Retry) -> Result<()> {
+        let unknown =
+            || Error::new(Code::Registration, format!("no workflow is registered as {name:?} to retry"));
+        self.0.get_mut(name).ok_or_else(unknown)?.retry = retry;
         Ok(())
     }
 

@@ -115,6 +115,7 @@ begin
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'
       and not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at);
+    delete from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:retry';
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
     v_xid := pg_current_xact_id();

@@ -14,7 +14,7 @@ begin
     perform ambo.refuse_enqueue(u.w, u.i, u.q, null, u.p, u.d, null, u.o, u.m, null)
     from unnest(p_workflows, p_inputs, p_queues, p_priorities, p_delays, p_timeouts, p_attempts)
         as u (w, i, q, p, d, o, m)
-    where (octet_length(u.w) between 1 and 200 and octet_length(u.i::text) <= 2097152
+    where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
         and u.q = 'default' and u.p = 0 and u.d is null and u.o is null and u.m = 5) is not true;
     with made as (
         insert into ambo.run (id, attempts_max, priority, workflow, queue, input, timeout, attributes, parent_id)

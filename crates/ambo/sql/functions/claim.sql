@@ -236,6 +236,31 @@ begin
     cross join lateral (select c.* from ambo.checkpoint c where c.run_id = g.id offset 0) c;
 end $$;
 
+-- The queues and workflows that have a row in ready, 10,000 at most: one index probe each, however many rows there are.
+create or replace function ambo.lanes() returns table (queue text, workflow text)
+language sql stable set enable_seqscan = off
+as $$
+    with recursive lane as (
+        (select r.queue, r.workflow from ambo.ready r order by r.queue, r.workflow limit 1)
+        union all
+        select n.queue, n.workflow from lane l cross join lateral (
+            select r.queue, r.workflow from ambo.ready r
+            where (r.queue, r.workflow) > (l.queue, l.workflow)
+            order by r.queue, r.workflow limit 1) n
+    )
+    select l.queue, l.workflow from lane l limit 10000
+$$;
+
+-- The name of the lane of a workflow's runs that are pinned to a version of their workers; its own where that is null.
+create or replace function ambo.lane(p_workflow text, p_pin text) returns text
+language sql immutable
+return case when p_pin is null then p_workflow else p_workflow || chr(31) || p_pin end;
+
+-- The version that a worker pins its runs to, if it does.
+create or replace function ambo.pin_of(p_worker bigint) returns text
+language sql stable
+return (select w.version from ambo.worker w where w.id = p_worker and w.pinned);
+
 -- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.
 create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
 returns integer
@@ -245,6 +270,7 @@ as $$
 declare
     v_xid xid8;
     v_count integer;
+    v_pin text := ambo.pin_of(p_worker);
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     v_xid := pg_current_xact_id();
@@ -256,8 +282,8 @@ begin
                 where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt offset 0) h))
         returning c.run_id, c.attempt, c.losses, c.deadline)
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), v_xid, r.id, c.attempt, c.losses, r.priority, r.queue, r.workflow,
-           r.timeout, c.deadline
+    select nextval('ambo.ready_seq'), v_xid, r.id, c.attempt, c.losses, r.priority, r.queue,
+           ambo.lane(r.workflow, v_pin), r.timeout, c.deadline
     from returned c cross join lateral (select r.* from ambo.run r where r.id = c.run_id offset 0) r;
     get diagnostics v_count = row_count;
     if v_count > 0 then

@@ -3,21 +3,15 @@
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    with recursive alive as (
+    with alive as (
         select w.queues, w.workflows
         from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
         where w.dead_at is null and h.at > clock_timestamp() - interval '5 seconds'
-    ), lane as (
-        -- Each queue and workflow that has a run waiting: one index probe a lane, however many runs wait.
-        (select r.queue, r.workflow from ambo.ready r order by r.queue, r.workflow limit 1)
-        union all
-        select n.queue, n.workflow from lane l cross join lateral (
-            select r.queue, r.workflow from ambo.ready r
-            where (r.queue, r.workflow) > (l.queue, l.workflow)
-            order by r.queue, r.workflow limit 1) n
     ), unserved as (
-        select l.queue, l.workflow from (select * from lane limit 1000) l
-        where not exists (select from alive a where l.queue = any (a.queues) and l.workflow = any (a.workflows))
+        select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow
+        from (select * from ambo.lanes() limit 1000) l
+        where not exists (select from alive a where l.queue = any (a.queues)
+                          and split_part(l.workflow, chr(31), 1) = any (a.workflows))
         limit 20
     ), oldest as (
         -- What vacuum has to wait for: a snapshot or a transaction that has written, of this database.

@@ -12,6 +12,8 @@ begin
         raise exception 'AMBO001: the name of a workflow has 1 to 200 bytes, not %',
             coalesce(octet_length(p_workflow)::text, 'null')
             using errcode = 'AM001', hint = 'Pass the registered name of the workflow.';
+    elsif strpos(p_workflow, chr(31)) > 0 then
+        raise exception 'AMBO001: the name of a workflow holds a control character (U+001F)' using errcode = 'AM001';
     elsif p_queue is null or not exists (select from ambo.queue q where q.name = p_queue) then
         raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
             using errcode = 'AM002',
@@ -96,7 +98,7 @@ declare
     v_xid xid8;
 begin
     -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
-    v_good := (octet_length(p_workflow) between 1 and 200
+    v_good := (octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
         and octet_length(p_input::text) <= 2097152
         and (p_key is null or octet_length(p_key) between 1 and 512)
         and p_priority between -32768 and 32767
@@ -188,7 +190,7 @@ begin
                                 coalesce(u.m, 5), u.l)
     from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes)
         as u (w, i, q, k, p, d, t, o, m, l)
-    where (octet_length(u.w) between 1 and 200
+    where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0
         and octet_length(u.i::text) <= 2097152
         and (u.k is null or octet_length(u.k) between 1 and 512)
         and coalesce(u.p, 0) between -32768 and 32767

@@ -89,6 +89,7 @@ create or replace function ambo.flush_all(
     p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamptz[],
     p_child_attempts integer[], p_child_detached boolean[],
     p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[],
+    p_parked_forgets text[], p_parked_states text[],
     p_woken uuid[],
     p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
 returns uuid[]
@@ -96,6 +97,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_fenced uuid[];
+    v_gone uuid[];
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     if cardinality(p_child_ids) > 0 then
@@ -114,7 +116,12 @@ begin
     v_fenced := ambo.flush(p_worker, p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms,
                            p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors);
     if cardinality(p_parked_runs) > 0 then
-        v_fenced := v_fenced || ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues);
+        v_gone := ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues);
+        v_fenced := v_fenced || v_gone;
+        perform ambo.forget(f.run_id, f.attempt, f.positions, f.state)
+        from unnest(p_parked_runs, p_parked_attempts, p_parked_forgets, p_parked_states)
+            as f (run_id, attempt, positions, state)
+        where (f.positions is not null or f.state is not null) and f.run_id <> all (v_gone);
     end if;
     if cardinality(p_woken) > 0 then
         perform ambo.send_wakes(p_woken);

@@ -35,7 +35,7 @@ begin
     insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output, error)
     select v_fork, c.recorded_at, 1, c.elapsed_ms, c.position, c.name, c.output, c.error
     from ambo.checkpoint c
-    where c.run_id = p_run and c.name <> 'ambo:undo'
+    where c.run_id = p_run and c.name not in ('ambo:undo', 'ambo:retry')
       and (v_position is null or string_to_array(c.position, '.')::integer[] < v_position);
     insert into ambo.event (run_id, key, number, published_at, value)
     select v_fork, e.key, e.number, e.published_at, e.value
@@ -87,7 +87,7 @@ begin
       and string_to_array(c.position, '.')::integer[] >= v_position
       and e.run_id = p_run and e.key = substr(c.name, 12) and e.number::text = c.output::text;
     delete from ambo.checkpoint c
-    where c.run_id = p_run and string_to_array(c.position, '.')::integer[] >= v_position;
+    where c.run_id = p_run and (string_to_array(c.position, '.')::integer[] >= v_position or c.name = 'ambo:retry');
     perform ambo.restore_attributes(p_run);
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;

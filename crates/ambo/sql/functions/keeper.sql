@@ -15,6 +15,7 @@ declare
     v_xid xid8;
     v_lease interval := (select i.lease from ambo.installation i);
     v_dead uuid[];
+    v_pin text := ambo.pin_of(p_worker);
 begin
     recovered := 0;
     dead_lettered := 0;
@@ -53,7 +54,7 @@ begin
     ), revived as (
         insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
         select nextval('ambo.ready_seq'), v_xid, j.run_id, j.attempt, j.losses, j.priority, j.queue,
-               j.workflow, j.timeout, j.deadline
+               ambo.lane(j.workflow, v_pin), j.timeout, j.deadline
         from judged j where j.losses < j.attempts_max
         returning 1
     ), dropped as (
@@ -98,13 +99,56 @@ begin
         delete from ambo.timer t where t.ctid = any (array(
             select d.ctid from ambo.timer d where d.due_at <= clock_timestamp()
             order by d.due_at, d.run_id limit p_limit for update skip locked))
-        returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline
+        returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline, t.pin
     )
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue, r.workflow,
-           r.timeout, f.deadline
+    select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue,
+           ambo.lane(r.workflow, f.pin), r.timeout, f.deadline
     from (select * from fired order by due_at) f
     cross join lateral (select r.* from ambo.run r where r.id = f.run_id offset 0) r;
+    get diagnostics v_count = row_count;
+    if v_count > 0 then
+        perform ambo.wake();
+    end if;
+    return v_count;
+end $$;
+
+-- The versions that runs which may be claimed are pinned to, and those that living workers pin to; and how long those wait
+-- for one of these.
+create or replace function ambo.pins() returns table (version text, is_alive boolean, grace_ms bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+    select p.version, p.is_alive, (extract(epoch from i.pin_grace) * 1000)::bigint
+    from (
+        select split_part(l.workflow, chr(31), 2) as version, false as is_alive
+        from ambo.lanes() l where strpos(l.workflow, chr(31)) > 0
+        union
+        select w.version, true from ambo.worker w where w.pinned and w.dead_at is null) p, ambo.installation i
+$$;
+
+-- Gives runs that are pinned to versions of which no worker is left to any worker, up to p_limit. Returns how many.
+create or replace function ambo.release_pins(p_versions text[], p_limit integer) returns integer
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+declare
+    v_xid xid8 := pg_current_xact_id();
+    v_count integer;
+begin
+    with lane as (
+        select l.queue, l.workflow from ambo.lanes() l where split_part(l.workflow, chr(31), 2) = any (p_versions)
+    ), released as (
+        delete from ambo.ready r where r.ctid = any (array(
+            select p.place from lane l cross join lateral (
+                select r.ctid as place from ambo.ready r where r.queue = l.queue and r.workflow = l.workflow
+                limit p_limit for update skip locked) p
+            limit p_limit))
+        returning r.*
+    )
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), v_xid, r.run_id, r.attempt, r.losses, r.priority, r.queue,
+           split_part(r.workflow, chr(31), 1), r.timeout, r.deadline
+    from released r;
     get diagnostics v_count = row_count;
     if v_count > 0 then
         perform ambo.wake();

@@ -16,6 +16,7 @@ declare
     v_woken uuid[] := '{}';
     v_xid xid8 := pg_current_xact_id();
     v_now timestamptz := clock_timestamp();
+    v_pin text := ambo.pin_of(p_worker);
 begin
     with held as materialized (
         select p.run_id, p.attempt, p.due, h.place
@@ -37,17 +38,42 @@ begin
         with woken as (delete from ambo.wake w where w.run_id = any (v_ids) returning w.run_id)
         select coalesce(array_agg(w.run_id), '{}') into v_woken from woken w;
     end if;
-    insert into ambo.timer (run_id, due_at, attempt, losses, deadline)
-    select p.id, p.due, p.attempt, 0, p.deadline
+    insert into ambo.timer (run_id, due_at, attempt, losses, deadline, pin)
+    select p.id, p.due, p.attempt, 0, p.deadline, v_pin
     from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
     where p.id <> all (v_woken) and p.due > v_now;
     if cardinality(v_woken) > 0 or exists (select from unnest(v_dues) d where d <= v_now) then
         insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-        select nextval('ambo.ready_seq'), v_xid, r.id, p.attempt, 0, r.priority, r.queue, r.workflow, r.timeout, p.deadline
+        select nextval('ambo.ready_seq'), v_xid, r.id, p.attempt, 0, r.priority, r.queue,
+               ambo.lane(r.workflow, v_pin), r.timeout, p.deadline
         from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
         cross join lateral (select r.* from ambo.run r where r.id = p.id offset 0) r
         where p.id = any (v_woken) or p.due <= v_now;
         perform ambo.wake();
     end if;
     return array(select r from unnest(p_runs) r where r <> all (coalesce(v_ids, '{}')));
+end $$;
+
+-- What a run that left memory has recorded is not what it goes on with: failures that are tried again are forgotten, or
+-- all of it, in exchange for what it continues as new with. Signals that it has consumed go too; of one that had a key, what
+-- refuses its repetition stays.
+create or replace function ambo.forget(p_run uuid, p_attempt integer, p_positions text, p_state text) returns void
+language plpgsql volatile set enable_seqscan = off
+as $$
+declare
+    v_consumed bigint[];
+begin
+    if p_state is null then
+        delete from ambo.checkpoint c where c.run_id = p_run and c.position = any (string_to_array(p_positions, ','));
+        return;
+    end if;
+    v_consumed := array(
+        select (c.output ->> 'seq')::bigint from ambo.checkpoint c
+        where c.run_id = p_run and starts_with(c.name, 'ambo:signal ') and c.output is not null);
+    delete from ambo.signal s where s.run_id = p_run and s.seq = any (v_consumed) and s.key is null;
+    -- No topic is so long: nobody asks for it.
+    update ambo.signal s set topic = repeat(chr(31), 201) || s.topic where s.run_id = p_run and s.seq = any (v_consumed);
+    delete from ambo.checkpoint c where c.run_id = p_run;
+    insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output)
+    values (p_run, p_attempt, 0, '0.0', 'ambo:continued', p_state::json);
 end $$;

@@ -28,7 +28,8 @@ begin
     end if;
     if key is not null then
         -- Before the question whether the run has ended: the same signal again is no error then.
-        select s.topic, s.payload::text as payload into v_known
+        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload::text as payload
+        into v_known
         from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
     end if;
     if key is null or not found then
@@ -42,7 +43,8 @@ begin
             perform ambo.send_wakes(array[run_id]);
             return true;
         end if;
-        select s.topic, s.payload::text as payload into v_known
+        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload::text as payload
+        into v_known
         from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
     end if;
     if v_known.topic is distinct from topic or v_known.payload is distinct from payload::text then

@@ -17,7 +17,7 @@ begin
     perform ambo.refuse_enqueue(u.w, u.i, u.q, u.k, u.p, null, null, u.o, u.m, u.l)
     from unnest(p_workflows, p_inputs, p_queues, p_keys, p_priorities, p_timeouts, p_attempts, p_key_lifetimes)
         as u (w, i, q, k, p, o, m, l)
-    where (octet_length(u.w) between 1 and 200 and octet_length(u.i::text) <= 2097152
+    where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
         and u.k is null and u.q = 'default' and u.p = 0 and u.o is null and u.m = 5) is not true;
     -- The fence before the claim: a worker that was declared dead starts nothing.
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);

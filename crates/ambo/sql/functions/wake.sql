@@ -60,6 +60,7 @@ declare
     v_held uuid[];
     v_others uuid[];
     v_moving uuid[];
+    v_pin text := ambo.pin_of(p_worker);
 begin
     v_held := array(
         select c.run_id from unnest(p_runs) g (id)
@@ -86,12 +87,29 @@ begin
     if cardinality(v_moving) > 0 then
         perform ambo.send_wakes(v_moving);
     end if;
+    -- One that is pinned to another version goes to a worker of that.
+    with up as (
+        delete from ambo.timer t where t.ctid = any (array(
+            select p.place from unnest(p_runs) g (id)
+            cross join lateral (
+                select t.ctid as place from ambo.timer t where t.run_id = g.id and t.pin <> coalesce(v_pin, '')
+                offset 0 for update skip locked) p))
+        returning t.run_id, t.attempt, t.losses, t.deadline, t.pin
+    )
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), pg_current_xact_id(), r.id, u.attempt, u.losses, r.priority, r.queue,
+           ambo.lane(r.workflow, u.pin), r.timeout, u.deadline
+    from up u cross join lateral (select r.* from ambo.run r where r.id = u.run_id offset 0) r;
+    if found then
+        perform ambo.wake();
+    end if;
     return query
     with up as (
         delete from ambo.timer t where t.ctid = any (array(
             select p.place from unnest(p_runs) g (id)
             cross join lateral (
-                select t.ctid as place from ambo.timer t where t.run_id = g.id offset 0 for update skip locked) p))
+                select t.ctid as place from ambo.timer t
+                where t.run_id = g.id and (t.pin is null or t.pin = v_pin) offset 0 for update skip locked) p))
         returning t.run_id, t.attempt, t.losses, t.deadline
     )
     insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)

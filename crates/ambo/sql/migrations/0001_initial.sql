@@ -16,6 +16,8 @@ create table ambo.installation (
     retention interval not null default '30 days' check (retention >= '1 hour'),
     -- How long an idempotency key names its run at least; never shorter than the run.
     key_lifetime interval not null default '30 days' check (key_lifetime > '0'),
+    -- How long runs that are pinned to a version wait for a worker of it, once there is none.
+    pin_grace interval not null default '1 minute' check (pin_grace >= '0'),
     partition_width interval not null default '1 day' check (partition_width >= '1 hour'),
     partitions_ahead integer not null default 7 check (partitions_ahead between 2 and 100)
 );
@@ -82,7 +84,8 @@ create table ambo.checkpoint (
 -- The order of claims. Drawn after the transaction has its xid (see functions/enqueue.sql), cached by nobody.
 create sequence ambo.ready_seq as bigint cache 1;
 
--- Runs that may be claimed now; deleted by the claim. A lane is (queue, workflow, priority).
+-- Runs that may be claimed now; deleted by the claim. A lane is (queue, workflow, priority). Runs that are pinned to a
+-- version of their workers stand in lanes of their own, under the name that ambo.lane gives.
 -- `xid` is the top-level transaction that made the row: by it a claimer finds what committed late.
 --
 -- A live run has exactly one row that carries it: here, in claim or in timer. A row that only `wakes` is beside that:
@@ -124,7 +127,9 @@ create table ambo.timer (
     due_at timestamptz not null,
     attempt integer not null,
     losses smallint not null,
-    deadline timestamptz
+    deadline timestamptz,
+    -- The version of the workers that it goes on in.
+    pin text collate "C"
 );
 create index timer_due on ambo.timer (due_at, run_id);
 
@@ -234,6 +239,8 @@ create table ambo.worker (
     pid integer not null,
     -- Whether it holds its session lock; behind a transaction pooler it cannot.
     session boolean not null,
+    -- Whether the runs that it claims are pinned to its version.
+    pinned boolean not null,
     queues text[] not null,
     workflows text[] not null
 );

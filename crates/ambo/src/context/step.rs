@@ -219,6 +219,7 @@ async fn attempts<T, E, F, Fut>(
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
+    E: 'static,
 {
     let Options { retry, retry_if, timeout } = options;
     let mut attempt = Attempt { number: 1, run: run.id.into(), position: position.clone() };
@@ -230,7 +231,9 @@ where
             Err(failure) => failure,
         };
         let worth_it = match &failure {
-            Failure::Application(error) => retry_if.as_ref().is_none_or(|worth_it| worth_it(error)),
+            Failure::Application(error) => {
+                !is_permanent(error) && retry_if.as_ref().is_none_or(|worth_it| worth_it(error))
+            }
             Failure::Ambo(_) => true,
         };
         let Some(pause) = retry.pause_after(attempt.number, clock::jitter()).filter(|_| worth_it) else {
@@ -247,6 +250,11 @@ where
         }
         attempt.number += 1;
     }
+}
+
+/// Whether an error says of itself that to try again is no use.
+fn is_permanent<E: 'static>(error: &E) -> bool {
+    (error as &dyn std::any::Any).downcast_ref::<Error>().is_some_and(Error::is_permanent)
 }
 
 /// One attempt: a panic and a time limit are failures of it, not of the worker.

@@ -138,7 +138,7 @@ impl<'a> TransactionStep<'a> {
             name: self.name.as_ref().into(),
             witnessed: self.witnessed,
         };
-        let passed_over = self.run.is_cancelled() && !self.run.is_recorded(&self.position);
+        let passed_over = self.run.is_cancelled() && !self.run.history.has(&self.position);
         if let Some(answer) = replay(self.run, &self.position, &self.name).await {
             if passed_over && let Some(output) = self.lay_to_rest(&place, database).await {
                 return self.found(output).await;

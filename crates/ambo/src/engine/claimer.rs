@@ -237,7 +237,7 @@ impl Claimer {
         let session = self.link.session().await?.clone();
         let registration = &self.engine.registration;
         let found =
-            claim::find_lanes(&session, &schema, &registration.queues, &registration.workflows, &self.lanes)
+            claim::find_lanes(&session, &schema, &registration.queues, &registration.lanes(), &self.lanes)
                 .await?;
         let is_new = !found.is_empty();
         self.lanes.extend(found);

@@ -9,17 +9,16 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
+use super::clock;
+use super::history::{RETRY_NAME, UNDO, UNDO_NAME};
 use super::journal::Fact;
 use super::run::{Run, Stop};
 use super::{Engine, Life, failpoint};
 use crate::context::{Ctx, compensate};
 use crate::error::{Code, Error};
 use crate::payload::{self, Json};
+use crate::retry::Retry;
 use crate::store::flush::{NewOutcome, NewPark};
-
-/// Where it is recorded that a run has failed and is being undone: before the first call of any body.
-const UNDO: &str = "0";
-const UNDO_NAME: &str = "ambo:undo";
 
 /// How a run left its body.
 enum Ending {
@@ -28,6 +27,10 @@ enum Ending {
     Fenced,
     /// It waits for longer than a moment, until then at most.
     Park(Option<Timestamp>),
+    /// It failed, and its body is tried again after a pause.
+    Retry(Duration, Error),
+    /// It begins anew with what it takes along.
+    Continue(String),
 }
 
 /// Runs a run to its end or to a stop. Lives on the users' runtime.
@@ -48,7 +51,13 @@ pub(crate) async fn execute(
     match ending {
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
         Ending::HandBack => hand_back(&engine, &life, &run).await,
-        Ending::Park(due) => run.give(Fact::Park(NewPark { run: run.id, attempt: run.attempt, due })),
+        Ending::Park(due) => park(&run, NewPark { due, ..NewPark::default() }),
+        Ending::Retry(pause, error) => retry(&run, pause, &error),
+        // Due since long: it is ready at once.
+        Ending::Continue(state) => {
+            let (due, state) = (Some(Timestamp::UNIX_EPOCH), Some(state));
+            park(&run, NewPark { due, state, ..NewPark::default() });
+        }
         Ending::Fenced => {
             span.in_scope(|| {
                 tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
@@ -63,7 +72,7 @@ pub(crate) async fn execute(
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.forget(&run.id),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
-                Stop::HandBack => {}
+                Stop::HandBack | Stop::Continue(_) => {}
             },
             () = run.settled() => {}
         }
@@ -80,12 +89,17 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
         tracing::error!("claimed a run of a workflow that this worker does not know");
         return Ending::HandBack;
     };
+    if !run.is_cancelled() && run.history.not_before.is_some_and(|due| !run.clock.until(due).is_zero()) {
+        // Something woke it between two tries.
+        return Ending::Park(run.history.not_before);
+    }
+    let input = run.history.continued.as_ref().map_or(input, |continued| continued.input.get());
     let body = async {
         let ctx = Ctx::new(run);
         let mut body = AssertUnwindSafe(workflow.body.run(ctx, input)).catch_unwind();
         let ended = std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await;
         drop(body);
-        conclude(run, ended).await
+        conclude(run, &workflow.retry, ended).await
     };
     let deadline = async {
         match time_left {
@@ -99,6 +113,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
             Stop::Fenced => Ending::Fenced,
             Stop::HandBack => Ending::HandBack,
             Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
+            Stop::Continue(state) => Ending::Continue(state.clone()),
         },
         ending = body => ending,
         () = deadline => {
@@ -112,13 +127,22 @@ type Caught = Result<Result<Json, Error>, Box<dyn Any + Send>>;
 
 /// From the end of the body to how the run ends: what failed is undone first. That it failed is recorded before that,
 /// so that a run that began to undo goes on with it, whatever the body does in a replay.
-async fn conclude(run: &Arc<Run>, ended: Caught) -> Ending {
+async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
+    let is_undone = run.history.has(UNDO);
     let mut error = match ended {
-        Ok(Ok(output)) if !run.is_recorded(UNDO) => return Ending::Outcome("succeeded", Ok(output)),
+        Ok(Ok(output)) if !is_undone => return Ending::Outcome("succeeded", Ok(output)),
         Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),
         Ok(Err(error)) => error,
         Err(panic) => panicked("the workflow", &*panic),
     };
+    let is_retried = policy.retries() && is_worth_a_retry(&error);
+    if is_retried
+        && !is_undone
+        && !run.is_cancelled()
+        && let Some(pause) = policy.pause_after(run.history.retries + 1, clock::jitter())
+    {
+        return Ending::Retry(pause, error);
+    }
     if !run.compensations().is_empty() {
         match run.replay(UNDO, UNDO_NAME) {
             Ok(Some(checkpoint)) => {
@@ -134,9 +158,34 @@ async fn conclude(run: &Arc<Run>, ended: Caught) -> Ending {
     let status = match error.code() {
         _ if run.is_cancelled() => return Ending::Outcome("cancelled", Err(cancelled())),
         Code::NotDecodable => "dead",
+        // Tried as often as it may be: it waits for somebody to look at it.
+        _ if is_retried => "dead",
         _ => "failed",
     };
     Ending::Outcome(status, Err(error))
+}
+
+fn is_worth_a_retry(error: &Error) -> bool {
+    !error.is_permanent()
+        && !matches!(error.code(), Code::NotDecodable | Code::Cancelled | Code::NonDeterminism)
+}
+
+fn park(run: &Arc<Run>, park: NewPark) {
+    run.give(Fact::Park(NewPark { run: run.id, attempt: run.attempt, ..park }));
+}
+
+/// Leaves memory until the pause is over. What failed is forgotten in the same commit, so that it is tried again.
+fn retry(run: &Arc<Run>, pause: Duration, error: &Error) {
+    let failed = run.history.retries + 1;
+    let pause = jiff::SignedDuration::try_from(pause).unwrap_or(jiff::SignedDuration::MAX);
+    let due = run.clock.now().saturating_add(pause).unwrap_or(Timestamp::MAX);
+    tracing::info!(run = %run.id, workflow = run.workflow, failed, until = %due, code = %error.code(),
+        "the run failed and is tried again");
+    let output = payload::encode("the time of a retry", &due).unwrap_or_else(|_| "null".into());
+    let mut failure = run.checkpoint(format!("0.{failed}").into(), RETRY_NAME.into(), output);
+    failure.error = Some(encode_error(error));
+    let forget = Some(run.history.unhandled().join(",")).filter(|positions| !positions.is_empty());
+    park(run, NewPark { due: Some(due), failure: Some(failure), forget, ..NewPark::default() });
 }
 
 fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Error>) {

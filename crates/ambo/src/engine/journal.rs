@@ -52,18 +52,20 @@ impl Fact {
             Fact::Attribute(_, attribute) => attribute.key.len() + attribute.value.len(),
             Fact::Child(_, child) => 200 + child.run.input.len() + of(&child.run.attributes),
             Fact::Outcome(o) => of(&o.output) + of(&o.error),
-            Fact::Checkpoint(_) | Fact::Park(_) => 0,
+            Fact::Park(park) => park.state.as_ref().map_or(0, String::len),
+            Fact::Checkpoint(_) => 0,
         };
         200 + beside + self.checkpoint().map_or(0, |c| c.name.len() + of(&c.output) + of(&c.error))
     }
 
-    fn checkpoint(&self) -> Option<&NewCheckpoint> {
+    pub(crate) fn checkpoint(&self) -> Option<&NewCheckpoint> {
         match self {
             Fact::Checkpoint(checkpoint)
             | Fact::Event(checkpoint, _)
             | Fact::Child(checkpoint, _)
             | Fact::Attribute(checkpoint, _) => Some(checkpoint),
-            Fact::Park(_) | Fact::Outcome(_) => None,
+            Fact::Park(park) => park.failure.as_ref(),
+            Fact::Outcome(_) => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The keeper's duties: bury the dead, fire timers, tick schedules, keep partitions. They fall to the worker whose heartbeat
 //! renewed the keepership; they are idempotent, so that two who both believe to be keeper do no harm.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use crate::error::Result;
 use crate::store::connect::Session;
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
-use crate::store::worker::{self, Pulse};
+use crate::store::worker::{self, Pin, Pulse};
 use crate::telemetry;
 
 /// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
@@ -19,6 +20,8 @@ const TIMER_BATCH: i32 = 5000;
 const TIMER_BATCHES: u32 = 2;
 /// Ticks of one schedule between two heartbeats.
 const TICK_ROUNDS: u32 = 20;
+/// Between looks at the versions that runs are pinned to.
+const PINS: Duration = Duration::from_secs(5);
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
 
@@ -27,6 +30,9 @@ const HOUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Duties {
     kept_house: Option<Instant>,
     next_timer: Option<Duration>,
+    /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
+    looked_at_pins: Option<Instant>,
+    orphaned: HashMap<String, Instant>,
 }
 
 impl Duties {
@@ -60,6 +66,10 @@ impl Duties {
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
         }
+        if self.looked_at_pins.is_none_or(|at| at.elapsed() > PINS) {
+            made_ready |= self.release_pins(session, schema).await?;
+            self.looked_at_pins = Some(Instant::now());
+        }
         if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
             match worker::keep_house(session, schema).await {
                 // The heartbeat must not end for it: a disk that is full, a right that was taken away.
@@ -71,6 +81,33 @@ impl Duties {
             self.kept_house = Some(Instant::now());
         }
         Ok(made_ready)
+    }
+
+    /// Gives runs to any worker whose version has had none for long enough.
+    async fn release_pins(&mut self, session: &Session, schema: &Schema) -> Result<bool> {
+        let (alive, waited_for): (Vec<Pin>, Vec<Pin>) =
+            worker::pins(session, schema).await?.into_iter().partition(|pin| pin.is_alive);
+        let lives = |version: &String| alive.iter().any(|pin| pin.version == *version);
+        self.orphaned.retain(|version, _| !lives(version));
+        let mut gone = Vec::new();
+        for Pin { version, grace, .. } in waited_for.into_iter().filter(|pin| !lives(&pin.version)) {
+            let since = *self.orphaned.entry(version.clone()).or_insert_with(Instant::now);
+            if since.elapsed() >= grace {
+                gone.push(version);
+            }
+        }
+        let mut released = 0;
+        while !gone.is_empty() {
+            let count = worker::release_pins(session, schema, &gone, TIMER_BATCH).await?;
+            released += count;
+            if count < TIMER_BATCH {
+                break;
+            }
+        }
+        if released > 0 {
+            tracing::warn!(versions = ?gone, runs = released, "no worker of these versions is left; their runs go to others");
+        }
+        Ok(released > 0)
     }
 
     /// When to beat again: a timer that is due sooner than the next heartbeat is fired on time.

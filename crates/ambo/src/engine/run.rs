@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::clock;
+use super::history::{self, Continued, History};
 use super::journal::{Fact, Journal};
 use super::wait::Waits;
 use crate::client::waiter::Waiter;
@@ -32,6 +33,8 @@ pub(crate) enum Stop {
     HandBack,
     /// It ends as dead: its code does not fit its history, or what it did cannot be recorded.
     Dead(Error),
+    /// It begins anew, with what it takes along.
+    Continue(String),
 }
 
 /// A run in execution.
@@ -67,8 +70,9 @@ pub(crate) struct Run {
     compensations: Mutex<Vec<Compensation>>,
     /// The body has ended badly and what it did is being undone: the cancel is past.
     compensating: AtomicBool,
-    /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
-    history: Mutex<HashMap<String, Checkpoint>>,
+    pub(crate) history: History,
+    /// How many calls it may record.
+    history_max: usize,
     pending: Mutex<Pending>,
     /// How many facts were recorded, and how many of them are durable.
     sent: AtomicU64,
@@ -147,9 +151,10 @@ impl Run {
             sessions: life.control.subscribe(),
             consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
             published: Mutex::new(last_numbers(&history)),
+            history_max: engine.history_max,
             compensations: Mutex::default(),
             compensating: AtomicBool::new(false),
-            history: Mutex::new(history.into_iter().map(|c| (c.position.clone(), c)).collect()),
+            history: History::new(history),
             pending: Mutex::default(),
             sent: AtomicU64::new(0),
             durable: AtomicU64::new(0),
@@ -210,11 +215,6 @@ impl Run {
         self.reported.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether a call at this position was recorded and has not been replayed yet.
-    pub(crate) fn is_recorded(&self, position: &str) -> bool {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).contains_key(position)
-    }
-
     /// Holds up the next effect and the end of the run.
     pub(crate) fn hold(self: &Arc<Self>) -> Hold {
         self.undecided.fetch_add(1, Ordering::AcqRel);
@@ -234,21 +234,9 @@ impl Run {
         }
     }
 
-    /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it
-    /// waits among the dead, with its history, until code that fits it is there.
+    /// See [`History::replay`].
     pub(crate) fn replay(&self, position: &str, name: &str) -> Result<Option<Checkpoint>, Error> {
-        let recorded = self.history.lock().unwrap_or_else(PoisonError::into_inner).remove(position);
-        match recorded {
-            Some(recorded) if recorded.name != name => Err(Error::new(
-                Code::NonDeterminism,
-                format!(
-                    "position {position} of run {} holds {:?}, but the code now calls {name:?} there; \
-                     deploy code that makes the same calls, then retry the run",
-                    self.id, recorded.name
-                ),
-            )),
-            other => Ok(other),
-        }
+        self.history.replay(self.id, position, name)
     }
 
     /// Gives a checkpoint to the journal. The caller may go on: what must wait for it is the next effect.
@@ -261,7 +249,10 @@ impl Run {
     ) {
         let (output, error) = match result {
             Ok(output) => (Some(output), None),
-            Err(error) => (None, Some(error)),
+            Err(error) => {
+                self.history.fail(&position);
+                (None, Some(error))
+            }
         };
         self.give(Fact::Checkpoint(NewCheckpoint {
             run: self.id,
@@ -287,6 +278,15 @@ impl Run {
 
     /// Records a fact: it goes to the journal at the end of the present poll.
     pub(crate) fn give(self: &Arc<Self>, fact: Fact) {
+        if fact.checkpoint().is_some() && self.history.grow() > self.history_max {
+            self.stop(Stop::Dead(Error::new(
+                Code::HistoryLimit,
+                format!(
+                    "the run has recorded {} calls, its limit; continue as new, or raise the limit and retry it",
+                    self.history_max
+                ),
+            )));
+        }
         self.sent.fetch_add(1, Ordering::AcqRel);
         let mut pending = self.pending();
         pending.facts.push(fact);
@@ -315,6 +315,14 @@ impl Run {
     /// Something has come for the run: what waits looks again.
     pub(crate) fn nudge(&self) {
         self.waits.nudge();
+    }
+
+    /// Ends this history of the run and begins another, with `input`. Never returns.
+    pub(crate) async fn continue_as_new<T>(&self, input: &str) -> Result<T, Error> {
+        self.check_cancel()?;
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.stop(Stop::Continue(history::continued(&self.history, input, published)?));
+        std::future::pending().await
     }
 
     pub(crate) fn consumed(&self) -> std::sync::MutexGuard<'_, Vec<i64>> {
@@ -461,7 +469,8 @@ impl Run {
 }
 
 fn last_numbers(history: &[Checkpoint]) -> HashMap<String, i32> {
-    let mut last = HashMap::new();
+    let mut last =
+        history.iter().find_map(Continued::of).map_or_else(HashMap::new, |continued| continued.published);
     for (key, number) in history.iter().filter_map(event::published) {
         let known = last.entry(key).or_insert(number);
         *known = number.max(*known);

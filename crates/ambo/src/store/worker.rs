@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use crate::error::Result;
+use crate::workflow::PIN;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -16,6 +17,16 @@ pub(crate) struct Registration {
     pub(crate) version: String,
     pub(crate) queues: Vec<String>,
     pub(crate) workflows: Vec<String>,
+    /// Whether the runs that it claims go on in workers of its version only.
+    pub(crate) is_pinned: bool,
+}
+
+impl Registration {
+    /// What the lanes that it serves are named after.
+    pub(crate) fn lanes(&self) -> Vec<String> {
+        let pinned = self.workflows.iter().map(|workflow| format!("{workflow}{PIN}{}", self.version));
+        self.workflows.iter().cloned().chain(pinned.filter(|_| self.is_pinned)).collect()
+    }
 }
 
 /// Registers under a new id; answers the id.
@@ -28,7 +39,7 @@ pub(crate) async fn register(
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let row = session
         .query_one(
-            &schema.sql("select * from ambo.register_worker($1, $2, $3, $4, $5, $6)"),
+            &schema.sql("select * from ambo.register_worker($1, $2, $3, $4, $5, $6, $7)"),
             &[
                 (&registration.name, Type::TEXT),
                 (&registration.version, Type::TEXT),
@@ -36,6 +47,7 @@ pub(crate) async fn register(
                 (&registration.queues, Type::TEXT_ARRAY),
                 (&registration.workflows, Type::TEXT_ARRAY),
                 (&holds_session, Type::BOOL),
+                (&registration.is_pinned, Type::BOOL),
             ],
         )
         .await?;
@@ -143,6 +155,40 @@ pub(crate) async fn bury(
 /// Makes due timers ready, up to `limit`; answers how many.
 pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
     let row = session.query_one(&schema.sql("select ambo.fire_timers($1)"), &[(&limit, Type::INT4)]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
+/// A version of workers that runs are pinned to.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    pub(crate) version: String,
+    /// Whether such a worker lives; if not, runs wait for one.
+    pub(crate) is_alive: bool,
+    /// How long they wait.
+    pub(crate) grace: Duration,
+}
+
+pub(crate) async fn pins(session: &Session, schema: &Schema) -> Result<Vec<Pin>> {
+    let rows = session.query(&schema.sql("select version, is_alive, grace_ms from ambo.pins()"), &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let grace = Duration::from_millis(row.try_get::<_, i64>(2)?.unsigned_abs());
+            Ok(Pin { version: row.try_get(0)?, is_alive: row.try_get(1)?, grace })
+        })
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(from_driver)
+}
+
+/// Gives runs that are pinned to these versions to any worker, up to `limit`; answers how many.
+pub(crate) async fn release_pins(
+    session: &Session,
+    schema: &Schema,
+    versions: &[String],
+    limit: i32,
+) -> Result<i32> {
+    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)];
+    let row = session.query_one(&schema.sql("select ambo.release_pins($1, $2)"), &params).await?;
     row.try_get(0).map_err(from_driver)
 }
 

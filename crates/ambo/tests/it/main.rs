@@ -1,5 +1,6 @@
 //! Integration tests: one binary, a database a test, on the private PostgreSQL that `cargo xtask test` starts.
 
+mod change;
 mod child;
 mod crash;
 mod docs;
@@ -25,6 +26,7 @@ mod program;
 mod proxy;
 mod random;
 mod recovery;
+mod retry;
 mod schedule;
 mod schema;
 mod search;
