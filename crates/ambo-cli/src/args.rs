@@ -77,6 +77,11 @@ pub(crate) enum Command {
     /// List the workers
     #[command(subcommand)]
     Worker(Worker),
+    /// Check a program's workflows against recorded runs
+    ///
+    /// Runs PROGRAM, whose worker then checks instead of working: it replays the newest runs with its code of today and executes
+    /// no step. Exit status 1, and the first difference of each run, where the code would not go on as recorded.
+    ReplayCheck(ReplayCheck),
     /// Look for what is wrong, and say what to do about it
     ///
     /// Exit status 0 if all is well or only deserves a look, 1 if something is bad.
@@ -94,6 +99,23 @@ pub(crate) struct Migrate {
     /// Print the SQL for an empty database instead of running it; needs no database
     #[arg(long)]
     pub(crate) print: bool,
+}
+
+/// `ambo replay-check`
+#[derive(Debug, Args)]
+pub(crate) struct ReplayCheck {
+    /// Only runs of this workflow
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workflow: Option<String>,
+    /// Only runs in this state; ended runs are replayed to their end, others as far as they came
+    #[arg(long, value_name = "STATE")]
+    pub(crate) state: Option<String>,
+    /// How many runs at most, the newest
+    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    pub(crate) limit: u32,
+    /// The program that starts the worker, and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<String>,
 }
 
 /// `ambo dev`

@@ -6,6 +6,7 @@ mod dev;
 mod doctor;
 mod migrate;
 mod queue;
+mod replay_check;
 mod run;
 mod schedule;
 mod worker;
@@ -40,6 +41,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 Command::Queue(wanted) => queue::queue(wanted, &database, output).await,
                 Command::Schedule(wanted) => schedule::schedule(wanted, &database, output).await,
                 Command::Worker(wanted) => worker::worker(&wanted, &database, output).await,
+                Command::ReplayCheck(wanted) => {
+                    return replay_check::replay_check(&wanted, &database, output).await;
+                }
                 Command::Doctor => return doctor::doctor(&database, output).await,
                 Command::Adopt(wanted) => adopt::adopt(&wanted, &database, output).await,
                 Command::Dev(_) => Ok(()),

@@ -12,6 +12,7 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod keeper;
 pub(crate) mod life;
+pub(crate) mod rehearse;
 pub(crate) mod run;
 pub(crate) mod wait;
 

@@ -80,6 +80,7 @@ mod handle;
 mod id;
 mod on;
 mod payload;
+pub mod replay_check;
 mod retry;
 mod schedule;
 mod signal;

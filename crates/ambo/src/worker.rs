@@ -17,6 +17,7 @@ use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::WorkerId;
+use crate::replay_check;
 use crate::retry::Retry;
 use crate::store::claim::ClaimedRun;
 use crate::store::enqueue::NewRun;
@@ -170,10 +171,33 @@ impl WorkerBuilder {
 
     /// Registers the worker and starts it, on a thread of its own; workflows run on the present tokio runtime.
     ///
+    /// Under `ambo replay-check` (the environment variable `AMBO_REPLAY_CHECK`) it does neither: it checks its workflows
+    /// against recorded runs, prints what it found and ends the process; see [`replay_check`](mod@crate::replay_check).
+    ///
     /// # Errors
     /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO041` for pins without a version; `AMBO010` if the schema does not fit;
     /// `AMBO011` if the database was restored or cloned; `AMBO040` if it cannot be reached.
     pub async fn start(self) -> Result<Worker> {
+        if let Ok(wanted) = std::env::var(replay_check::VARIABLE) {
+            match replay_check::serve(self, &wanted).await? {}
+        }
+        let (client, engine) = self.engine()?;
+        let engine = Arc::new(engine);
+        let ended = spawn_thread(engine.clone()).await?;
+        Ok(Worker { client, engine, ended: Some(ended) })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether a workflow of this name is registered.
+    pub(crate) fn knows(&self, workflow: &str) -> bool {
+        self.registry.as_ref().is_ok_and(|registry| registry.contains(workflow))
+    }
+
+    /// All that a worker consists of, not started.
+    pub(crate) fn engine(self) -> Result<(Client, Engine)> {
         let registry = self.registry?;
         let workflows = registry.names();
         if workflows.is_empty() {
@@ -197,7 +221,7 @@ impl WorkerBuilder {
         }
         queues.sort();
         queues.dedup();
-        let engine = Arc::new(Engine {
+        let engine = Engine {
             target: self.client.target().clone(),
             registration: Registration {
                 name: self.name,
@@ -221,9 +245,8 @@ impl WorkerBuilder {
             draining: AtomicBool::new(false),
             drain_begun: Notify::new(),
             stop: CancellationToken::new(),
-        });
-        let ended = spawn_thread(engine.clone()).await?;
-        Ok(Worker { client: self.client, engine, ended: Some(ended) })
+        };
+        Ok((self.client, engine))
     }
 }
 

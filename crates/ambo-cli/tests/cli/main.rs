@@ -6,4 +6,5 @@ mod harness;
 mod many;
 mod migrate;
 mod operate;
+mod replay_check;
 mod schedule;

@@ -159,7 +159,7 @@ returns table (id uuid, workflow text, queue text, state text, attempt integer, 
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
-           coalesce(o.attempt, c.attempt, 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
+           coalesce(o.attempt, c.attempt, (select t.attempt from ambo.timer t where t.run_id = r.id), 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
            r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
     from ambo.run r
     left join ambo.outcome o on o.run_id = r.id

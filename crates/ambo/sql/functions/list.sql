@@ -67,7 +67,7 @@ begin
         left join lateral (select o.* from ambo.outcome o where o.run_id = s.id offset 0) o on true
         left join lateral (select c.* from ambo.claim c where c.run_id = s.id offset 0) c on true
         cross join lateral (select coalesce(o.status::text, ambo.live_state(s.id)) as state,
-                                   coalesce(o.attempt, c.attempt, 0) as attempt offset 0) x
+                                   coalesce(o.attempt, c.attempt, (select t.attempt from ambo.timer t where t.run_id = s.id), 0) as attempt offset 0) x
         left join lateral (select a.attributes from ambo.attribute a where a.run_id = s.id offset 0) t on true
         where ($1 is null or r.workflow = $1) and ($2 is null or r.queue = $2) and ($3 is null or x.state = $3)
           and ($7 is null or t.attributes @> $7) and ($8 is null or r.parent_id = $8)

@@ -8,11 +8,11 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::call::{Call, face};
-use super::step::replay;
+use super::step::recorded;
 use crate::engine::run::Run;
 use crate::error::{Error, Result};
 
-const NAME: &str = "ambo:race";
+pub(crate) const NAME: &str = "ambo:race";
 
 /// A race that was built. See [`Ctx::race`](crate::Ctx::race).
 #[must_use = "a race does nothing until it is awaited"]
@@ -36,7 +36,7 @@ impl<'a, T: Send + 'a> Race<'a, T> {
 }
 
 async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_, T>>) -> Result<(usize, T)> {
-    if let Some(winner) = replay::<usize, Error>(run, &position, NAME).await {
+    if let Some(winner) = recorded::<usize, Error>(run, &position, NAME).await {
         let winner = winner?;
         if winner >= calls.len() {
             let text = format!("position {position} of run {} recorded another race", run.id);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::context::race;
 use crate::error::{Code, Error};
 use crate::payload;
 use crate::store::claim::Checkpoint;
@@ -58,6 +59,9 @@ pub(crate) struct History {
     /// The last call at the top.
     top: AtomicU32,
     length: AtomicUsize,
+    /// In a rehearsal: the calls that came by and were not recorded. They never return.
+    beyond: Option<Mutex<Vec<(String, String)>>>,
+    raced: bool,
     pub(crate) continued: Option<Continued>,
     /// How many tries of the body have failed.
     pub(crate) retries: u32,
@@ -69,6 +73,8 @@ impl History {
     pub(crate) fn new(recorded: Vec<Checkpoint>) -> Self {
         let mut history = History {
             length: AtomicUsize::new(recorded.len()),
+            beyond: None,
+            raced: recorded.iter().any(|checkpoint| checkpoint.name == race::NAME),
             calls: Mutex::default(),
             patches: Mutex::default(),
             failures: Mutex::default(),
@@ -175,12 +181,53 @@ impl History {
                 ),
             )),
             other => {
+                if let (None, Some(beyond)) = (&other, &self.beyond) {
+                    let call = (position.to_owned(), name.to_owned());
+                    beyond.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+                }
                 if other.as_ref().is_some_and(|recorded| recorded.error.is_some()) && position != UNDO {
                     self.fail(position);
                 }
                 Ok(other)
             }
         }
+    }
+
+    /// From now on the record is all there is.
+    pub(crate) fn rehearse(&mut self) {
+        self.beyond = Some(Mutex::default());
+    }
+
+    pub(crate) fn is_rehearsed(&self) -> bool {
+        self.beyond.is_some()
+    }
+
+    pub(crate) fn is_beyond(&self) -> bool {
+        self.beyond
+            .as_ref()
+            .is_some_and(|calls| !calls.lock().unwrap_or_else(PoisonError::into_inner).is_empty())
+    }
+
+    /// The calls that came by in a rehearsal and were not recorded, in their order.
+    pub(crate) fn beyond(&self) -> Vec<(String, String)> {
+        let beyond = self.beyond.as_ref().map(|beyond| beyond.lock().unwrap_or_else(PoisonError::into_inner));
+        beyond.map(|beyond| beyond.clone()).unwrap_or_default()
+    }
+
+    /// Whether a race is recorded.
+    pub(crate) fn raced(&self) -> bool {
+        self.raced
+    }
+
+    /// What was recorded and not asked for, in the order of positions.
+    pub(crate) fn left(&self) -> Vec<(String, String)> {
+        let mut left: Vec<_> =
+            self.calls().values().map(|call| (call.position.clone(), call.name.clone())).collect();
+        left.sort_by_key(|(position, _)| {
+            position.split('.').map(|index| index.parse().unwrap_or(0)).collect::<Vec<u32>>()
+        });
+        left.retain(|(position, _)| position != UNDO);
+        left
     }
 
     /// Whether the patch `name` is in force before the call with index `next` of a branch; a patch that is new here comes with

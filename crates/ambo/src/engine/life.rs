@@ -264,6 +264,23 @@ pub(crate) async fn reconcile(
 }
 
 impl Life {
+    /// A life that nobody leads: for runs that are only looked at.
+    pub(crate) fn of_nobody(outcomes: Arc<crate::client::waiter::Waiter>) -> Self {
+        Life {
+            worker: 0,
+            journal: journal::open().0,
+            runs: Mutex::default(),
+            suspects: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            room: Notify::new(),
+            hint: Notify::new(),
+            control: watch::channel(None).0,
+            suspicion: AtomicBool::new(false),
+            over: CancellationToken::new(),
+            outcomes,
+        }
+    }
+
     pub(crate) fn id(&self) -> WorkerId {
         WorkerId(self.worker)
     }

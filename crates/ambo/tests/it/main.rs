@@ -26,6 +26,7 @@ mod program;
 mod proxy;
 mod random;
 mod recovery;
+mod replay_check;
 mod retry;
 mod schedule;
 mod schema;

@@ -1,0 +1,96 @@
+//! `ambo replay-check`: recorded runs against the code of a program, before it works on them.
+
+use std::process::{ExitCode, Stdio};
+
+use ambo::replay_check::Difference;
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::args::ReplayCheck;
+use crate::database::Database;
+use crate::failure::Failure;
+use crate::output::{Column, Output, Table};
+
+/// The variable that tells a worker to check, and what the line begins with on which it answers.
+const VARIABLE: &str = "AMBO_REPLAY_CHECK";
+
+/// What the program answers.
+#[derive(Debug, Deserialize)]
+struct Report {
+    checked: usize,
+    differences: Vec<Difference>,
+}
+
+const COLUMNS: &[Column] =
+    &[Column::whole("RUN"), Column::text("WORKFLOW"), Column::text("POSITION"), Column::text("DIFFERENCE")];
+
+/// `ambo replay-check`
+pub(crate) async fn replay_check(
+    wanted: &ReplayCheck,
+    database: &Database,
+    output: Output,
+) -> Result<ExitCode> {
+    let report = ask(wanted, database).await?;
+    let found = report.differences.len();
+    if output.is_json {
+        output.json(&json!({ "checked": report.checked, "differences": report.differences }))?;
+    } else if found > 0 {
+        let mut table = Table::new(COLUMNS);
+        for difference in &report.differences {
+            table.row([
+                difference.run.to_string().into(),
+                (&difference.workflow).into(),
+                difference.position.as_deref().unwrap_or("end").into(),
+                (&difference.text).into(),
+            ]);
+        }
+        output.table(&table)?;
+        for difference in report.differences.iter().take(1) {
+            output.say(&format!("the first one: {difference}"));
+        }
+    }
+    let runs = if report.checked == 1 { "run" } else { "runs" };
+    if found == 0 {
+        output.say(&format!("{} {runs} checked: the code does what they recorded", report.checked));
+        return Ok(ExitCode::SUCCESS);
+    }
+    output.say(&format!(
+        "{} {runs} checked: the code differs from {found}; change it under `cx.patched`, or pin versions",
+        report.checked
+    ));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Runs the program, which checks instead of working.
+async fn ask(wanted: &ReplayCheck, database: &Database) -> Result<Report> {
+    let Some((program, arguments)) = wanted.command.split_first() else {
+        return Err(Failure::usage(
+            "no program is named",
+            "write it after `--`: ambo replay-check -- ./worker",
+        )
+        .into());
+    };
+    let ask = json!({ "workflow": wanted.workflow, "state": wanted.state, "limit": wanted.limit });
+    let ran = tokio::process::Command::new(program)
+        .args(arguments)
+        .env("DATABASE_URL", database.url())
+        .env(VARIABLE, ask.to_string())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| {
+            Failure::failed(format!("cannot run `{program}`: {error}"), "is it installed and spelt so?")
+        })?;
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let answer = said.lines().find_map(|line| line.strip_prefix(VARIABLE));
+    answer.and_then(|answer| serde_json::from_str(answer).ok()).ok_or_else(|| {
+        Failure::failed(
+            format!("`{program}` ended without a check ({})", ran.status),
+            "name the program that starts the worker, built with this version of the library",
+        )
+        .into()
+    })
+}

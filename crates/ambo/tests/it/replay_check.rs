@@ -1,0 +1,197 @@
+//! The replay check: what it finds, what it lets pass, and that it does nothing to the world.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ambo::admin::Filter;
+use ambo::replay_check::{Difference, History};
+use ambo::{Client, Ctx, Either, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder};
+
+use crate::child::Child;
+use crate::harness::{Database, database};
+use crate::workflows::Ledger;
+
+static EFFECTS: AtomicU32 = AtomicU32::new(0);
+
+async fn effect(cx: &mut Ctx<'_>, name: &'static str) -> Result<u32> {
+    let called = cx.step(name, || async { Ok::<_, Error>(EFFECTS.fetch_add(1, Ordering::SeqCst)) });
+    called.await?;
+    Ok(1)
+}
+
+/// Everything that a run can do, and then it waits for a signal, if it is told to.
+async fn all(mut cx: Ctx<'_>, waits: bool) -> Result<u32> {
+    let mut sum = effect(&mut cx, "one").await?;
+    cx.now()?;
+    cx.publish("state", &"begun")?;
+    cx.set_attribute("state", &"begun")?;
+    let (mut left, mut right) = (cx.branch(), cx.branch());
+    let left = async move { effect(&mut left, "left").await };
+    let right = async move {
+        effect(&mut right, "right one").await?;
+        effect(&mut right, "right two").await
+    };
+    let (left, right) = tokio::join!(left, right);
+    sum += left? + right?;
+    cx.sleep(Duration::from_millis(5)).await?;
+    if waits {
+        let (sleep, signal) = (cx.sleep(Duration::from_secs(3600)), cx.signal::<u32>("go"));
+        match cx.select(sleep, signal).await?.1 {
+            Either::Left(slept) => slept?,
+            Either::Right(heard) => sum += heard?,
+        }
+    }
+    sum += effect(&mut cx, "last").await?;
+    Ok(sum)
+}
+
+fn old(client: &Client) -> WorkerBuilder {
+    Worker::builder(client).park_after(Duration::from_millis(20)).workflow_fn("w", all)
+}
+
+/// Two runs: one that has ended, one that waits.
+async fn recorded(db: &Database) -> [RunId; 2] {
+    let worker = old(&db.client).start().await.unwrap();
+    let mut runs = Vec::new();
+    for waits in [false, true] {
+        runs.push(Enqueue::<Untyped>::named("w", &waits).on(&db.client).await.unwrap().run);
+    }
+    let ended = db.client.handle::<Untyped>(runs[0]).result_as::<u32, Error>().await.unwrap();
+    assert_eq!(ended, 4);
+    db.until("select count(*) = 1 from ambo.timer where attempt > 0").await;
+    worker.drain(Duration::from_secs(5)).await;
+    [runs[0], runs[1]]
+}
+
+async fn check(db: &Database, builder: WorkerBuilder) -> Vec<Difference> {
+    let histories = db.client.histories(&Filter::default()).await.unwrap();
+    assert_eq!(histories.len(), 2);
+    builder.replay_check(histories).await.unwrap()
+}
+
+/// What the check of a changed body finds, for the run that waits and for the one that has ended.
+macro_rules! differences {
+    ($db:expr, $body:expr) => {{
+        let found = check(&$db, Worker::builder(&$db.client).workflow_fn("w", $body)).await;
+        let found: Vec<(RunId, String)> = found.into_iter().map(|found| (found.run, found.text)).collect();
+        found
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_does_the_same_passes_and_nothing_is_done() {
+    let db = database().await;
+    let [_, waiting] = recorded(&db).await;
+    let effects = EFFECTS.load(Ordering::SeqCst);
+    let rows = "select (select count(*) from ambo.checkpoint) * 1000 + (select count(*) from ambo.event)";
+    let before = db.number(rows).await;
+    assert_eq!(check(&db, old(&db.client)).await, []);
+    assert_eq!(EFFECTS.load(Ordering::SeqCst), effects, "no step was executed");
+    assert_eq!(db.number(rows).await, before, "nothing was written");
+    // After a race the losers' records are left; that is no difference.
+    let _worker = old(&db.client).start().await.unwrap();
+    SendSignal::new(waiting, "go", &10u32).on(&db.client).await.unwrap();
+    assert_eq!(db.client.handle::<Untyped>(waiting).result_as::<u32, Error>().await.unwrap(), 14);
+    assert_eq!(check(&db, old(&db.client)).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_difference_is_found() {
+    let db = database().await;
+    let [ended, waiting] = recorded(&db).await;
+
+    async fn renamed(mut cx: Ctx<'_>, _: bool) -> Result<u32> {
+        effect(&mut cx, "first").await
+    }
+    let found = differences!(db, renamed);
+    assert_eq!(found.iter().map(|found| found.0).collect::<Vec<_>>(), [waiting, ended]);
+    assert!(found[0].1.starts_with("position 1 ") && found[0].1.contains("\"first\""), "{found:?}");
+
+    async fn shorter(mut cx: Ctx<'_>, _: bool) -> Result<u32> {
+        effect(&mut cx, "one").await
+    }
+    let found = differences!(db, shorter);
+    assert!(found[1].1.contains("\"ambo:now\" is recorded at position 2"), "{found:?}");
+
+    async fn longer(mut cx: Ctx<'_>, waits: bool) -> Result<u32> {
+        let sum = all(reborrow(&mut cx), waits).await?;
+        effect(&mut cx, "more").await?;
+        Ok(sum)
+    }
+    fn reborrow<'a>(cx: &mut Ctx<'a>) -> Ctx<'a> {
+        cx.branch()
+    }
+    let found = differences!(db, longer);
+    assert_eq!(found.len(), 2, "all calls have moved into a branch: {found:?}");
+
+    async fn other_result(cx: Ctx<'_>, waits: bool) -> Result<u32> {
+        Ok(all(cx, waits).await? + 1)
+    }
+    let found = differences!(db, other_result);
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].0, found[0].1.as_str()),
+        (ended, "the code returns another result than the run did")
+    );
+
+    async fn fails(cx: Ctx<'_>, waits: bool) -> Result<u32> {
+        all(cx, waits).await?;
+        panic!("no more")
+    }
+    let found = differences!(db, fails);
+    assert_eq!(found, [(ended, "the run had succeeded, and the code fails: AMBO022".to_owned())]);
+
+    async fn waits(mut cx: Ctx<'_>, waits: bool) -> Result<u32> {
+        if waits {
+            return all(cx, waits).await;
+        }
+        effect(&mut cx, "one").await?;
+        cx.now()?;
+        std::future::pending().await
+    }
+    let found = differences!(db, waits);
+    assert!(found.len() == 1 && found[0].0 == ended && found[0].1.contains("does not call it"), "{found:?}");
+
+    async fn patched(mut cx: Ctx<'_>, _: bool) -> Result<u32> {
+        effect(&mut cx, "one").await?;
+        if cx.patched("new")? {
+            effect(&mut cx, "new").await?;
+        }
+        cx.now()?;
+        std::future::pending().await
+    }
+    let found = differences!(db, patched);
+    assert!(found.iter().all(|found| !found.1.contains("\"new\"")), "a patch is no difference: {found:?}");
+
+    let unknown = Worker::builder(&db.client).workflow_fn("other", all);
+    assert!(check(&db, unknown).await[0].text.contains("no workflow of this name"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_may_be_kept_as_a_file() {
+    let db = database().await;
+    let [ended, _] = recorded(&db).await;
+    let kept = serde_json::to_string(&db.client.show_run(ended).await.unwrap()).unwrap();
+    let found = old(&db.client).replay_check([History::from_json(&kept).unwrap()]).await.unwrap();
+    assert_eq!(found, []);
+    for bad in ["", "{}", "[1]", "\u{0}"] {
+        let error = History::from_json(bad).unwrap_err();
+        assert_eq!(error.code(), ambo::Code::NotDecodable, "{bad:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_checks_when_it_is_asked_to() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    let (mut worker, _) = Child::worker(&db.url, &[]).await;
+    let run: RunId = Enqueue::<Untyped>::named("short", &1).on(&db.client).await.unwrap().run;
+    db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap();
+    worker.kill().await;
+    let ask = r#"{"workflow": null, "state": null, "limit": 10}"#;
+    let mut checker = Child::start("worker", &db.url, &[("AMBO_REPLAY_CHECK", ask)]);
+    assert!(checker.ended().await.success(), "no difference, and it does not work");
+    db.sql.batch_execute("update ambo.checkpoint set name = 'another'").await.unwrap();
+    let mut checker = Child::start("worker", &db.url, &[("AMBO_REPLAY_CHECK", ask)]);
+    assert_eq!(checker.ended().await.code(), Some(1));
+}
