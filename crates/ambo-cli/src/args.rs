@@ -1,5 +1,7 @@
 //! What can be typed: the options and commands, their help, and how their values are read.
 
+mod workflow;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use ambo::RunId;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
+
+pub(crate) use workflow::{Workflow, WorkflowShow};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -77,6 +81,9 @@ pub(crate) enum Command {
     /// List the workers
     #[command(subcommand)]
     Worker(Worker),
+    /// List the workflows, and show what is known of one
+    #[command(subcommand)]
+    Workflow(Workflow),
     /// Check a program's workflows against recorded runs
     ///
     /// Runs PROGRAM, whose worker then checks instead of working: it replays the newest runs with its code of today and executes

@@ -10,6 +10,7 @@ mod replay_check;
 mod run;
 mod schedule;
 mod worker;
+mod workflow;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 Command::Queue(wanted) => queue::queue(wanted, &database, output).await,
                 Command::Schedule(wanted) => schedule::schedule(wanted, &database, output).await,
                 Command::Worker(wanted) => worker::worker(&wanted, &database, output).await,
+                Command::Workflow(wanted) => workflow::workflow(&wanted, &database, output).await,
                 Command::ReplayCheck(wanted) => {
                     return replay_check::replay_check(&wanted, &database, output).await;
                 }

@@ -1,9 +1,10 @@
-//! The attributes of Ambo: `#[ambo::workflow]` and `#[ambo::step]`.
+//! The attributes of Ambo: `#[ambo::workflow]`, `#[ambo::graph]` and `#[ambo::step]`.
 //!
-//! They are thin. Each reads a plain async function, leaves it callable, and puts a type of the same name beside it;
+//! They are thin. Each reads a plain function, leaves it callable, and puts a type of the same name beside it;
 //! what is generated only calls public functions of `ambo`, and everything can be written by hand instead. Use them
 //! through the crate `ambo`, which the generated code names.
 
+mod graph;
 mod parse;
 mod step;
 mod workflow;
@@ -41,6 +42,32 @@ use quote::quote;
 #[proc_macro_attribute]
 pub fn workflow(options: TokenStream, item: TokenStream) -> TokenStream {
     expand(options, item, workflow::expand)
+}
+
+/// Makes a workflow of a function that declares a graph.
+///
+/// The function takes `&mut ambo::Graph` and, unless the runs have none, the `ambo::Node` of the run's input, and answers the node
+/// whose result is the run's. Beside it stands a type of the same name, as for `#[ambo::workflow]`, and
+///
+/// - `fulfil::plan()`: the graph, built and checked once.
+///
+/// # Options
+/// Those of `#[ambo::workflow]`.
+///
+/// # Example
+/// ```ignore
+/// #[ambo::graph]
+/// fn fulfil(graph: &mut Graph, order: Node<Order>) -> Node<Receipt> {
+///     let stock = graph.step("reserve stock", order, reserve);
+///     let charge = graph.step("charge", order, charge);
+///     graph.step("ship", (stock, charge), |(stock, charge)| ship(stock, charge))
+/// }
+///
+/// fulfil::enqueue(order).key("order-1001").on(&mut tx).await?;
+/// ```
+#[proc_macro_attribute]
+pub fn graph(options: TokenStream, item: TokenStream) -> TokenStream {
+    expand(options, item, graph::expand)
 }
 
 /// Makes a durable step of an async function, under a fixed name.
@@ -85,7 +112,7 @@ fn expand(
             quote!(#error #function)
         }),
         Ok(other) => {
-            let error = syn::Error::new_spanned(&other, "this attribute belongs on an async function");
+            let error = syn::Error::new_spanned(&other, "this attribute belongs on a function");
             let error = error.to_compile_error();
             Err(quote!(#error #other))
         }

@@ -282,6 +282,16 @@ table worker
 
 sequence worker_seq
 
+table workflow
+    name text not null
+    declared_at timestamp with time zone not null default now()
+    version text not null
+    input text not null
+    output text not null
+    tries bigint not null
+    graph json
+    UNIQUE index workflow_pkey btree (name)
+
 function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text)
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -320,6 +330,10 @@ function claims_of(p_worker bigint)
 
 function create_queue(name text)
     returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function declare_workflows(p_version text, p_workflows json)
+    returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function delete_schedule(name text)
@@ -444,6 +458,10 @@ function list_schedules()
 
 function list_workers()
     returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_workflows(p_name text DEFAULT NULL::text)
+    returns TABLE(name text, declared_at timestamp with time zone, version text, input text, output text, tries bigint, graph json, workers bigint, versions text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::graph::Shape;
 use crate::id::RunId;
 
 /// Which runs to list; the default is the newest 50. What is set is looked for, all of it.
@@ -158,6 +159,29 @@ pub struct WorkerSummary {
     pub queues: Vec<String>,
     /// The workflows that it knows.
     pub workflows: Vec<String>,
+}
+
+/// A workflow, as the worker that registered last has it.
+#[derive(Debug, Serialize)]
+pub struct WorkflowSummary {
+    /// Its name.
+    pub name: String,
+    /// When it was first registered as it is now.
+    pub declared_at: Timestamp,
+    /// The version of the program that registered it so.
+    pub version: String,
+    /// The type of its input, as the code names it.
+    pub input: String,
+    /// The type of its result.
+    pub output: String,
+    /// How often a run is tried in all.
+    pub tries: i64,
+    /// Its nodes and edges, if it is declared as a graph.
+    pub graph: Option<Shape>,
+    /// How many living workers know it.
+    pub workers: i64,
+    /// The versions of these, the empty one left out.
+    pub versions: Vec<String>,
 }
 
 /// One figure of the installation's health.

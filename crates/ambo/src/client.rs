@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::admin::{
     Act, Acted, Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
+    WorkflowSummary,
 };
 use crate::context::update;
 use crate::enqueue::Enqueued;
@@ -21,7 +22,7 @@ use crate::on::sealed;
 use crate::store::admin::{self, Outcome};
 use crate::store::connect::{Link, Session, Target};
 use crate::store::enqueue::NewRun;
-use crate::store::{Schema, migrate};
+use crate::store::{Schema, migrate, workflow};
 use enqueuer::Enqueuer;
 use waiter::Waiter;
 
@@ -369,6 +370,23 @@ impl Client {
     /// `AMBO040` if the database is away.
     pub async fn list_workers(&self) -> Result<Vec<WorkerSummary>> {
         admin::list_workers(&self.session().await?, self.schema()).await
+    }
+
+    /// The workflows that workers have registered so far, by name.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn list_workflows(&self) -> Result<Vec<WorkflowSummary>> {
+        workflow::list(&self.session().await?, self.schema(), None).await
+    }
+
+    /// What is known of one workflow: `None` if no worker has ever registered it.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn show_workflow(&self, name: &str) -> Result<Option<WorkflowSummary>> {
+        let found = workflow::list(&self.session().await?, self.schema(), Some(name)).await?;
+        Ok(found.into_iter().next())
     }
 
     /// The figures that `ambo doctor` looks at.

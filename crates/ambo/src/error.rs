@@ -90,6 +90,8 @@ codes! {
     UnknownSchedule = "035",
     /// The run has recorded more calls than its worker allows.
     HistoryLimit = "036",
+    /// A graph was declared that cannot run as it is meant.
+    InvalidGraph = "037",
     /// The database cannot be reached, or does not accept writes.
     Unavailable = "040",
     /// The configuration is wrong.

@@ -65,7 +65,7 @@
 //!
 //! | feature | what | default |
 //! |---|---|---|
-//! | `macros` | `#[ambo::workflow]`, `#[ambo::step]` | yes |
+//! | `macros` | `#[ambo::workflow]`, `#[ambo::graph]`, `#[ambo::step]` | yes |
 //! | `tls` | TLS with rustls and the system's roots | yes |
 //! | `sqlx`, `diesel-async`, `sea-orm` | enqueue and transaction steps on that driver | no |
 //! | `failpoints` | points at which crash tests end the process | no |
@@ -76,6 +76,7 @@ mod context;
 mod engine;
 mod enqueue;
 mod error;
+mod graph;
 mod handle;
 mod id;
 mod on;
@@ -100,6 +101,7 @@ pub use context::{
 pub use engine::failpoint::NAMES as FAILPOINTS;
 pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};
 pub use error::{ApplicationError, Code, Error, Failure, Result};
+pub use graph::{Graph, Inputs, Node, Plan, Shape, ShapeKind, ShapeNode};
 pub use handle::Handle;
 pub use id::{RunId, WorkerId};
 pub use on::{CachingClient, Database, Isolation, On, TokioPostgres};
@@ -111,11 +113,13 @@ pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
 
 #[cfg(feature = "macros")]
-pub use ambo_macros::{step, workflow};
+pub use ambo_macros::{graph, step, workflow};
 
 /// What the macros need.
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(feature = "macros")]
+    pub use crate::graph::{Part, planned};
     #[cfg(feature = "macros")]
     pub use crate::workflow::{Registered, Returns};
     pub use futures_util::future::BoxFuture;
@@ -132,6 +136,8 @@ mod shown {
     struct Waiting;
     #[doc = include_str!("../../../docs/guide/at-once.md")]
     struct AtOnce;
+    #[doc = include_str!("../../../docs/guide/graphs.md")]
+    struct Graphs;
     #[doc = include_str!("../../../docs/guide/sagas.md")]
     struct Sagas;
     #[doc = include_str!("../../../docs/guide/schedules.md")]

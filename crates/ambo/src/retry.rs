@@ -65,6 +65,11 @@ impl Retry {
         self
     }
 
+    /// How many attempts there are at most.
+    pub(crate) const fn attempts_max(&self) -> u32 {
+        self.max_attempts
+    }
+
     /// Whether there is more than one attempt.
     pub(crate) const fn retries(&self) -> bool {
         self.max_attempts > 1

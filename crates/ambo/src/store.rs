@@ -13,5 +13,6 @@ pub(crate) mod start;
 pub(crate) mod transaction;
 pub(crate) mod types;
 pub(crate) mod worker;
+pub(crate) mod workflow;
 
 pub(crate) use schema::Schema;

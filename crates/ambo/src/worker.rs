@@ -16,6 +16,7 @@ use crate::engine::wait::MOMENT;
 use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
 use crate::error::{ApplicationError, Code, Error, Result};
+use crate::graph::Plan;
 use crate::id::WorkerId;
 use crate::replay_check;
 use crate::retry::Retry;
@@ -91,6 +92,16 @@ impl WorkerBuilder {
         E: ApplicationError,
     {
         self.register(|registry| registry.add_fn(name, function))
+    }
+
+    /// Registers a [graph](crate::Graph) under a name.
+    pub fn graph<I, O, E>(self, name: &str, plan: Plan<I, O, E>) -> Self
+    where
+        I: DeserializeOwned + Send + Sync + 'static,
+        O: Serialize + Clone + Send + Sync + 'static,
+        E: ApplicationError + From<Error>,
+    {
+        self.register(|registry| registry.add_graph(name, plan))
     }
 
     /// How often a run of a registered workflow is tried again when it fails; see [`Workflow::retry`]. For functions without a
@@ -175,7 +186,7 @@ impl WorkerBuilder {
     /// against recorded runs, prints what it found and ends the process; see [`replay_check`](mod@crate::replay_check).
     ///
     /// # Errors
-    /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO041` for pins without a version; `AMBO010` if the schema does not fit;
+    /// `AMBO020` for two workflows of one name, or none; `AMBO001` for a name; `AMBO037` for a graph; `AMBO041` for pins without a version; `AMBO010` if the schema does not fit;
     /// `AMBO011` if the database was restored or cloned; `AMBO040` if it cannot be reached.
     pub async fn start(self) -> Result<Worker> {
         if let Ok(wanted) = std::env::var(replay_check::VARIABLE) {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::context::Ctx;
 use crate::error::{ApplicationError, Code, Error, Result, to_error};
+use crate::graph::{Plan, Shape, short_name};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
 use crate::telemetry::WorkflowMeters;
@@ -36,6 +37,14 @@ pub trait Workflow: Send + Sync + 'static {
     /// Whether to try again is no use after this error. Default: only after one that is [permanent](Error::permanent).
     fn is_permanent(_: &Self::Error) -> bool {
         false
+    }
+
+    /// What it looks like, if it is declared as a [graph](macro@crate::graph). Default: it is not.
+    ///
+    /// # Errors
+    /// What is wrong with the graph.
+    fn shape() -> Result<Option<Shape>> {
+        Ok(None)
     }
 
     /// The body.
@@ -70,6 +79,20 @@ where
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
         let called = payload::decode("the input of the run", input).map(|input| self.0.call(cx, input));
         Box::pin(async move { seal(called?.await, |_| false) })
+    }
+}
+
+struct Planned<I, O, E>(Plan<I, O, E>);
+
+impl<I, O, E> Body for Planned<I, O, E>
+where
+    I: DeserializeOwned + Send + Sync + 'static,
+    O: Serialize + Clone + Send + Sync + 'static,
+    E: ApplicationError + From<Error>,
+{
+    fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
+        let running = payload::decode("the input of the run", input).map(|input| self.0.run(cx, input));
+        Box::pin(async move { seal(running?.await, |_| false) })
     }
 }
 
@@ -122,11 +145,37 @@ pub(crate) struct Known {
     pub(crate) body: Arc<dyn Body>,
     pub(crate) meters: Arc<WorkflowMeters>,
     pub(crate) retry: Retry,
+    pub(crate) about: About,
+}
+
+/// What is known of a workflow before it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct About {
+    pub(crate) input: String,
+    pub(crate) output: String,
+    pub(crate) shape: Option<Shape>,
+}
+
+impl About {
+    fn of<I, O>(shape: Option<Shape>) -> Self {
+        About { input: short_name::<I>(), output: short_name::<O>(), shape }
+    }
 }
 
 impl Registry {
     pub(crate) fn add<W: Workflow>(&mut self) -> Result<()> {
-        self.insert(W::NAME, Arc::new(Typed::<W>(PhantomData)), W::retry())
+        let about = About::of::<W::Input, W::Output>(W::shape()?);
+        self.insert(W::NAME, Arc::new(Typed::<W>(PhantomData)), W::retry(), about)
+    }
+
+    pub(crate) fn add_graph<I, O, E>(&mut self, name: &str, plan: Plan<I, O, E>) -> Result<()>
+    where
+        I: DeserializeOwned + Send + Sync + 'static,
+        O: Serialize + Clone + Send + Sync + 'static,
+        E: ApplicationError + From<Error>,
+    {
+        let about = About::of::<I, O>(Some(plan.shape()));
+        self.insert(name, Arc::new(Planned(plan)), Retry::none(), about)
     }
 
     pub(crate) fn add_fn<F, I, O, E>(&mut self, name: &str, function: F) -> Result<()>
@@ -136,17 +185,17 @@ impl Registry {
         O: Serialize + Send + 'static,
         E: ApplicationError,
     {
-        self.insert(name, Arc::new(Function(function, PhantomData)), Retry::none())
+        self.insert(name, Arc::new(Function(function, PhantomData)), Retry::none(), About::of::<I, O>(None))
     }
 
-    fn insert(&mut self, name: &str, body: Arc<dyn Body>, retry: Retry) -> Result<()> {
+    fn insert(&mut self, name: &str, body: Arc<dyn Body>, retry: Retry, about: About) -> Result<()> {
         if name.is_empty() || name.len() > 200 || name.contains(['\0', PIN]) {
             return Err(Error::new(
                 Code::InvalidName,
                 format!("the name of a workflow has 1 to 200 bytes and no NUL; this one has {}", name.len()),
             ));
         }
-        let known = Known { body, meters: Arc::new(WorkflowMeters::new(name)), retry };
+        let known = Known { body, meters: Arc::new(WorkflowMeters::new(name)), retry, about };
         if self.0.insert(name.to_owned(), known).is_some() {
             return Err(Error::new(Code::Registration, format!("two workflows are registered as {name:?}")));
         }
@@ -166,6 +215,11 @@ impl Registry {
 
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
+    }
+
+    /// All of them, by name.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&String, &Known)> {
+        self.0.iter()
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -8,3 +8,4 @@ mod migrate;
 mod operate;
 mod replay_check;
 mod schedule;
+mod workflow;

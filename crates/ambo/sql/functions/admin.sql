@@ -88,8 +88,9 @@ begin
     return 'requested';
 end $$;
 
--- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failure that ended it
--- is forgotten, if nothing was recorded after it, and so are losses and the mark of a commit by hand.
+-- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failures that ended it, of which its
+-- error names the positions, are forgotten, and so are losses and the mark of a commit by hand. What its worker did not
+-- end itself (it died) names none: a failure after which nothing was recorded is forgotten then.
 create or replace function ambo.retry_run(p_run uuid) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -98,7 +99,7 @@ declare
     v_xid xid8;
 begin
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
-    returning o.attempt, o.status into v_outcome;
+    returning o.attempt, o.status, o.error -> 'at' as failed_at into v_outcome;
     if not found then
         if not exists (select from ambo.run r where r.id = p_run) then
             raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
@@ -114,7 +115,9 @@ begin
     end if;
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'
-      and not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at);
+      and case when v_outcome.failed_at is null
+          then not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at)
+          else c.position in (select f from json_array_elements_text(v_outcome.failed_at) f) end;
     delete from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:retry';
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;

@@ -245,6 +245,20 @@ create table ambo.worker (
     workflows text[] not null
 );
 
+-- What workers said of their workflows when they registered; the last one stands.
+create table ambo.workflow (
+    name text collate "C" primary key,
+    declared_at timestamptz not null default now(),
+    version text not null,
+    -- The types, as the code names them.
+    input text not null,
+    output text not null,
+    -- How often a run is tried in all.
+    tries bigint not null,
+    -- Nodes and edges, if it is declared as a graph.
+    graph json
+);
+
 -- The one row that a worker updates, once a second: narrow, and apart from everything that is locked.
 create table ambo.heartbeat (
     worker_id bigint primary key,

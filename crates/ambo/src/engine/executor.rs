@@ -151,6 +151,8 @@ async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
             }
             _ => run.record(UNDO.into(), UNDO_NAME.into(), Err(encode_error(&error)), Duration::ZERO),
         }
+        // What failed stays what it was: it is past.
+        run.history.settle();
         if let Err(error) = compensate::undo(run).await {
             return Ending::Outcome("dead", Err(error));
         }
@@ -191,7 +193,7 @@ fn retry(run: &Arc<Run>, pause: Duration, error: &Error) {
 fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Error>) {
     let (output, error) = match result {
         Ok(output) => (Some(output), None),
-        Err(error) => (None, Some(encode_error(&error))),
+        Err(error) => (None, Some(encode_failure(run, &error))),
     };
     tracing::debug!(run = %run.id, workflow = run.workflow, status, "run ended");
     failpoint::reach("outcome-before");
@@ -212,6 +214,19 @@ async fn hand_back(engine: &Engine, life: &Arc<Life>, run: &Arc<Run>) {
         }
     }
     life.forget(&run.id);
+}
+
+/// The recorded form of how a run failed: the error, and where. A retry forgets what failed there.
+fn encode_failure(run: &Run, error: &Error) -> Json {
+    #[derive(serde::Serialize)]
+    struct At<'a> {
+        #[serde(flatten)]
+        error: &'a Error,
+        at: Vec<Arc<str>>,
+    }
+    let at = run.history.unhandled();
+    let encoded = payload::encode("the error", &At { error, at });
+    encoded.unwrap_or_else(|_| encode_error(error))
 }
 
 /// The recorded form of an error; one that is too large keeps its code and loses its details.

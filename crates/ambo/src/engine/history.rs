@@ -162,6 +162,11 @@ impl History {
         self.failures().clone()
     }
 
+    /// What has failed so far is not tried again, whatever becomes of the run.
+    pub(crate) fn settle(&self) {
+        self.failures().clear();
+    }
+
     /// Whether a call at this position was recorded and has not been replayed yet.
     pub(crate) fn has(&self, position: &str) -> bool {
         self.calls().contains_key(position)

@@ -18,7 +18,7 @@ use crate::id::WorkerId;
 use crate::store::claim::{self, ClaimedRun};
 use crate::store::connect::{Link, Notice, Session};
 use crate::store::flush::NewOutcome;
-use crate::store::{migrate, worker};
+use crate::store::{migrate, worker, workflow};
 use crate::telemetry;
 
 /// What the loops of one life share.
@@ -146,6 +146,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
     migrate::check(&session, &schema).await?;
     let holds = !engine.target.pooled;
     let id = worker::register(&session, &schema, &engine.registration, holds).await?;
+    workflow::declare(&session, &schema, &engine.registration.version, &engine.registry).await?;
     engine.clock.set(worker::database_time(&session).await?);
     if holds && !worker::hold(&session, &schema, id).await? {
         return Err(Error::new(Code::Database, format!("the session lock of worker {id} is taken")));

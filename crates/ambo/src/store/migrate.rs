@@ -27,6 +27,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/flush.sql"),
     include_str!("../../sql/functions/transaction.sql"),
     include_str!("../../sql/functions/worker.sql"),
+    include_str!("../../sql/functions/workflow.sql"),
     include_str!("../../sql/functions/keeper.sql"),
     include_str!("../../sql/functions/partition.sql"),
     include_str!("../../sql/functions/admin.sql"),

@@ -8,6 +8,7 @@ mod drain;
 mod family;
 mod fence;
 mod fork;
+mod graph;
 mod guarantees;
 mod harness;
 mod hostile;
