@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// List, show, enqueue, cancel, retry, rewind and fork runs
     #[command(subcommand)]
     Run(Run),
-    /// List, create, pause and resume queues
+    /// List, create, pause, resume, drain and purge queues
     #[command(subcommand)]
     Queue(Queue),
     /// List, set, pause, trigger and backfill schedules
@@ -371,8 +371,28 @@ pub(crate) enum Queue {
     Create(QueueName),
     /// Let no run of a queue be claimed; those in execution go on
     Pause(QueueName),
-    /// Let the runs of a paused queue be claimed again
+    /// Let the runs of a paused queue be claimed again, and one that was drained take new ones
     Resume(QueueName),
+    /// Let a queue take no new runs while those that wait are worked off
+    Drain(QueueName),
+    /// End, as cancelled, the runs of a queue that wait and were never claimed
+    Purge(QueuePurge),
+}
+
+/// `ambo queue purge`
+#[derive(Debug, Args)]
+pub(crate) struct QueuePurge {
+    /// The name of the queue
+    pub(crate) name: String,
+    /// Only runs of this workflow
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workflow: Option<String>,
+    /// Only runs enqueued before then: a time, or a span such as 90m or 2d before now
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) until: Option<Timestamp>,
+    /// End them, instead of saying how many they are
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 /// A command that takes nothing but a queue.

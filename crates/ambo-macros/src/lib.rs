@@ -70,6 +70,13 @@ pub fn graph(options: TokenStream, item: TokenStream) -> TokenStream {
     expand(options, item, graph::expand)
 }
 
+/// Makes a job of an async function: the same as [`macro@workflow`], by the name under which one looks for it. A run that makes no
+/// durable call records nothing but its end; one that ends with `cx.complete_in(...)` records that together with its effect.
+#[proc_macro_attribute]
+pub fn job(options: TokenStream, item: TokenStream) -> TokenStream {
+    expand(options, item, workflow::expand)
+}
+
 /// Makes a durable step of an async function, under a fixed name.
 ///
 /// The function returns a `Result` and can be called as before. Beside it stands a type of the same name with

@@ -126,12 +126,27 @@ pub struct QueueSummary {
     pub name: String,
     /// Nothing is claimed from it.
     pub paused: bool,
+    /// It takes no new runs.
+    pub draining: bool,
     /// How many runs wait, counted up to 10,000.
     pub ready: i64,
     /// There may be more than were counted.
     pub ready_is_capped: bool,
     /// When the oldest of those counted was enqueued.
     pub oldest_ready_at: Option<Timestamp>,
+}
+
+/// Which waiting runs of a queue to purge. See [`Client::purge_queue`](crate::Client::purge_queue).
+#[derive(Debug, Clone, Default)]
+pub struct Purge {
+    /// The queue.
+    pub queue: String,
+    /// Only runs of this workflow.
+    pub workflow: Option<String>,
+    /// Only runs that were enqueued before this time.
+    pub until: Option<Timestamp>,
+    /// Only counts them.
+    pub dry_run: bool,
 }
 
 /// A worker.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancelled, Filter, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
+    Act, Acted, Cancelled, Filter, Purge, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
     WorkflowSummary,
 };
 use crate::context::update;
@@ -354,6 +354,33 @@ impl Client {
     /// `AMBO002` if there is no such queue.
     pub async fn pause_queue(&self, name: &str, paused: bool) -> Result<()> {
         admin::pause_queue(&self.session().await?, self.schema(), name, paused).await
+    }
+
+    /// Lets a queue take no new runs (`AMBO009`) while those that wait are worked off; or, with `false`, lets it take runs again.
+    /// What runs themselves start there, and what is retried, is taken all the same.
+    ///
+    /// # Errors
+    /// `AMBO002` if there is no such queue.
+    pub async fn drain_queue(&self, name: &str, draining: bool) -> Result<()> {
+        admin::drain_queue(&self.session().await?, self.schema(), name, draining).await
+    }
+
+    /// Ends, as cancelled, the runs of a queue that wait, or are delayed, and were never claimed; says how many there were.
+    /// In batches of 1000, each of them a commit.
+    ///
+    /// # Errors
+    /// `AMBO002` if there is no such queue, `AMBO040` if the database is away: a part may have been ended then.
+    pub async fn purge_queue(&self, purge: &Purge) -> Result<u64> {
+        let session = self.session().await?;
+        let (mut all, mut after) = (0, None);
+        loop {
+            let (purged, last) = admin::purge_queue(&session, self.schema(), purge, after.as_deref()).await?;
+            all += u64::from(purged.unsigned_abs());
+            after = last;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// The queues, by name.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::engine::history::Patch;
 use crate::engine::run::Run;
-use crate::error::{ApplicationError, Code, Error, Result};
+use crate::error::{ApplicationError, Code, Error, Failure, Result};
 use crate::id::RunId;
 use crate::retry::Retry;
 use crate::workflow::Workflow;
@@ -142,6 +142,46 @@ impl<'run> Ctx<'run> {
         'run: 'a,
     {
         TransactionStep::new(self.run, self.position(), name.into())
+    }
+
+    /// The end of the run and the user's SQL in one commit, exactly once and without a checkpoint: for jobs that are one
+    /// transaction. Short for [`transaction`](Ctx::transaction) with [`completing`](TransactionStep::completing).
+    ///
+    /// # Example
+    /// ```no_run
+    /// # #[cfg(feature = "sqlx")] mod example {
+    /// # use ambo::{Ctx, Result};
+    /// #[ambo::job]
+    /// async fn credit(cx: Ctx, account: i64) -> Result<i64> {
+    ///     let pool = cx.state::<sqlx::PgPool>()?;
+    ///     let done = cx.complete_in(&*pool, async |mut tx| {
+    ///         let sql = "update account set balance = balance + 1 where id = $1 returning balance";
+    ///         Ok::<i64, ambo::Error>(sqlx::query_scalar(sql).bind(account).fetch_one(&mut *tx).await?)
+    ///     });
+    ///     Ok(done.await?)
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`TransactionStep::run`]. When it has committed it does not return.
+    ///
+    /// # Cancel safety
+    /// As `TransactionStep::run`.
+    pub fn complete_in<'a, D, T, E, F, Fut>(
+        &mut self,
+        database: &'a D,
+        body: F,
+    ) -> impl Future<Output = Result<T, Failure<E>>> + use<'a, 'run, D, T, E, F, Fut>
+    where
+        'run: 'a,
+        D: crate::on::Database,
+        T: serde::Serialize + serde::de::DeserializeOwned,
+        E: ApplicationError,
+        F: FnMut(transaction::Tx<D::Connection>) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        self.transaction("complete").completing().run(database, body)
     }
 
     /// Sleeps, by the database's clock. A run that sleeps for longer than a second leaves memory and costs its worker

@@ -14,7 +14,7 @@ use crate::id::RunId;
 use crate::on::On;
 use crate::payload;
 use crate::store::Schema;
-use crate::store::enqueue::NewRun;
+use crate::store::enqueue::{NewRun, Terms};
 use crate::worker::Worker;
 use crate::workflow::Workflow;
 
@@ -84,7 +84,7 @@ impl<W: Workflow> Enqueue<W> {
     /// the first effect. If the key names a run that is there already, the handle is that run's.
     ///
     /// # Errors
-    /// What [`on`](Enqueue::on) may report; `AMBO005` if a delay was given; `AMBO020` if the worker does not know the
+    /// What [`on`](Enqueue::on) may report; `AMBO005` if a delay or any other term of waiting was given; `AMBO020` if the worker does not know the
     /// workflow; `AMBO043` if it is stopping.
     ///
     /// # Cancel safety
@@ -110,6 +110,7 @@ impl<W> Enqueue<W> {
             timeout: None,
             attempts: 5,
             key_lifetime: None,
+            terms: Terms::default(),
         });
         Enqueue { run, workflow: PhantomData }
     }
@@ -147,6 +148,42 @@ impl<W> Enqueue<W> {
     /// How long the key names the run at least; never shorter than the run. Default: 30 days.
     pub fn key_lifetime(self, lifetime: Duration) -> Self {
         self.set(|run| run.key_lifetime = Some(lifetime))
+    }
+
+    /// The [key](Enqueue::key) names the run only while that is queued or running: another enqueue with it gets that run
+    /// (`is_new` is false), whatever its input. Once the run has ended the key is free at once.
+    pub fn dedup(self) -> Self {
+        self.set(|run| run.terms.dedup = true)
+    }
+
+    /// One run of the [key](Enqueue::key) in this period, from the enqueue of the last one on, up to a year; within it
+    /// another enqueue gets that run, whatever its input and whether it has ended.
+    pub fn throttle(self, period: Duration) -> Self {
+        self.set(|run| run.terms.throttle = Some(period))
+    }
+
+    /// The run is delayed by this quiet period, up to a year. Until that is over another enqueue with the
+    /// [key](Enqueue::key) gets the same run, gives it its own input (nothing else) and delays it anew. After it, the next
+    /// one is a new run.
+    pub fn debounce(self, quiet: Duration) -> Self {
+        self.set(|run| run.terms.debounce = Some(quiet))
+    }
+
+    /// However often it is [debounced](Enqueue::debounce), the run becomes ready so long after its first enqueue. Default: no
+    /// limit.
+    pub fn debounce_max(self, longest: Duration) -> Self {
+        self.set(|run| run.terms.debounce_max = Some(longest))
+    }
+
+    /// The run is claimed for the first time before this time, of the database's clock, or not at all: it is dead then
+    /// (`AMBO032`).
+    pub fn start_by(self, time: Timestamp) -> Self {
+        self.set(|run| run.terms.start_by = Some(time))
+    }
+
+    /// [`start_by`](Enqueue::start_by), so long after the enqueue, or after the time until which the run is delayed.
+    pub fn start_within(self, span: Duration) -> Self {
+        self.set(|run| run.terms.start_within = Some(span))
     }
 
     /// Lower is claimed first, -32768 to 32767. Default: 0.
@@ -190,7 +227,8 @@ impl<W> Enqueue<W> {
     ///
     /// # Errors
     /// `AMBO001` name or key, `AMBO002` no such queue, `AMBO003` key with another input, `AMBO004` input too large,
-    /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO010` no schema; `AMBO040` if the database is away.
+    /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO010` no schema, `AMBO009` a queue that is drained; `AMBO040` if
+    /// the database is away.
     /// A refused enqueue leaves the caller's transaction failed, as every error does in PostgreSQL.
     ///
     /// # Cancel safety

@@ -52,6 +52,8 @@ codes! {
     InvalidBulk = "006",
     /// A value cannot be written as JSON.
     NotEncodable = "007",
+    /// The queue is being drained and takes no new runs.
+    Draining = "009",
     /// The database holds no schema of Ambo, or one that does not fit this version.
     SchemaMismatch = "010",
     /// The database was restored or cloned and has not been adopted.
@@ -82,6 +84,8 @@ codes! {
     Fenced = "030",
     /// The body of a transaction step committed or rolled back by hand.
     CommittedByHand = "031",
+    /// The run had to start by a time and did not.
+    Expired = "032",
     /// There is no such run.
     UnknownRun = "033",
     /// The run is in a state in which this cannot be done.

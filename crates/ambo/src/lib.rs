@@ -113,7 +113,7 @@ pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
 
 #[cfg(feature = "macros")]
-pub use ambo_macros::{graph, step, workflow};
+pub use ambo_macros::{graph, job, step, workflow};
 
 /// What the macros need.
 #[doc(hidden)]
@@ -142,6 +142,8 @@ mod shown {
     struct Sagas;
     #[doc = include_str!("../../../docs/guide/schedules.md")]
     struct Schedules;
+    #[doc = include_str!("../../../docs/guide/queues.md")]
+    struct Queues;
     #[doc = include_str!("../../../docs/guide/operate.md")]
     struct Operate;
 }

@@ -159,7 +159,7 @@ pub(crate) mod sealed {
     use super::{Future, Result, missing};
     use crate::enqueue::Enqueued;
     use crate::store::Schema;
-    use crate::store::enqueue::{ENQUEUE_ONE, NewRun};
+    use crate::store::enqueue::NewRun;
 
     /// The columns of a row as text.
     pub(crate) type Row = Vec<Option<String>>;
@@ -198,7 +198,8 @@ pub(crate) mod sealed {
 
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
         async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
-            let row = self.call(&run.schema.sql(ENQUEUE_ONE), &run.texts()).await.map_err(missing)?;
+            let (sql, args) = run.call();
+            let row = self.call(&run.schema.sql(sql), &args).await.map_err(missing)?;
             Enqueued::read(&row)
         }
     }

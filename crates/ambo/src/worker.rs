@@ -21,7 +21,7 @@ use crate::id::WorkerId;
 use crate::replay_check;
 use crate::retry::Retry;
 use crate::store::claim::ClaimedRun;
-use crate::store::enqueue::NewRun;
+use crate::store::enqueue::{NewRun, Terms};
 use crate::store::worker::Registration;
 use crate::workflow::{PIN, Registry, States, Workflow, WorkflowFn};
 
@@ -351,10 +351,10 @@ impl Worker {
 
     /// Starts a run at once: durable with its claim when this returns.
     pub(crate) async fn start_run(&self, run: NewRun) -> Result<Enqueued> {
-        if run.delay.is_some() || run.at.is_some() {
+        if run.delay.is_some() || run.at.is_some() || run.terms != Terms::default() {
             return Err(Error::new(
                 Code::InvalidOption,
-                "a run that starts at once has no delay; enqueue it",
+                "a run that starts at once has no delay, no time to start by, and no rule of its key; enqueue it",
             ));
         }
         if !self.engine.registry.contains(&run.workflow) {
@@ -420,6 +420,7 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
         key: run.key,
         time_left: run.timeout,
         cancelled: false,
+        too_late: false,
         parent: None,
         history: Vec::new(),
     }

@@ -121,6 +121,8 @@ begin
     delete from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:retry';
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
+    -- Whoever asks for it now wants it now.
+    update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
     v_xid := pg_current_xact_id();
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
     select nextval('ambo.ready_seq'), v_xid, r.id, v_outcome.attempt, 0, r.priority, r.queue, r.workflow, r.timeout
@@ -182,10 +184,11 @@ $$;
 
 -- Queues with their depth, counted up to 10,000, and the age of the oldest run that waits.
 create or replace function ambo.list_queues()
-returns table (name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamptz)
+returns table (name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamptz,
+               draining boolean)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    select q.name, q.paused, d.ready, d.ready >= 10000, d.oldest
+    select q.name, q.paused, d.ready, d.ready >= 10000, d.oldest, q.draining
     from ambo.queue q cross join lateral (
         select count(*) as ready, min(ambo.run_time(r.run_id)) as oldest
         from (select r.run_id from ambo.ready r where r.queue = q.name and not r.wakes limit 10000) r) d

@@ -53,6 +53,40 @@ language sql immutable
 return sha256(convert_to(
     case when strpos(p_input::text, '\u0000') > 0 then p_input::text else p_input::jsonb::text end, 'UTF8'));
 
+-- The same of what an enqueue may be given besides: the rule of its key, and by when it is to start.
+create or replace function ambo.refuse_terms(
+    p_key text, p_dedup boolean, p_throttle interval, p_debounce interval, p_debounce_max interval,
+    p_delay interval, p_at timestamptz, p_start_by timestamptz, p_start_within interval)
+returns void
+language plpgsql stable
+as $$
+declare
+    v_due timestamptz := coalesce(p_at, now() + p_delay, now() + p_debounce, now());
+    v_rules integer := coalesce(p_dedup, false)::integer + num_nonnulls(p_throttle, p_debounce);
+begin
+    if v_rules > 1 then
+        raise exception 'AMBO005: give one of dedup, throttle and debounce' using errcode = 'AM005';
+    elsif v_rules = 1 and p_key is null then
+        raise exception 'AMBO005: dedup, throttle and debounce go by a key' using errcode = 'AM005', hint = 'Pass key as well.';
+    elsif p_throttle <= interval '0' or p_debounce <= interval '0' or p_throttle > interval '1 year'
+          or p_debounce > interval '1 year'
+    then
+        raise exception 'AMBO005: throttle and debounce are above zero and a year at most, not %',
+            coalesce(p_throttle, p_debounce) using errcode = 'AM005';
+    elsif p_debounce is not null and (p_delay is not null or p_at is not null) then
+        raise exception 'AMBO005: debounce is a delay already: give neither delay nor at' using errcode = 'AM005';
+    elsif p_debounce_max is not null and (p_debounce_max >= p_debounce) is not true then
+        raise exception 'AMBO005: debounce_max goes with debounce and is not below it' using errcode = 'AM005';
+    elsif p_start_by is not null and p_start_within is not null then
+        raise exception 'AMBO005: give start_by or start_within, not both' using errcode = 'AM005';
+    elsif p_start_within <= interval '0' or p_start_within > interval '10 years' then
+        raise exception 'AMBO005: start_within is above zero and 10 years at most, not %', p_start_within
+            using errcode = 'AM005';
+    elsif p_start_by <= v_due then
+        raise exception 'AMBO005: start_by is over before the run may start' using errcode = 'AM005';
+    end if;
+end $$;
+
 -- Takes a key for a run, or finds the run that has it. Two open transactions with one key: the second waits.
 create or replace function ambo.take_key(
     p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid,
@@ -74,7 +108,7 @@ begin
     end if;
     is_new := false;
     select k.run_id, k.input_digest into run_id, v_known
-    from ambo.run_key k where k.workflow = p_workflow and k.key = p_key;
+    from ambo.run_key k where k.workflow = p_workflow and k.key = p_key and k.rule = 'k';
     if not found then
         raise exception 'AMBO003: the key was released while it was looked up; enqueue again'
             using errcode = '40001';
@@ -89,6 +123,8 @@ end $$;
 create or replace function ambo.enqueue(
     p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
     p_at timestamptz, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval,
+    p_dedup boolean default false, p_throttle interval default null, p_debounce interval default null,
+    p_debounce_max interval default null, p_start_by timestamptz default null, p_start_within interval default null,
     out run_id uuid, out is_new boolean)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -96,6 +132,7 @@ declare
     v_due timestamptz := coalesce(p_at, now() + p_delay);
     v_good boolean;
     v_xid xid8;
+    v_terms boolean := p_dedup or num_nonnulls(p_throttle, p_debounce, p_debounce_max, p_start_by, p_start_within) > 0;
 begin
     -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
     v_good := (octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
@@ -107,23 +144,37 @@ begin
         and (p_timeout is null or p_timeout > interval '0')
         and p_attempts between 1 and 1000
         and (p_key_lifetime is null or p_key_lifetime > interval '0'));
-    perform from ambo.queue q where q.name = p_queue;
+    perform from ambo.queue q where q.name = p_queue and not q.draining;
     if not found or v_good is not true
     then
         perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
                                     p_timeout, p_attempts, p_key_lifetime);
+        perform ambo.refuse_draining(array[p_queue]);
     end if;
     run_id := ambo.new_run_id();
     is_new := true;
-    if p_key is not null then
+    if v_terms then
+        perform ambo.refuse_terms(p_key, p_dedup, p_throttle, p_debounce, p_debounce_max, p_delay, p_at, p_start_by,
+                                  p_start_within);
+        p_start_by := coalesce(p_start_by, greatest(v_due, now()) + p_start_within);
+    end if;
+    if v_terms and (p_dedup or num_nonnulls(p_throttle, p_debounce) > 0) then
+        select t.run_id, t.is_new into run_id, is_new
+        from ambo.take_key_by((case when p_dedup then 'd' when p_throttle is not null then 't' else 'b' end)::"char",
+                              p_workflow, p_key, p_input, coalesce(p_throttle, p_debounce), p_debounce_max, run_id) t;
+        if not is_new then
+            return;
+        end if;
+        v_due := coalesce(v_due, clock_timestamp() + p_debounce);
+    elsif p_key is not null then
         select t.run_id, t.is_new into run_id, is_new
         from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;
         if not is_new then
             return;
         end if;
     end if;
-    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
-    values (run_id, p_attempts, p_priority, p_workflow, p_queue, p_input, p_key, p_timeout, p_attributes);
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes, start_by)
+    values (run_id, p_attempts, p_priority, p_workflow, p_queue, p_input, p_key, p_timeout, p_attributes, p_start_by);
     if p_attributes is not null then
         perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
     end if;
@@ -132,27 +183,29 @@ begin
     else
         -- The xid before the seq: a claimer's low-water mark rests on it.
         v_xid := pg_current_xact_id();
-        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
-        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_queue, p_workflow, p_timeout);
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, start_by)
+        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_queue, p_workflow, p_timeout, p_start_by);
         perform ambo.wake();
     end if;
 end $$;
 
 -- One run, from psql, a trigger or any driver: `select ambo.enqueue_workflow('fulfil', '{"id": 1001}')`.
 -- Runs whose `priority` is lower are claimed first. `attempts`: how many workers may die with the run,
--- without progress, before it is dead-lettered.
+-- without progress, before it is dead-lettered. What a key means: see key.sql; `start_by`, `start_within`: expiry.sql.
 create or replace function ambo.enqueue_workflow(
     workflow text, input json default 'null', queue text default 'default', key text default null,
     priority integer default 0, delay interval default null, at timestamptz default null,
     attributes jsonb default null, timeout interval default null, attempts integer default 5,
-    key_lifetime interval default null)
+    key_lifetime interval default null, dedup boolean default false, throttle interval default null,
+    debounce interval default null, debounce_max interval default null, start_by timestamptz default null,
+    start_within interval default null)
 returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- Not in SQL: the body of a SQL function is planned anew on every call.
     return (ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
-                         key_lifetime)).run_id;
+                         key_lifetime, dedup, throttle, debounce, debounce_max, start_by, start_within)).run_id;
 end $$;
 
 -- Many runs in one call. An array that is not given, or an element that is null, means the default.
@@ -161,7 +214,9 @@ create or replace function ambo.enqueue_workflows(
     workflows text[], inputs json[], queues text[] default null, keys text[] default null,
     priorities integer[] default null, delays interval[] default null, ats timestamptz[] default null,
     attributes jsonb[] default null, timeouts interval[] default null, attempts integer[] default null,
-    key_lifetimes interval[] default null)
+    key_lifetimes interval[] default null, dedups boolean[] default null, throttles interval[] default null,
+    debounces interval[] default null, debounce_maxes interval[] default null, start_bys timestamptz[] default null,
+    start_withins interval[] default null)
 returns table (run_id uuid, is_new boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -172,6 +227,7 @@ declare
     v_ids uuid[];
     v_new boolean[];
     v_xid xid8;
+    v_terms boolean := num_nonnulls(dedups, throttles, debounces, debounce_maxes, start_bys, start_withins) > 0;
     r record;
 begin
     if v_n is null or cardinality(inputs) is distinct from v_n
@@ -179,12 +235,22 @@ begin
        or coalesce(cardinality(priorities), v_n) <> v_n or coalesce(cardinality(delays), v_n) <> v_n
        or coalesce(cardinality(ats), v_n) <> v_n or coalesce(cardinality(attributes), v_n) <> v_n
        or coalesce(cardinality(timeouts), v_n) <> v_n or coalesce(cardinality(attempts), v_n) <> v_n
-       or coalesce(cardinality(key_lifetimes), v_n) <> v_n
+       or coalesce(cardinality(key_lifetimes), v_n) <> v_n or coalesce(cardinality(dedups), v_n) <> v_n
+       or coalesce(cardinality(throttles), v_n) <> v_n or coalesce(cardinality(debounces), v_n) <> v_n
+       or coalesce(cardinality(debounce_maxes), v_n) <> v_n or coalesce(cardinality(start_bys), v_n) <> v_n
+       or coalesce(cardinality(start_withins), v_n) <> v_n
     then
         raise exception 'AMBO006: arrays of one call have one length; workflows has %', coalesce(v_n, 0)
             using errcode = 'AM006';
     elsif v_n > 100000 then
         raise exception 'AMBO006: one call takes 100000 runs at most, not %', v_n using errcode = 'AM006';
+    elsif v_terms then
+        -- The slow way: one by one, as one call after the other would.
+        return query
+        select e.run_id, e.is_new
+        from ambo.enqueue_one_by_one(workflows, inputs, queues, keys, priorities, delays, ats, attributes, timeouts, attempts,
+                                     key_lifetimes, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins) e;
+        return;
     end if;
     perform ambo.refuse_enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.o,
                                 coalesce(u.m, 5), u.l)
@@ -196,6 +262,7 @@ begin
         and coalesce(u.p, 0) between -32768 and 32767
         and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
         and coalesce(u.q, 'default') = 'default') is not true;
+    perform ambo.refuse_draining(coalesce(queues, '{default}'));
 
     select array_agg(ambo.new_run_id() order by g), array_agg(true)
     into v_ids, v_new from generate_series(1, v_n) g;
@@ -236,6 +303,37 @@ begin
     return query select * from unnest(v_ids, v_new);
 end $$;
 
+-- Many runs, of which some have more terms than a batch knows. Keys in sorted order, so that two calls cannot deadlock.
+create or replace function ambo.enqueue_one_by_one(
+    p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[],
+    p_ats timestamptz[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[],
+    p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[],
+    p_start_bys timestamptz[], p_start_withins interval[])
+returns table (run_id uuid, is_new boolean)
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    v_ids uuid[] := array_fill(null::uuid, array[cardinality(p_workflows)]);
+    v_new boolean[] := array_fill(false, array[cardinality(p_workflows)]);
+    r record;
+begin
+    for r in
+        select u.n, e.run_id, e.is_new
+        from (select * from unnest(p_workflows, p_inputs, p_queues, p_keys, p_priorities, p_delays, p_ats, p_attributes,
+                                   p_timeouts, p_attempts, p_key_lifetimes, p_dedups, p_throttles, p_debounces,
+                                   p_debounce_maxes, p_start_bys, p_start_withins) with ordinality
+                  as u (w, i, q, k, p, d, t, a, o, m, l, u, h, b, x, s, v, n)
+              order by w, k, n offset 0) u
+        cross join lateral ambo.enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.a, u.o,
+                                        coalesce(u.m, 5), u.l, coalesce(u.u, false), u.h, u.b, u.x, u.s, u.v) e
+    loop
+        v_ids[r.n] := r.run_id;
+        v_new[r.n] := r.is_new;
+    end loop;
+    return query select * from unnest(v_ids, v_new);
+end $$;
+
 -- Creates a queue; to do so again is no error. Says whether it was new.
 create or replace function ambo.create_queue(name text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
@@ -246,6 +344,6 @@ begin
         raise exception 'AMBO001: the name of a queue has 1 to 200 bytes, not %',
             coalesce(octet_length(name)::text, 'null') using errcode = 'AM001';
     end if;
-    insert into ambo.queue values (name) on conflict do nothing;
+    insert into ambo.queue (name) values (name) on conflict do nothing;
     return found;
 end $$;

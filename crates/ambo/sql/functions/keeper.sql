@@ -101,9 +101,9 @@ begin
             order by d.due_at, d.run_id limit p_limit for update skip locked))
         returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline, t.pin
     )
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline, start_by)
     select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue,
-           ambo.lane(r.workflow, f.pin), r.timeout, f.deadline
+           ambo.lane(r.workflow, f.pin), r.timeout, f.deadline, case when f.attempt = 0 then r.start_by end
     from (select * from fired order by due_at) f
     cross join lateral (select r.* from ambo.run r where r.id = f.run_id offset 0) r;
     get diagnostics v_count = row_count;
@@ -156,20 +156,28 @@ begin
     return v_count;
 end $$;
 
--- Releases keys whose lifetime is over and whose run has ended, up to p_limit. Returns how many.
+-- Releases keys whose lifetime is over and whose run has ended, up to p_limit. Returns how many it looked at. One that names a
+-- run only while that lives, and it does, is looked at again later.
 create or replace function ambo.expire_keys(p_limit integer) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_count integer;
+    v_live integer;
 begin
-    delete from ambo.run_key k using (
-        select e.workflow, e.key from ambo.run_key e
-        where e.expires_at < now()
-          and (exists (select from ambo.outcome o where o.run_id = e.run_id)
-               or not exists (select from ambo.run r where r.id = e.run_id))
-        limit p_limit for update skip locked) d
-    where k.workflow = d.workflow and k.key = d.key;
-    get diagnostics v_count = row_count;
-    return v_count;
+    with due as materialized (
+        select k.ctid as place, k.rule = 't' or exists (select from ambo.outcome o where o.run_id = k.run_id)
+               or not exists (select from ambo.run r where r.id = k.run_id) as free
+        from ambo.run_key k where k.expires_at < now()
+          and (k.rule <> 'k' or exists (select from ambo.outcome o where o.run_id = k.run_id)
+               or not exists (select from ambo.run r where r.id = k.run_id))
+        order by k.expires_at limit p_limit for update skip locked
+    ), released as (
+        delete from ambo.run_key k where k.ctid = any (array(select d.place from due d where d.free)) returning 1
+    ), kept as (
+        update ambo.run_key k set expires_at = now() + interval '10 minutes'
+        where k.ctid = any (array(select d.place from due d where not d.free)) returning 1
+    )
+    select (select count(*) from released), (select count(*) from kept) into v_count, v_live;
+    return v_count + v_live;
 end $$;

@@ -52,6 +52,43 @@ begin
     end if;
 end $$;
 
+-- Last statement of a transaction that ends its run: the outcome in place of a checkpoint. To delete the claim is to lock it, and
+-- in a snapshot older than its loss that fails with 40001, as above. What waits for the run is told.
+create or replace function ambo.complete_run(
+    p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
+returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off
+as $$
+begin
+    with unmarked as (
+        delete from ambo.transaction_marker m
+        where m.run_id = p_run and m.position = p_position and m.xid = pg_current_xact_id()
+        returning 1
+    ), ended as (
+        delete from ambo.claim c
+        where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt
+          -- Or the claim would be out of sight of whoever says what is wrong.
+          and exists (select from unmarked)
+        returning 1
+    )
+    insert into ambo.outcome (run_id, attempt, status, output)
+    select p_run, p_attempt, 'succeeded', p_output from ended;
+    if not found then
+        perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
+    end if;
+    if exists (select from ambo.cancel_request) then
+        delete from ambo.cancel_request q where q.run_id = p_run;
+    end if;
+    if exists (select from ambo.wake) then
+        delete from ambo.wake w where w.run_id = p_run;
+    end if;
+    perform ambo.tell_waiters(array[p_run]);
+    if p_parent is not null then
+        perform ambo.send_wakes(array[p_parent]);
+    end if;
+end $$;
+
 -- Says why the last statement of a step recorded nothing.
 create or replace function ambo.refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text)
 returns void
@@ -72,8 +109,9 @@ end $$;
 
 -- What became of a step whose end is unknown: 'in progress', 'committed', 'by hand' or 'aborted'. Ends the
 -- backend that may still hold it, where we may. The checkpoint is what decides: after a failover the xid may belong
--- to somebody else, or not have been given out yet.
-create or replace function ambo.step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text)
+-- to somebody else, or not have been given out yet. Of one that was to end its run under p_attempt, the outcome.
+create or replace function ambo.step_fate(
+    p_backend integer, p_xid xid8, p_run uuid, p_position text, p_attempt integer default null)
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -90,6 +128,9 @@ begin
     end;
     return case
         when exists (select from ambo.checkpoint c where c.run_id = p_run and c.position = p_position)
+            then 'committed'
+        when exists (select from ambo.outcome o
+                     where o.run_id = p_run and o.attempt = p_attempt and o.status = 'succeeded')
             then 'committed'
         when exists (select from ambo.transaction_marker m where m.run_id = p_run and m.position = p_position)
             then 'by hand'

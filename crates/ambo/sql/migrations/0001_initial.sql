@@ -35,6 +35,8 @@ create table ambo.run (
     attributes jsonb,
     -- The run that started this one and awaits or at least owns it; null if it was detached.
     parent_id uuid,
+    -- It is claimed for the first time by then, or not at all.
+    start_by timestamptz,
     primary key (id)
 ) partition by range (id);
 
@@ -103,10 +105,12 @@ create table ambo.ready (
     timeout interval,
     deadline timestamptz,
     wakes boolean not null default false,
+    start_by timestamptz,
     primary key (queue, workflow, priority, seq)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_xid on ambo.ready (xid);
+create index ready_start_by on ambo.ready (start_by) where start_by is not null;
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress.
@@ -163,14 +167,16 @@ create table ambo.event (
     primary key (run_id, key, number)
 ) partition by range (run_id);
 
--- Idempotency keys, with their own lifetime.
+-- Keys, with their own lifetime. What a key means says its rule: k, an idempotency key; d, dedup; t, throttle; b, debounce
+-- (see functions/key.sql). Each rule has its own keys.
 create table ambo.run_key (
     workflow text collate "C" not null,
     key text collate "C" not null,
+    rule "char" not null default 'k' check (rule in ('k', 'd', 't', 'b')),
     run_id uuid not null,
     input_digest bytea not null,
     expires_at timestamptz not null,
-    primary key (workflow, key)
+    primary key (workflow, key, rule)
 );
 create index run_key_expiry on ambo.run_key (expires_at);
 
@@ -193,7 +199,9 @@ create table ambo.transaction_marker (
 create table ambo.queue (
     name text collate "C" primary key,
     created_at timestamptz not null default now(),
-    paused boolean not null default false
+    paused boolean not null default false,
+    -- Takes no new runs; those that wait are worked off.
+    draining boolean not null default false
 );
 insert into ambo.queue (name) values ('default');
 

@@ -15,6 +15,7 @@ use crate::enqueue::Enqueue;
 use crate::error::{Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
 use crate::payload;
+use crate::store::enqueue::Terms;
 use crate::store::flush::NewChild;
 use crate::workflow::Workflow;
 
@@ -81,7 +82,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
     /// Starts the child: it is recorded together with the fact that it was started, whatever crashes.
     ///
     /// # Errors
-    /// Those of [`Enqueue::on`], `AMBO005` for a key, `AMBO025` in a cancelled run.
+    /// Those of [`Enqueue::on`], `AMBO005` for a key or a time to start by, `AMBO025` in a cancelled run.
     pub fn start(self) -> Result<Child<W>> {
         let StartChild { run, position, enqueue, detached } = self;
         let name = format!("ambo:child {}", W::NAME);
@@ -103,10 +104,10 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         if let Some(at) = new.at.take() {
             new.delay = Some(run.clock.until(at));
         }
-        if new.key.is_some() {
+        if new.key.is_some() || new.terms != Terms::default() {
             return Err(Error::new(
                 Code::InvalidOption,
-                "a child takes no key: its key is its parent and position",
+                "a child takes no key, whose place its parent and position have, and no time to start by",
             ));
         }
         let id = run.clock.new_run_id();

@@ -24,7 +24,7 @@ use crate::on::{Database, Isolation};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
 use attempt::{Attempt, Ended};
-use place::Place;
+use place::{Place, Record};
 pub use tx::Tx;
 
 /// How often in a row the connection may be lost while the body runs. More says that it is the body's doing: it is
@@ -57,7 +57,7 @@ pub struct TransactionStep<'a> {
     isolation: Isolation,
     retry: Retry,
     timeout: Option<Duration>,
-    witnessed: bool,
+    record: Record,
 }
 
 impl<'a> TransactionStep<'a> {
@@ -70,7 +70,7 @@ impl<'a> TransactionStep<'a> {
             isolation,
             retry: Retry::none(),
             timeout: None,
-            witnessed: false,
+            record: Record::Checkpoint,
         }
     }
 
@@ -99,7 +99,16 @@ impl<'a> TransactionStep<'a> {
     /// [`install_witness`](crate::install_witness). A run that fails or is cancelled may have to wait for that
     /// database before it goes on, to make sure that no worker thought dead can still commit there.
     pub fn witnessed(mut self) -> Self {
-        self.witnessed = true;
+        self.record = Record::Witness;
+        self
+    }
+
+    /// The run ends with this transaction: what the body returns is the result of the run, and its effect and the end of the
+    /// run commit together, exactly once. There is no checkpoint. When it has committed [`run`](TransactionStep::run) does not
+    /// return, and calls of other branches that are under way are dropped. Where the body fails, the step fails, as any does,
+    /// and the run goes on.
+    pub fn completing(mut self) -> Self {
+        self.record = Record::Outcome;
         self
     }
 
@@ -136,7 +145,7 @@ impl<'a> TransactionStep<'a> {
             run: self.run.clone(),
             position: self.position.clone(),
             name: self.name.as_ref().into(),
-            witnessed: self.witnessed,
+            record: self.record,
         };
         let passed_over = self.run.is_cancelled() && !self.run.history.has(&self.position);
         if let Some(answer) = replay(self.run, &self.position, &self.name).await {
@@ -169,8 +178,12 @@ impl<'a> TransactionStep<'a> {
             match attempt.run(database, body).await {
                 Ended::Committed(value, json) => {
                     self.run.meters.step_ended(true, started.elapsed());
-                    if self.witnessed {
-                        self.run.record(self.position, self.name, Ok(json), started.elapsed());
+                    match self.record {
+                        Record::Checkpoint => {}
+                        Record::Witness => {
+                            self.run.record(self.position, self.name, Ok(json), started.elapsed());
+                        }
+                        Record::Outcome => self.run.complete(json).await,
                     }
                     return Ok(value);
                 }
@@ -249,7 +262,7 @@ impl<'a> TransactionStep<'a> {
     /// Before the run goes past a witnessed step that did not take effect: makes sure that it never will, for as long
     /// as that takes. Only an earlier attempt could still do it. Answers its output if it was faster.
     async fn lay_to_rest<D: Database>(&self, place: &Place, database: &D) -> Option<Json> {
-        if !self.witnessed || self.run.attempt == 1 {
+        if self.record != Record::Witness || self.run.attempt == 1 {
             return None;
         }
         let mut troubled = 0;

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::clock;
 use super::history::{RETRY_NAME, UNDO, UNDO_NAME};
-use super::journal::Fact;
+use super::journal::{Fact, Witness as _};
 use super::run::{Run, Stop};
 use super::{Engine, Life, failpoint};
 use crate::context::{Ctx, compensate};
@@ -31,6 +31,8 @@ enum Ending {
     Retry(Duration, Error),
     /// It begins anew with what it takes along.
     Continue(String),
+    /// It has ended, by a transaction of its own.
+    Completed(Json),
 }
 
 /// Runs a run to its end or to a stop. Lives on the users' runtime.
@@ -58,6 +60,12 @@ pub(crate) async fn execute(
             let (due, state) = (Some(Timestamp::UNIX_EPOCH), Some(state));
             park(&run, NewPark { due, state, ..NewPark::default() });
         }
+        Ending::Completed(output) => {
+            let (id, attempt) = (run.id, run.attempt);
+            let outcome =
+                NewOutcome { run: id, attempt, status: "succeeded", output: Some(output), error: None };
+            life.ended(&run, &outcome, Instant::now());
+        }
         Ending::Fenced => {
             span.in_scope(|| {
                 tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
@@ -72,7 +80,7 @@ pub(crate) async fn execute(
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.forget(&run.id),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
-                Stop::HandBack | Stop::Continue(_) => {}
+                Stop::HandBack | Stop::Continue(_) | Stop::Completed(_) => {}
             },
             () = run.settled() => {}
         }
@@ -83,6 +91,10 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
     // A run that had begun sees the cancel at its next durable call, so that it can compensate.
     if run.is_cancelled() && run.attempt == 1 {
         return Ending::Outcome("cancelled", Err(cancelled()));
+    }
+    if run.too_late {
+        let text = "the run was claimed after the time by which it had to start";
+        return Ending::Outcome("dead", Err(Error::new(Code::Expired, text)));
     }
     let Some(workflow) = engine.registry.get(&run.workflow) else {
         // Lanes of unknown workflows are not claimed, so only a bug brings one here: it is not lost by it.
@@ -114,6 +126,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
             Stop::HandBack => Ending::HandBack,
             Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
             Stop::Continue(state) => Ending::Continue(state.clone()),
+            Stop::Completed(output) => Ending::Completed(output.clone()),
         },
         ending = body => ending,
         () = deadline => {

@@ -63,6 +63,7 @@ impl Duties {
             }
         }
         self.next_timer = [self.next_timer, pulse.next_tick].into_iter().flatten().min();
+        while worker::expire_runs(session, schema, TIMER_BATCH).await? == TIMER_BATCH {}
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
         }

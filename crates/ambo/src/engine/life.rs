@@ -59,6 +59,7 @@ impl Life {
             key: claimed.key,
             parent: claimed.parent,
             deadline: claimed.time_left.map(|left| engine.clock.now() + left),
+            too_late: claimed.too_late,
         };
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
         self.in_flight.fetch_add(1, Ordering::AcqRel);

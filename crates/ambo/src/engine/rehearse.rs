@@ -66,6 +66,7 @@ impl Stage {
             key: None,
             parent: None,
             deadline: None,
+            too_late: false,
         };
         let mut run = Run::new(identity, history.checkpoints(), false, &self.life, &self.engine);
         run.history.rehearse();

@@ -35,6 +35,8 @@ pub(crate) enum Stop {
     Dead(Error),
     /// It begins anew, with what it takes along.
     Continue(String),
+    /// A transaction of its body has ended it, with this output: that is durable.
+    Completed(Json),
 }
 
 /// A run in execution.
@@ -49,6 +51,8 @@ pub(crate) struct Run {
     pub(crate) parent: Option<Uuid>,
     /// When its time is up, in the database's time.
     pub(crate) deadline: Option<jiff::Timestamp>,
+    /// It was claimed after the time by which it had to start.
+    pub(crate) too_late: bool,
     pub(crate) worker: i64,
     pub(crate) journal: Journal,
     pub(crate) states: States,
@@ -118,6 +122,7 @@ pub(crate) struct Identity {
     pub(crate) key: Option<String>,
     pub(crate) parent: Option<Uuid>,
     pub(crate) deadline: Option<jiff::Timestamp>,
+    pub(crate) too_late: bool,
 }
 
 impl Run {
@@ -140,6 +145,7 @@ impl Run {
             key: identity.key,
             parent: identity.parent,
             deadline: identity.deadline,
+            too_late: identity.too_late,
             worker: life.worker,
             journal: life.journal.clone(),
             states: engine.states.clone(),
@@ -322,6 +328,12 @@ impl Run {
         self.check_cancel()?;
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.stop(Stop::Continue(history::continued(&self.history, input, published)?));
+        std::future::pending().await
+    }
+
+    /// The run has ended, in a transaction of its own. Never returns.
+    pub(crate) async fn complete(&self, output: Json) {
+        self.stop(Stop::Completed(output));
         std::future::pending().await
     }
 

@@ -8,7 +8,7 @@ use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
 use crate::admin::{
-    Act, Acted, Filter, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
+    Act, Acted, Filter, Purge, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
 };
 use crate::error::Result;
 use crate::payload::Json;
@@ -207,6 +207,38 @@ pub(crate) async fn pause_queue(session: &Session, schema: &Schema, name: &str, 
         .map(drop)
 }
 
+pub(crate) async fn drain_queue(
+    session: &Session,
+    schema: &Schema,
+    name: &str,
+    draining: bool,
+) -> Result<()> {
+    let sql = schema.sql("select ambo.drain_queue($1, $2)::text");
+    session.query(&sql, &[(&name, Type::TEXT), (&draining, Type::BOOL)]).await.map(drop)
+}
+
+/// One batch of a purge: how many runs it ended or counted, and where to go on.
+pub(crate) async fn purge_queue(
+    session: &Session,
+    schema: &Schema,
+    purge: &Purge,
+    after: Option<&str>,
+) -> Result<(i32, Option<String>)> {
+    let row = session
+        .query_one(
+            &schema.sql("select purged, last from ambo.purge_queue($1, $2, $3, $4, p_after => $5)"),
+            &[
+                (&purge.queue, Type::TEXT),
+                (&purge.workflow, Type::TEXT),
+                (&purge.until, Type::TIMESTAMPTZ),
+                (&purge.dry_run, Type::BOOL),
+                (&after, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok((row.try_get(0).map_err(from_driver)?, row.try_get(1).map_err(from_driver)?))
+}
+
 pub(crate) async fn list_queues(session: &Session, schema: &Schema) -> Result<Vec<QueueSummary>> {
     let rows = session.query(&schema.sql("select * from ambo.list_queues()"), &[]).await?;
     all(&rows, |row| {
@@ -216,6 +248,7 @@ pub(crate) async fn list_queues(session: &Session, schema: &Schema) -> Result<Ve
             ready: row.try_get(2)?,
             ready_is_capped: row.try_get(3)?,
             oldest_ready_at: row.try_get(4)?,
+            draining: row.try_get(5)?,
         })
     })
 }

@@ -36,6 +36,8 @@ pub(crate) struct ClaimedRun {
     pub(crate) key: Option<String>,
     pub(crate) time_left: Option<Duration>,
     pub(crate) cancelled: bool,
+    /// The time by which it had to be claimed is over: it is not to be run.
+    pub(crate) too_late: bool,
     pub(crate) parent: Option<Uuid>,
     pub(crate) history: Vec<Checkpoint>,
 }
@@ -117,6 +119,7 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
             .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
         cancelled: row.try_get(10)?,
         parent: row.try_get(14)?,
+        too_late: row.try_get::<_, Option<_>>(16)?.unwrap_or_default(),
         history: Vec::new(),
     })
 }

@@ -27,18 +27,36 @@ pub(crate) struct NewRun {
     pub(crate) timeout: Option<Duration>,
     pub(crate) attempts: i32,
     pub(crate) key_lifetime: Option<Duration>,
+    pub(crate) terms: Terms,
+}
+
+/// What most runs are not given: the rule of the key, and by when to start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) dedup: bool,
+    pub(crate) throttle: Option<Duration>,
+    pub(crate) debounce: Option<Duration>,
+    pub(crate) debounce_max: Option<Duration>,
+    pub(crate) start_by: Option<jiff::Timestamp>,
+    pub(crate) start_within: Option<Duration>,
 }
 
 /// The statement that enqueues one run on a connection of the user's: text in, text out (see `on`).
-pub(crate) const ENQUEUE_ONE: &str = "select run_id::text, is_new::text from ambo.enqueue($1::text, $2::text::json, \
+const ENQUEUE_ONE: &str = "select run_id::text, is_new::text from ambo.enqueue($1::text, $2::text::json, \
      $3::text, $4::text, $5::text::int4, $6::text::interval, $7::text::timestamptz, $8::text::jsonb, \
      $9::text::interval, $10::text::int4, $11::text::interval)";
+/// The same for a run with terms.
+const ENQUEUE_ON_TERMS: &str = "select run_id::text, is_new::text from ambo.enqueue($1::text, $2::text::json, \
+     $3::text, $4::text, $5::text::int4, $6::text::interval, $7::text::timestamptz, $8::text::jsonb, \
+     $9::text::interval, $10::text::int4, $11::text::interval, p_dedup => $12::text::bool, \
+     p_throttle => $13::text::interval, p_debounce => $14::text::interval, p_debounce_max => $15::text::interval, \
+     p_start_by => $16::text::timestamptz, p_start_within => $17::text::interval)";
 
 impl NewRun {
-    /// The parameters of [`ENQUEUE_ONE`].
-    pub(crate) fn texts(&self) -> [Option<String>; 11] {
+    /// The statement that enqueues it on a connection of the user's, and its parameters.
+    pub(crate) fn call(&self) -> (&'static str, Vec<Option<String>>) {
         let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));
-        [
+        let mut texts = vec![
             Some(self.workflow.clone()),
             Some(self.input.to_string()),
             Some(self.queue.clone()),
@@ -50,7 +68,20 @@ impl NewRun {
             span(self.timeout),
             Some(self.attempts.to_string()),
             span(self.key_lifetime),
-        ]
+        ];
+        let terms = &self.terms;
+        if *terms == Terms::default() {
+            return (ENQUEUE_ONE, texts);
+        }
+        texts.extend([
+            Some(terms.dedup.to_string()),
+            span(terms.throttle),
+            span(terms.debounce),
+            span(terms.debounce_max),
+            terms.start_by.map(|at| at.to_string()),
+            span(terms.start_within),
+        ]);
+        (ENQUEUE_ON_TERMS, texts)
     }
 }
 
@@ -71,9 +102,19 @@ pub(crate) async fn enqueue(
     let timeouts = optional(runs, |run| run.timeout.map(Interval));
     let attempts = optional(runs, |run| (run.attempts != 5).then_some(run.attempts));
     let key_lifetimes = optional(runs, |run| run.key_lifetime.map(Interval));
+    let dedups = optional(runs, |run| run.terms.dedup.then_some(true));
+    let throttles = optional(runs, |run| run.terms.throttle.map(Interval));
+    let debounces = optional(runs, |run| run.terms.debounce.map(Interval));
+    let debounce_maxes = optional(runs, |run| run.terms.debounce_max.map(Interval));
+    let start_bys = optional(runs, |run| run.terms.start_by);
+    let start_withins = optional(runs, |run| run.terms.start_within.map(Interval));
     let rows = session
         .query(
-            &schema.sql("select * from ambo.enqueue_workflows($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
+            &schema.sql(
+                "select * from ambo.enqueue_workflows($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
+                 dedups => $12, throttles => $13, debounces => $14, debounce_maxes => $15, start_bys => $16, \
+                 start_withins => $17)",
+            ),
             &[
                 (&workflows, Type::TEXT_ARRAY),
                 (&inputs, Type::JSON_ARRAY),
@@ -86,6 +127,12 @@ pub(crate) async fn enqueue(
                 (&timeouts, Type::INTERVAL_ARRAY),
                 (&attempts, Type::INT4_ARRAY),
                 (&key_lifetimes, Type::INTERVAL_ARRAY),
+                (&dedups, Type::BOOL_ARRAY),
+                (&throttles, Type::INTERVAL_ARRAY),
+                (&debounces, Type::INTERVAL_ARRAY),
+                (&debounce_maxes, Type::INTERVAL_ARRAY),
+                (&start_bys, Type::TIMESTAMPTZ_ARRAY),
+                (&start_withins, Type::INTERVAL_ARRAY),
             ],
         )
         .await?;

@@ -9,18 +9,21 @@ use super::schema::Schema;
 use crate::error::Result;
 
 /// What became of the transaction that a step began: `in progress`, `committed`, `by hand` or `aborted`.
+/// `ends_attempt`: the attempt of the run that it was to end, if it was.
 pub(crate) async fn step_fate(
     session: &Session,
     schema: &Schema,
     (backend, xid): (&str, &str),
     (run, position): (Uuid, &str),
+    ends_attempt: Option<i32>,
 ) -> Result<String> {
-    let sql = schema.sql("select ambo.step_fate($1::text::int4, $2::text::xid8, $3, $4)");
+    let sql = schema.sql("select ambo.step_fate($1::text::int4, $2::text::xid8, $3, $4, $5)");
     let params = [
         (&backend as _, Type::TEXT),
         (&xid as _, Type::TEXT),
         (&run as _, Type::UUID),
         (&position as _, Type::TEXT),
+        (&ends_attempt as _, Type::INT4),
     ];
     session.query_one(&sql, &params).await?.try_get(0).map_err(from_driver)
 }

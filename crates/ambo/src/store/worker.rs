@@ -60,6 +60,9 @@ pub(crate) async fn hold(session: &Session, schema: &Schema, worker: i64) -> Res
     row.try_get(0).map_err(from_driver)
 }
 
+/// Batches of one chore between two looks at the house.
+const CHORE_ROUNDS: u32 = 30;
+
 /// The answer to a heartbeat.
 #[derive(Debug)]
 pub(crate) struct Pulse {
@@ -158,6 +161,12 @@ pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) 
     row.try_get(0).map_err(from_driver)
 }
 
+/// Ends runs whose time to start is over, up to `limit`; answers how many.
+pub(crate) async fn expire_runs(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
+    let row = session.query_one(&schema.sql("select ambo.expire_runs($1)"), &[(&limit, Type::INT4)]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
 /// A version of workers that runs are pinned to.
 #[derive(Debug)]
 pub(crate) struct Pin {
@@ -196,10 +205,12 @@ pub(crate) async fn release_pins(
 /// its own, so that one that cannot get its lock does not keep the others from being done.
 pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()> {
     let mut first_error = None;
-    for sql in
-        ["select ambo.make_partitions()", "select ambo.drop_partition()", "select ambo.expire_keys(10000)"]
-    {
-        if let Err(error) = session.query(&schema.sql(sql), &[]).await {
+    for sql in [
+        "select ambo.make_partitions()::text",
+        "select ambo.drop_partition()::text",
+        "select ambo.expire_keys(10000)::text",
+    ] {
+        if let Err(error) = chore(session, &schema.sql(sql)).await {
             // 55P03: a lock was not to be had within its 50 ms; it is tried again next time.
             if error.sqlstate() != Some("55P03") {
                 first_error.get_or_insert(error);
@@ -207,6 +218,17 @@ pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()>
         }
     }
     first_error.map_or(Ok(()), Err)
+}
+
+/// One duty, again while it finds a full batch to do.
+async fn chore(session: &Session, sql: &str) -> Result<()> {
+    for _ in 0..CHORE_ROUNDS {
+        let row = session.query_one(sql, &[]).await?;
+        if row.try_get::<_, Option<String>>(0).map_err(from_driver)?.as_deref() != Some("10000") {
+            break;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn leave(session: &Session, schema: &Schema, worker: i64) -> Result<i32> {

@@ -5,6 +5,7 @@ mod child;
 mod crash;
 mod docs;
 mod drain;
+mod expiry;
 mod family;
 mod fence;
 mod fork;
@@ -12,6 +13,9 @@ mod graph;
 mod guarantees;
 mod harness;
 mod hostile;
+#[cfg(feature = "sqlx")]
+mod job;
+mod key;
 mod marks;
 #[cfg(feature = "diesel-async")]
 mod on_diesel_async;
@@ -25,6 +29,7 @@ mod outage;
 mod partition;
 mod program;
 mod proxy;
+mod purge;
 mod random;
 mod recovery;
 mod replay_check;

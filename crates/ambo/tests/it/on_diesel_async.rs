@@ -11,7 +11,7 @@ use diesel_async::{
 };
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance, last_words};
+use crate::on_driver::{Caller, conformance, last_words, step_of};
 use crate::stage::Gate;
 
 impl Caller for AsyncPgConnection {
@@ -74,7 +74,8 @@ fn pool(url: &str) -> Pool<AsyncPgConnection> {
 
 async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
     let (pool, gate) = (cx.state::<Pool<AsyncPgConnection>>()?, cx.state::<Arc<Gate>>()?);
-    let step = cx.transaction("reserve").run(&*pool, async |mut tx| {
+    let (step, how) = step_of(cx.transaction("reserve"), &how);
+    let step = step.run(&*pool, async |mut tx| {
         gate.count();
         let insert = diesel::sql_query("insert into effect (what) values ($1)");
         let rows = insert.bind::<diesel::sql_types::Text, _>(&how).execute(&mut *tx).await?;

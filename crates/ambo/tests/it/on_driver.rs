@@ -2,7 +2,7 @@
 //!
 //! A driver is a [`Caller`]; `conformance!` makes the tests of it.
 
-use ambo::{Code, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
+use ambo::{Code, Enqueue, Enqueued, Error, Isolation, Result, TransactionStep, Untyped};
 
 use crate::harness::{Database, database};
 use crate::proxy::Proxy;
@@ -248,26 +248,49 @@ where
         ("swallow", Lose::Nothing, Some(Code::Database)),
         ("commit", Lose::Nothing, Some(Code::CommittedByHand)),
     ] {
-        let scene = format!("{how}, {lose:?}");
-        let stage = crate::stage::Stage::set().await;
-        let proxy = Proxy::before(&stage.db.url).await;
-        let _worker = register(stage.worker(), proxy.url.clone()).await.start().await.unwrap();
-        proxy.lose(lose);
-        let run = Enqueue::named("reserve", &how).on(&stage.db.client).await.unwrap().run;
-        let ended = stage.end(run).await;
-        assert_eq!(ended.as_ref().err().map(Error::code), code, "{scene}: {ended:?}");
-        assert_eq!(proxy.lost(), u64::from(lose != Lose::Nothing), "{scene}");
-        let effects = i64::from(code.is_none() || how == "commit");
-        assert_eq!(stage.effects().await, effects, "{scene}");
-        let children = "select count(*) from ambo.run where workflow = 'fulfil'";
-        assert_eq!(stage.db.number(children).await, effects, "{scene}: what it enqueued is there with it");
-        let bodies =
-            if ["conflict", "deadlock"].contains(&how) || [Lose::Commit, Lose::Everything].contains(&lose) {
+        for ends in ["", ENDS] {
+            let scene = format!("{ends}{how}, {lose:?}");
+            let stage = crate::stage::Stage::set().await;
+            let proxy = Proxy::before(&stage.db.url).await;
+            let _worker = register(stage.worker(), proxy.url.clone()).await.start().await.unwrap();
+            proxy.lose(lose);
+            let run =
+                Enqueue::named("reserve", &format!("{ends}{how}")).on(&stage.db.client).await.unwrap().run;
+            let ended = stage.end(run).await;
+            assert_eq!(ended.as_ref().err().map(Error::code), code, "{scene}: {ended:?}");
+            assert_eq!(proxy.lost(), u64::from(lose != Lose::Nothing), "{scene}");
+            let effects = i64::from(code.is_none() || how == "commit");
+            assert_eq!(stage.effects().await, effects, "{scene}");
+            let children = "select count(*) from ambo.run where workflow = 'fulfil'";
+            assert_eq!(
+                stage.db.number(children).await,
+                effects,
+                "{scene}: what it enqueued is there with it"
+            );
+            let bodies = if ["conflict", "deadlock"].contains(&how)
+                || [Lose::Commit, Lose::Everything].contains(&lose)
+            {
                 2
             } else {
                 1
             };
-        assert_eq!(stage.gate.bodies(), bodies, "{scene}: how often the body was run");
+            assert_eq!(stage.gate.bodies(), bodies, "{scene}: how often the body was run");
+            if !ends.is_empty() && code.is_none() {
+                assert_eq!(stage.checkpoints().await, 0, "{scene}: its end is its record");
+                assert_eq!(stage.state(run).await, "succeeded", "{scene}");
+            }
+        }
+    }
+}
+
+/// Before what a body is to do: its transaction ends the run.
+const ENDS: &str = "end: ";
+
+/// The step that the input asks for, and what its body is to do.
+pub(crate) fn step_of<'a>(step: TransactionStep<'a>, how: &str) -> (TransactionStep<'a>, String) {
+    match how.strip_prefix(ENDS) {
+        Some(how) => (step.completing(), how.to_owned()),
+        None => (step, how.to_owned()),
     }
 }
 

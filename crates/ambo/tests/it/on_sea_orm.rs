@@ -9,7 +9,7 @@ use sea_orm::{
 };
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance, last_words};
+use crate::on_driver::{Caller, conformance, last_words, step_of};
 use crate::stage::Gate;
 
 struct SeaOrm {
@@ -80,7 +80,8 @@ async fn a_nested_transaction_takes_its_run_along() {
 
 async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
     let (connection, gate) = (cx.state::<DatabaseConnection>()?, cx.state::<Arc<Gate>>()?);
-    let step = cx.transaction("reserve").run(&*connection, async |tx| {
+    let (step, how) = step_of(cx.transaction("reserve"), &how);
+    let step = step.run(&*connection, async |tx| {
         gate.count();
         let insert = "insert into effect (what) values ($1) returning n";
         let insert = Statement::from_sql_and_values(DbBackend::Postgres, insert, [how.clone().into()]);

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, Postgres, Transaction};
 
 use crate::harness::database;
-use crate::on_driver::{Caller, conformance, last_words};
+use crate::on_driver::{Caller, conformance, last_words, step_of};
 use crate::stage::Gate;
 
 struct Sqlx {
@@ -77,7 +77,8 @@ async fn a_connection_will_do_as_well_as_a_transaction() {
 
 async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
     let (pool, gate) = (cx.state::<PgPool>()?, cx.state::<Arc<Gate>>()?);
-    let step = cx.transaction("reserve").run(&*pool, async |mut tx| {
+    let (step, how) = step_of(cx.transaction("reserve"), &how);
+    let step = step.run(&*pool, async |mut tx| {
         gate.count();
         let insert = "insert into effect (what) values ($1) returning n";
         let n: i64 = sqlx::query_scalar(insert).bind(&how).fetch_one(&mut *tx).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ambo::{Ctx, Enqueue, Enqueued, Error, Isolation, Result, Untyped};
 
 use crate::harness::{connect, database};
-use crate::on_driver::{Caller, conformance, last_words};
+use crate::on_driver::{Caller, conformance, last_words, step_of};
 use crate::stage::Gate;
 
 /// Begins and ends by SQL: what is borrowed from a client cannot stand beside it. Its transactions are below.
@@ -73,7 +73,8 @@ fn source(url: String) -> Arc<ambo::TokioPostgres> {
 
 async fn reserve(mut cx: Ctx<'_>, how: String) -> Result<i64> {
     let (database, gate) = (cx.state::<Arc<ambo::TokioPostgres>>()?, cx.state::<Arc<Gate>>()?);
-    let step = cx.transaction("reserve").run(&*database, async |tx| {
+    let (step, how) = step_of(cx.transaction("reserve"), &how);
+    let step = step.run(&*database, async |tx| {
         gate.count();
         let insert = "insert into effect (what) values ($1) returning n";
         let n: i64 = tx.query_one(insert, &[&how]).await?.get(0);

@@ -1,4 +1,5 @@
-//! Where a transaction step is recorded: as a checkpoint in Ambo's own database, or as a witness in another one.
+//! Where a transaction step is recorded: as a checkpoint or as the outcome of the run, in Ambo's own database, or as a witness
+//! in another one.
 //!
 //! Each is a set of SQL functions with the same parts: open, close, what became of it.
 
@@ -23,7 +24,18 @@ pub(super) struct Place {
     pub(super) run: Arc<Run>,
     pub(super) position: Arc<str>,
     pub(super) name: Arc<str>,
-    pub(super) witnessed: bool,
+    pub(super) record: Record,
+}
+
+/// What is written with the effect of a transaction step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Record {
+    /// A checkpoint of the run.
+    Checkpoint,
+    /// The outcome of the run, which ends by it.
+    Outcome,
+    /// A witness, in another database.
+    Witness,
 }
 
 /// The transaction of one attempt, as the server knows it.
@@ -67,7 +79,7 @@ impl Place {
 
     /// The witness has a schema of its own, which is never renamed.
     fn sql<'s>(&self, sql: &'s str) -> std::borrow::Cow<'s, str> {
-        if self.witnessed { sql.into() } else { self.run.target.schema.sql(sql) }
+        if self.record == Record::Witness { sql.into() } else { self.run.target.schema.sql(sql) }
     }
 
     /// Begins the step's transaction, its first statement included. If that fails the transaction is still open.
@@ -79,7 +91,7 @@ impl Place {
         let [run, position] = self.run_and_position();
         let (attempt, worker) = (Some(self.run.attempt.to_string()), Some(self.run.worker.to_string()));
         let idle = Some(self.run.lease_ms.load(Ordering::Relaxed).to_string());
-        let (sql, args) = if self.witnessed {
+        let (sql, args) = if self.record == Record::Witness {
             let sql = "select state, backend::text, xid::text, output::text from ambo_witness.open_step(\
                        $1::text::uuid, $2::text, $3::text::int4, $4::text::int8, $5::text::int4)";
             (sql, vec![run, position, attempt, worker, idle])
@@ -111,9 +123,15 @@ impl Place {
     ) -> Result<()> {
         let [run, position] = self.run_and_position();
         let output = Some(output.to_owned());
-        let (sql, args) = if self.witnessed {
+        let (sql, args) = if self.record == Record::Witness {
             let sql = "select ambo_witness.close_step($1::text::uuid, $2::text, $3::text::json)::text";
             (sql, vec![run, position, output])
+        } else if self.record == Record::Outcome {
+            let sql = "select ambo.complete_run($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, \
+                       $5::text::json, $6::text::uuid)::text";
+            let attempt = Some(self.run.attempt.to_string());
+            let parent = self.run.parent.map(|parent| parent.to_string());
+            (sql, vec![Some(self.run.worker.to_string()), run, attempt, position, output, parent])
         } else {
             let sql = "select ambo.finish_step($1::text::int8, $2::text::uuid, $3::text::int4, $4::text, $5::text, \
                        $6::text::json, null, $7::text::int4)::text";
@@ -135,18 +153,18 @@ impl Place {
 
     /// Whether the transaction is still the one that [`open`](Place::open) began. An error where it is aborted.
     pub(super) async fn is_open<D: Database>(&self, connection: &mut D::Connection) -> Result<bool> {
-        let sql = match self.witnessed {
-            true => "select ambo_witness.step_is_open($1::text::uuid, $2::text)::text",
-            false => "select ambo.step_is_open($1::text::uuid, $2::text)::text",
+        let sql = match self.record {
+            Record::Witness => "select ambo_witness.step_is_open($1::text::uuid, $2::text)::text",
+            _ => "select ambo.step_is_open($1::text::uuid, $2::text)::text",
         };
         self.call::<D>(connection, sql, &self.run_and_position()).await.map(|row| is_true(&row))
     }
 
     /// Whether the body committed by hand: outside of the transaction.
     pub(super) async fn is_marked<D: Database>(&self, connection: &mut D::Connection) -> Result<bool> {
-        let sql = match self.witnessed {
-            true => "select ambo_witness.step_is_marked($1::text::uuid, $2::text)::text",
-            false => "select ambo.step_is_marked($1::text::uuid, $2::text)::text",
+        let sql = match self.record {
+            Record::Witness => "select ambo_witness.step_is_marked($1::text::uuid, $2::text)::text",
+            _ => "select ambo.step_is_marked($1::text::uuid, $2::text)::text",
         };
         self.call::<D>(connection, sql, &self.run_and_position()).await.map(|row| is_true(&row))
     }
@@ -200,7 +218,7 @@ impl Place {
     async fn ask<D: Database>(&self, database: &D, opened: &Opened) -> Result<String> {
         let (backend, xid) = (&opened.backend, &opened.xid);
         let [run, position] = self.run_and_position();
-        if self.witnessed {
+        if self.record == Record::Witness {
             let mut connection = database.begin(Isolation::ReadCommitted, Token(())).await?;
             let sql =
                 "select ambo_witness.step_fate($1::text::int4, $2::text::xid8, $3::text::uuid, $4::text)";
@@ -212,13 +230,14 @@ impl Place {
         let target = &self.run.target;
         let session = target.open("ambo step fate", None).await?;
         let place = (self.run.id, &*self.position);
-        store::transaction::step_fate(&session, &target.schema, (backend, xid), place).await
+        let ends = (self.record == Record::Outcome).then_some(self.run.attempt);
+        store::transaction::step_fate(&session, &target.schema, (backend, xid), place, ends).await
     }
 
     /// An error that says what to do about it.
     fn explain(&self, error: Error) -> Error {
         let (code, text) = match error.sqlstate() {
-            _ if is_missing(&error) && self.witnessed => (
+            _ if is_missing(&error) && self.record == Record::Witness => (
                 Code::SchemaMismatch,
                 "the database of this transaction step has no table of witnesses; \
                  run ambo::install_witness on it, or the SQL of ambo::WITNESS_SQL",

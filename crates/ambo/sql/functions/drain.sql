@@ -1,0 +1,111 @@
+-- Drain and purge: a queue that takes no new runs, and one that loses those that wait.
+
+-- Lets a queue take no new runs (AMBO009) while those that wait are worked off, or lets it take runs again. What runs
+-- themselves start there, and what is retried, goes on being taken: the queue would never be empty otherwise.
+create or replace function ambo.drain_queue(p_queue text, p_draining boolean default true) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ambo.queue q set draining = p_draining where q.name = p_queue;
+    if not found then
+        raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
+            using errcode = 'AM002';
+    end if;
+end $$;
+
+-- Refuses new runs for queues (null: the default one) that are being drained.
+create or replace function ambo.refuse_draining(p_queues text[]) returns void
+language plpgsql stable
+as $$
+declare
+    v_queue text;
+begin
+    -- Mostly there is none, and it costs next to nothing to see that.
+    if exists (select from ambo.queue q where q.draining) then
+        select q.name into v_queue from ambo.queue q
+        where q.draining and q.name in (select coalesce(u.name, 'default') from unnest(p_queues) u (name));
+        if found then
+            raise exception 'AMBO009: queue % is being drained and takes no new runs', quote_literal(v_queue)
+                using errcode = 'AM009', hint = format('To let it take runs again: select ambo.drain_queue(%L, false).', v_queue);
+        end if;
+    end if;
+end $$;
+
+-- Ends, as cancelled, runs of a queue that wait and were never claimed: those that are ready, then those that are delayed.
+-- In batches of up to p_limit rows: `last`, given back with the next call, is null when all is done. With p_dry they are
+-- only counted.
+create or replace function ambo.purge_queue(
+    p_queue text, p_workflow text default null, p_until timestamptz default null, p_dry boolean default false,
+    p_limit integer default 1000, p_after text default null, out purged integer, out last text)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+    v_at text[] := string_to_array(p_after, chr(30));
+    v_ids uuid[];
+    v_seen integer;
+    v_below uuid := case when p_until is not null then ambo.run_id_floor(p_until) end;
+begin
+    if not exists (select from ambo.queue q where q.name = p_queue) then
+        raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
+            using errcode = 'AM002';
+    end if;
+    if v_at is null or v_at[1] = 'ready' then
+        with seen as materialized (
+            select r.ctid as place, r.run_id, r.workflow, r.priority, r.seq,
+                   r.attempt = 0 and not r.wakes and (v_below is null or r.run_id < v_below)
+                   and (p_workflow is null or split_part(r.workflow, chr(31), 1) = p_workflow) as wanted
+            from ambo.ready r
+            where r.queue = p_queue
+              and (r.workflow, r.priority, r.seq) > (coalesce(v_at[2], ''), coalesce(v_at[3]::smallint, (-32768)::smallint),
+                                                     coalesce(v_at[4]::bigint, -1))
+            order by r.workflow, r.priority, r.seq limit p_limit
+        ), dropped as (
+            delete from ambo.ready d where not p_dry and d.ctid = any (array(
+                select r.ctid from ambo.ready r
+                where r.ctid = any (array(select s.place from seen s where s.wanted)) for update skip locked))
+            returning d.run_id
+        )
+        select case when p_dry then array(select s.run_id from seen s where s.wanted) else array(select d.run_id from dropped d) end,
+               (select count(*) from seen),
+               (select concat_ws(chr(30), 'ready', s.workflow, s.priority, s.seq) from seen s
+                order by s.workflow desc, s.priority desc, s.seq desc limit 1)
+        into v_ids, v_seen, last;
+        if v_seen < p_limit then
+            last := 'timer';
+        end if;
+    else
+        with seen as materialized (
+            select t.ctid as place, t.run_id,
+                   t.attempt = 0 and r.queue = p_queue and (v_below is null or t.run_id < v_below)
+                   and (p_workflow is null or r.workflow = p_workflow) as wanted
+            from (select t.ctid, t.* from ambo.timer t
+                  where t.run_id > coalesce(v_at[2]::uuid, '00000000-0000-0000-0000-000000000000')
+                  order by t.run_id limit p_limit) t
+            cross join lateral (select r.* from ambo.run r where r.id = t.run_id offset 0) r
+        ), dropped as (
+            delete from ambo.timer d where not p_dry and d.ctid = any (array(
+                select t.ctid from ambo.timer t
+                where t.ctid = any (array(select s.place from seen s where s.wanted)) for update skip locked))
+            returning d.run_id
+        )
+        select case when p_dry then array(select s.run_id from seen s where s.wanted) else array(select d.run_id from dropped d) end,
+               (select count(*) from seen),
+               (select concat_ws(chr(30), 'timer', s.run_id) from seen s order by s.run_id desc limit 1)
+        into v_ids, v_seen, last;
+        if v_seen < p_limit then
+            last := null;
+        end if;
+    end if;
+    purged := cardinality(v_ids);
+    if purged = 0 or p_dry then
+        return;
+    end if;
+    insert into ambo.outcome (run_id, attempt, status, error)
+    select i, 0, 'cancelled', json_build_object('code', 'AMBO025', 'message', 'cancelled: its queue was purged')
+    from unnest(v_ids) i;
+    delete from ambo.cancel_request q where q.run_id = any (v_ids);
+    perform ambo.tell_waiters(v_ids);
+    perform ambo.wake_parents(v_ids);
+end $$;

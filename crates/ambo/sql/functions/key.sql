@@ -1,0 +1,65 @@
+-- Keys that mean something else than one run for good. All of it in the caller's transaction: two open transactions with one
+-- key wait for each other, as with idempotency keys.
+--
+--   dedup     the key names its run while that is queued or running. Another enqueue gets that run, whatever its input; once
+--             the run has ended, the key is free.
+--   throttle  the key names its run for a period from its enqueue on, whatever became of it.
+--   debounce  the run is delayed by a quiet period. Until that is over another enqueue gets that run, gives it its own input
+--             and delays it anew, by `debounce_max` from its first enqueue at most. After it, the next enqueue is a new run.
+create or replace function ambo.take_key_by(
+    p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid,
+    out run_id uuid, out is_new boolean)
+language plpgsql volatile
+as $$
+declare
+    v_expires timestamptz;
+    v_known uuid;
+    v_until timestamptz;
+    v_round integer := 0;
+begin
+    loop
+        -- A key of a run that has ended is free at once; this is when its row goes too.
+        v_expires := clock_timestamp() + case when p_rule = 't' then p_period else interval '10 minutes' end;
+        insert into ambo.run_key (workflow, key, rule, run_id, input_digest, expires_at)
+        values (p_workflow, p_key, p_rule, p_run_id, '', v_expires) on conflict do nothing;
+        is_new := found;
+        if is_new then
+            run_id := p_run_id;
+            return;
+        end if;
+        select k.run_id, k.expires_at into v_known, v_until
+        from ambo.run_key k where k.workflow = p_workflow and k.key = p_key and k.rule = p_rule;
+        run_id := v_known;
+        if not found then
+            -- It was released meanwhile; in an old snapshot it stays out of sight.
+            v_round := v_round + 1;
+            if v_round > 10 then
+                raise exception 'AMBO003: the key was taken or released while it was looked up; enqueue again'
+                    using errcode = '40001';
+            end if;
+            continue;
+        elsif p_rule = 't' then
+            exit when v_until > clock_timestamp();
+        elsif p_rule = 'd' then
+            exit when not exists (select from ambo.outcome o where o.run_id = v_known)
+                      and exists (select from ambo.run r where r.id = v_known);
+        else
+            -- The row in timer is what says that it has not started; whoever has locked it is waited for.
+            update ambo.timer t
+            set due_at = least(clock_timestamp() + p_period, ambo.run_time(v_known) + p_max)
+            where t.run_id = v_known and t.attempt = 0;
+            if found then
+                update ambo.run r set input = p_input where r.id = v_known;
+                exit;
+            end if;
+        end if;
+        -- Free: it is ours if nobody was faster; then we look again.
+        update ambo.run_key k set run_id = p_run_id, expires_at = v_expires
+        where k.workflow = p_workflow and k.key = p_key and k.rule = p_rule and k.run_id = v_known;
+        if found then
+            run_id := p_run_id;
+            is_new := true;
+            return;
+        end if;
+    end loop;
+end $$;

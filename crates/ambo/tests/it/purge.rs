@@ -1,0 +1,78 @@
+//! Drain and purge of queues.
+
+use std::time::Duration;
+
+use ambo::admin::Purge;
+use ambo::{Code, Ctx, Enqueue, Result, Untyped, Worker};
+
+use crate::harness::database;
+
+async fn parent(mut cx: Ctx<'_>, _: i64) -> Result<i64> {
+    let child = cx.child::<leaf>(1).with(|child| child.queue("mail")).start()?;
+    Ok(cx.result_of(child).await?)
+}
+
+#[ambo::workflow]
+async fn leaf(_cx: Ctx, n: i64) -> Result<i64> {
+    Ok(n + 1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_drained_takes_nothing_new_and_is_worked_off() {
+    let db = database().await;
+    db.client.create_queue("mail").await.unwrap();
+    let before = Enqueue::named("parent", &0).queue("mail").on(&db.client).await.unwrap().run;
+    db.client.drain_queue("mail", true).await.unwrap();
+    let new = || Enqueue::named("parent", &0).queue("mail");
+    assert_eq!(new().on(&db.client).await.unwrap_err().code(), Code::Draining);
+    assert_eq!(new().on(&db.sql).await.unwrap_err().code(), Code::Draining);
+    assert_eq!(ambo::enqueue_all(&db.client, [new()]).await.unwrap_err().code(), Code::Draining);
+    db.client.drain_queue("default", true).await.unwrap();
+    let two = (0..2).map(|n| Enqueue::named("parent", &n));
+    assert_eq!(ambo::enqueue_all(&db.client, two).await.unwrap_err().code(), Code::Draining);
+    db.client.drain_queue("default", false).await.unwrap();
+    let worker = Worker::builder(&db.client).queue("mail").workflow::<leaf>().workflow_fn("parent", parent);
+    let _worker = worker.start().await.unwrap();
+    let result = db.client.handle::<Untyped>(before).result_as::<i64, ambo::Error>().await;
+    assert_eq!(result.unwrap(), 2, "its children are part of what is worked off");
+    assert!(
+        db.client.list_queues().await.unwrap().iter().any(|queue| queue.name == "mail" && queue.draining)
+    );
+    db.client.drain_queue("mail", false).await.unwrap();
+    new().on(&db.client).await.unwrap();
+    assert_eq!(db.client.drain_queue("nowhere", true).await.unwrap_err().code(), Code::UnknownQueue);
+}
+
+#[tokio::test]
+async fn a_purge_ends_what_waits_and_was_never_claimed() {
+    let db = database().await;
+    db.client.create_queue("mail").await.unwrap();
+    let mail = |name: &str, n: i64| Enqueue::named(name, &n).queue("mail");
+    let runs = (0..1500)
+        .map(|n| mail(if n % 3 == 0 { "b" } else { "a" }, n).priority(i32::try_from(n % 2).unwrap()));
+    ambo::enqueue_all(&db.client, runs).await.unwrap();
+    let other = Enqueue::named("a", &1).on(&db.client).await.unwrap().run;
+    let delayed = mail("a", 1).delay(Duration::from_secs(60)).on(&db.client).await.unwrap().run;
+    // One that had begun, and one that only wakes, stay.
+    db.sql
+        .batch_execute(
+            "update ambo.ready set attempt = 1 where run_id = (select id from ambo.run where input::text = '4' limit 1);
+             select ambo.send_wakes(array[(select id from ambo.run where input::text = '5' limit 1)])",
+        )
+        .await
+        .unwrap();
+    let all = Purge { queue: "mail".into(), ..Purge::default() };
+    let only_b = Purge { workflow: Some("b".into()), ..all.clone() };
+    let dry = Purge { dry_run: true, ..all.clone() };
+    assert_eq!(db.client.purge_queue(&dry).await.unwrap(), 1500);
+    assert_eq!(db.number("select count(*) from ambo.outcome").await, 0, "a dry run does nothing");
+    let early = Purge { until: Some("2020-01-01T00:00:00Z".parse().unwrap()), ..all.clone() };
+    assert_eq!(db.client.purge_queue(&early).await.unwrap(), 0);
+    assert_eq!(db.client.purge_queue(&only_b).await.unwrap(), 500);
+    assert_eq!(db.client.purge_queue(&all).await.unwrap(), 1000);
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'cancelled'").await, 1500);
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 3);
+    assert_eq!(db.client.show_run(other).await.unwrap().summary.state, "ready");
+    assert_eq!(db.client.show_run(delayed).await.unwrap().summary.state, "cancelled");
+    assert_eq!(db.client.purge_queue(&Purge::default()).await.unwrap_err().code(), Code::UnknownQueue);
+}
