@@ -2,6 +2,9 @@
 
 mod workflow;
 
+mod dead;
+mod terms;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +12,9 @@ use ambo::RunId;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
+
+pub(crate) use dead::{Dead, DeadList};
+pub(crate) use terms::Terms;
 
 pub(crate) use workflow::{Workflow, WorkflowShow};
 
@@ -78,6 +84,9 @@ pub(crate) enum Command {
     /// List, set, pause, trigger and backfill schedules
     #[command(subcommand)]
     Schedule(Schedule),
+    /// List, group, redrive and purge dead runs
+    #[command(subcommand)]
+    Dead(Dead),
     /// List the workers
     #[command(subcommand)]
     Worker(Worker),
@@ -335,6 +344,8 @@ pub(crate) struct RunEnqueue {
     /// An idempotency key: the same key means the same run
     #[arg(long)]
     pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) terms: Terms,
     /// What the run can be found by: KEY=VALUE, where VALUE is JSON or a text; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
     pub(crate) attribute: Vec<(String, serde_json::Value)>,

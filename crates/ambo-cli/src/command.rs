@@ -1,6 +1,7 @@
 //! The commands, one file each; here the one that was typed is chosen.
 
 mod adopt;
+mod dead;
 #[cfg(unix)]
 mod dev;
 mod doctor;
@@ -41,6 +42,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 Command::Run(wanted) => run::run(wanted, &database, output).await,
                 Command::Queue(wanted) => queue::queue(wanted, &database, output).await,
                 Command::Schedule(wanted) => schedule::schedule(wanted, &database, output).await,
+                Command::Dead(wanted) => dead::dead(wanted, &database, output).await,
                 Command::Worker(wanted) => worker::worker(&wanted, &database, output).await,
                 Command::Workflow(wanted) => workflow::workflow(&wanted, &database, output).await,
                 Command::ReplayCheck(wanted) => {

@@ -76,6 +76,12 @@ table event_carried
     value json not null
     UNIQUE index event_carried_pkey btree (run_id, key, number)
 
+table fan_in with (fillfactor=50)
+    run_id uuid not null
+    upto uuid not null
+    looked_at timestamp with time zone not null
+    UNIQUE index fan_in_pkey btree (run_id)
+
 table heartbeat with (fillfactor=50)
     worker_id bigint not null
     at timestamp with time zone not null
@@ -98,8 +104,10 @@ table installation
     retention interval not null default '30 days'::interval
     key_lifetime interval not null default '30 days'::interval
     pin_grace interval not null default '00:01:00'::interval
+    dead_lifetime interval
     partition_width interval not null default '1 day'::interval
     partitions_ahead integer not null default 7
+    CHECK ((dead_lifetime > '00:00:00'::interval))
     CHECK ((key_lifetime > '00:00:00'::interval))
     CHECK ((lease >= '00:00:02'::interval))
     CHECK (only_row)
@@ -327,6 +335,10 @@ function check_installation()
     returns void
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function check_terms(p_runs json, p_names text[])
+    returns void
+    stable
+
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
     returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
@@ -342,6 +354,14 @@ function complete_run(p_worker bigint, p_run uuid, p_attempt integer, p_position
 function create_queue(name text)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function dead_errors(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone)
+    returns TABLE(workflow text, queue text, code text, message text, runs bigint, first_at timestamp with time zone, last_at timestamp with time zone, newest uuid, is_capped boolean)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_hashjoin=off, enable_mergejoin=off
+
+function dead_letters(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
+    returns TABLE(id uuid, workflow text, queue text, enqueued_at timestamp with time zone, died_at timestamp with time zone, attempts integer, tries bigint, code text, message text, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function declare_workflows(p_version text, p_workflows json)
     returns void
@@ -363,7 +383,11 @@ function due_schedules()
     returns TABLE(name text, cron text, timezone text, every_us bigint, next_at timestamp with time zone, horizon timestamp with time zone)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function enqueue_one_by_one(p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[], p_ats timestamp with time zone[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[], p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[], p_start_bys timestamp with time zone[], p_start_withins interval[])
+function enqueue_fan_in(members json, then_run json)
+    returns json
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function enqueue_one_by_one(p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[], p_ats timestamp with time zone[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[], p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[], p_start_bys timestamp with time zone[], p_start_withins interval[], p_batch uuid)
     returns TABLE(run_id uuid, is_new boolean)
     volatile
 
@@ -371,7 +395,7 @@ function enqueue_tick(p_name text, p_tick timestamp with time zone, p_at timesta
     returns uuid
     volatile
 
-function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], dedups boolean[] DEFAULT NULL::boolean[], throttles interval[] DEFAULT NULL::interval[], debounces interval[] DEFAULT NULL::interval[], debounce_maxes interval[] DEFAULT NULL::interval[], start_bys timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], start_withins interval[] DEFAULT NULL::interval[])
+function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], dedups boolean[] DEFAULT NULL::boolean[], throttles interval[] DEFAULT NULL::interval[], debounces interval[] DEFAULT NULL::interval[], debounce_maxes interval[] DEFAULT NULL::interval[], start_bys timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], start_withins interval[] DEFAULT NULL::interval[], batch uuid DEFAULT NULL::uuid)
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
@@ -382,6 +406,10 @@ function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue 
 function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_dedup boolean DEFAULT false, p_throttle interval DEFAULT NULL::interval, p_debounce interval DEFAULT NULL::interval, p_debounce_max interval DEFAULT NULL::interval, p_start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, p_start_within interval DEFAULT NULL::interval, OUT run_id uuid, OUT is_new boolean)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function expire_dead(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
 
 function expire_keys(p_limit integer)
     returns integer
@@ -418,6 +446,10 @@ function forget(p_run uuid, p_attempt integer, p_positions text, p_state text)
 function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function gather_members(p_runs uuid[])
+    returns uuid[]
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
     returns void
@@ -535,6 +567,10 @@ function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys te
     returns void
     volatile
 
+function purge_dead(p_runs uuid[])
+    returns TABLE(run_id uuid, answer text, code text)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+
 function purge_queue(p_queue text, p_workflow text DEFAULT NULL::text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry boolean DEFAULT false, p_limit integer DEFAULT 1000, p_after text DEFAULT NULL::text, OUT purged integer, OUT last text)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
@@ -551,11 +587,19 @@ function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
 
+function redrive_dead(p_runs uuid[], p_queue text DEFAULT NULL::text, p_per_second double precision DEFAULT NULL::double precision, p_done integer DEFAULT 0)
+    returns TABLE(run_id uuid, answer text, code text)
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function refuse_draining(p_queues text[])
     returns void
     stable
 
 function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+    returns void
+    stable
+
+function refuse_living(p_run uuid)
     returns void
     stable
 
@@ -583,7 +627,7 @@ function restore_attributes(p_run uuid)
     returns void
     volatile
 
-function retry_run(p_run uuid)
+function retry_run(p_run uuid, p_due timestamp with time zone DEFAULT NULL::timestamp with time zone)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

@@ -208,8 +208,56 @@ pub struct VitalSign {
     pub value: String,
 }
 
+/// A run that ended as dead.
+#[derive(Debug, Serialize)]
+pub struct DeadLetter {
+    /// Its id.
+    pub id: RunId,
+    /// The name of its workflow.
+    pub workflow: String,
+    /// The queue that it came through.
+    pub queue: String,
+    /// When it was enqueued.
+    pub enqueued_at: Timestamp,
+    /// When it died.
+    pub died_at: Timestamp,
+    /// How often it was claimed.
+    pub attempts: i32,
+    /// How often its body failed and was tried again, by the policy of its workflow.
+    pub tries: i64,
+    /// What it died of, such as AMBO026.
+    pub code: Option<String>,
+    /// The message of its last error.
+    pub message: Option<String>,
+    /// The last error, whole.
+    pub error: Option<Box<RawValue>>,
+}
+
+/// The dead of one workflow and queue that died of the same.
+#[derive(Debug, Serialize)]
+pub struct DeadError {
+    /// The name of the workflow.
+    pub workflow: String,
+    /// The queue.
+    pub queue: String,
+    /// What they died of, such as AMBO026.
+    pub code: Option<String>,
+    /// The message, its numbers and ids replaced by `#`.
+    pub message: Option<String>,
+    /// How many there are.
+    pub runs: i64,
+    /// When the first one died.
+    pub first_at: Timestamp,
+    /// When the last one died.
+    pub last_at: Timestamp,
+    /// The newest of them.
+    pub newest: RunId,
+    /// There are more dead than the newest 100,000, which were looked at.
+    pub is_capped: bool,
+}
+
 /// What can be done to many runs at once. See [`Client::act`](crate::Client::act).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Act {
     /// Ask them to end, with a reason: as [`Client::cancel`](crate::Client::cancel).
@@ -220,6 +268,15 @@ pub enum Act {
     Rewind(String),
     /// Start new runs from a position of theirs: as [`Client::fork`](crate::Client::fork).
     Fork(Option<String>),
+    /// Run dead ones again from their checkpoints, perhaps elsewhere, perhaps one after the other.
+    Redrive {
+        /// The queue that they go to. Default: the one that they died in.
+        queue: Option<String>,
+        /// So many a second, in the order given, from now on; it goes on without whoever asked for it. Default: all at once.
+        per_second: Option<f64>,
+    },
+    /// Throw dead ones away, with all that they recorded.
+    PurgeDead,
 }
 
 /// What became of one of the runs that were acted on.
@@ -227,7 +284,7 @@ pub enum Act {
 pub struct Acted {
     /// The run.
     pub id: RunId,
-    /// cancelled, requested, ready, the id of the fork, the state in which it had ended; or why the act was refused.
+    /// cancelled, requested, ready, delayed, purged, the id of the fork, the state in which it had ended; or why the act was refused.
     pub answer: String,
     /// The SQLSTATE of a refusal, such as AM034.
     pub refused: Option<String>,

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancelled, Filter, Purge, QueueSummary, RunDetail, RunSummary, VitalSign, WorkerSummary,
-    WorkflowSummary,
+    Act, Acted, Cancelled, DeadError, DeadLetter, Filter, Purge, QueueSummary, RunDetail, RunSummary,
+    VitalSign, WorkerSummary, WorkflowSummary,
 };
 use crate::context::update;
 use crate::enqueue::Enqueued;
@@ -335,9 +335,29 @@ impl Client {
         let mut acted = Vec::with_capacity(runs.len());
         for some in runs.chunks(500) {
             let some: Vec<uuid::Uuid> = some.iter().map(|run| run.as_uuid()).collect();
-            acted.extend(admin::act_on_runs(&self.session().await?, self.schema(), act, &some).await?);
+            acted.extend(
+                admin::act_on_runs(&self.session().await?, self.schema(), act, &some, acted.len()).await?,
+            );
         }
         Ok(acted)
+    }
+
+    /// The dead, newest first, with why, when and how often; the state of the filter is not looked at. To run them again or throw
+    /// them away: [`act`](Client::act) with [`Act::Redrive`] or [`Act::PurgeDead`].
+    ///
+    /// # Errors
+    /// `AMBO005` for attributes that are not an object, `AMBO040` if the database is away.
+    pub async fn dead_letters(&self, filter: &Filter) -> Result<Vec<DeadLetter>> {
+        admin::dead_letters(&self.session().await?, self.schema(), filter).await
+    }
+
+    /// The dead by what they died of, the most frequent first; of the filter, workflow, queue, since and until count. Looks at
+    /// the newest 100,000.
+    ///
+    /// # Errors
+    /// `AMBO040` if the database is away.
+    pub async fn dead_errors(&self, filter: &Filter) -> Result<Vec<DeadError>> {
+        admin::dead_errors(&self.session().await?, self.schema(), filter).await
     }
 
     /// Creates a queue; says whether it is new.

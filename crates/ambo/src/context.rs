@@ -24,7 +24,7 @@ use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Failure, Result};
 use crate::id::RunId;
 use crate::retry::Retry;
-use crate::workflow::Workflow;
+use crate::workflow::{States, Workflow};
 pub use child::{Child, ChildResult, StartChild};
 pub use event::Event;
 pub use race::{Either, Race};
@@ -471,15 +471,11 @@ impl<'run> Ctx<'run> {
     /// # Errors
     /// `AMBO041` if the worker was given no value of this type.
     pub fn state<T: Send + Sync + 'static>(&self) -> Result<Arc<T>> {
-        self.run.states.get::<T>().ok_or_else(|| {
-            Error::new(
-                Code::Configuration,
-                format!(
-                    "the worker has no state of type `{}`; give it with `.state(value)`",
-                    std::any::type_name::<T>()
-                ),
-            )
-        })
+        self.run.states.find::<T>()
+    }
+
+    pub(crate) fn states(&self) -> &States {
+        &self.run.states
     }
 
     /// The id of this run.

@@ -245,7 +245,7 @@ impl<W> Enqueue<W> {
 }
 
 /// What PostgreSQL could not even be sent: text has no NUL there.
-fn check(run: &NewRun) -> Result<()> {
+pub(crate) fn check(run: &NewRun) -> Result<()> {
     let texts = [("workflow", Some(&run.workflow)), ("queue", Some(&run.queue)), ("key", run.key.as_ref())];
     for (what, text) in texts {
         if text.is_some_and(|text| text.contains('\0')) {

@@ -71,11 +71,13 @@
 //! | `failpoints` | points at which crash tests end the process | no |
 
 pub mod admin;
+mod batch;
 mod client;
 mod context;
 mod engine;
 mod enqueue;
 mod error;
+mod fan_in;
 mod graph;
 mod handle;
 mod id;
@@ -91,6 +93,7 @@ mod worker;
 mod workflow;
 
 pub use admin::Cancelled;
+pub use batch::{Batch, BatchItem};
 pub use client::Client;
 pub use context::transaction::Tx;
 pub use context::witness::{WITNESS_SQL, install_witness};
@@ -101,6 +104,7 @@ pub use context::{
 pub use engine::failpoint::NAMES as FAILPOINTS;
 pub use enqueue::{Enqueue, Enqueued, Untyped, enqueue_all};
 pub use error::{ApplicationError, Code, Error, Failure, Result};
+pub use fan_in::{FanIn, FanInThen, FannedIn};
 pub use graph::{Graph, Inputs, Node, Plan, Shape, ShapeKind, ShapeNode};
 pub use handle::Handle;
 pub use id::{RunId, WorkerId};

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::batch::{Batch, Collector};
 use crate::client::Client;
 use crate::engine::wait::MOMENT;
 use crate::engine::{self, Engine, Life, failpoint};
@@ -102,6 +103,36 @@ impl WorkerBuilder {
         E: ApplicationError + From<Error>,
     {
         self.register(|registry| registry.add_graph(name, plan))
+    }
+
+    /// Registers a handler of many runs at once under a name: as soon as `max` of them, at least 1, are in the memory of this
+    /// worker, or the first has waited for `within`. It answers a result for each, in their order, and each ends by its own:
+    /// one that fails does not fail the others. Each is enqueued, claimed and retried like any run. The handler makes no durable
+    /// calls; what it does it does at least once, as a step. [`max_in_flight`](WorkerBuilder::max_in_flight) bounds a batch too.
+    ///
+    /// # Example
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use ambo::{Batch, Client, Error, Result, Worker};
+    /// async fn index(batch: Batch<String>) -> Vec<Result<usize>> {
+    ///     let words: Vec<&str> = batch.items.iter().map(|item| item.input.as_str()).collect();
+    ///     // ... one request for all of them ...
+    ///     words.iter().map(|word| if word.is_empty() { Err(Error::message("empty")) } else { Ok(word.len()) }).collect()
+    /// }
+    /// # async fn example(client: &Client) -> Result<()> {
+    /// let worker = Worker::builder(client).batch("index", 100, Duration::from_millis(50), index).start().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn batch<F, I, O, E, Fut>(self, name: &str, max: usize, within: Duration, handler: F) -> Self
+    where
+        F: Fn(Batch<I>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<Result<O, E>>> + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        O: Serialize + Send + 'static,
+        E: ApplicationError,
+    {
+        let body = Arc::new(Collector::new(handler, max, within));
+        self.register(|registry| registry.add_body::<I, O>(name, body))
     }
 
     /// How often a run of a registered workflow is tried again when it fails; see [`Workflow::retry`]. For functions without a

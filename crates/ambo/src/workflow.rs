@@ -96,7 +96,7 @@ where
     }
 }
 
-fn seal<O: Serialize, E: ApplicationError>(
+pub(crate) fn seal<O: Serialize, E: ApplicationError>(
     result: Result<O, E>,
     is_permanent: impl FnOnce(&E) -> bool,
 ) -> Result<Json> {
@@ -188,6 +188,11 @@ impl Registry {
         self.insert(name, Arc::new(Function(function, PhantomData)), Retry::none(), About::of::<I, O>(None))
     }
 
+    /// A body of another kind, from `I` to `O`.
+    pub(crate) fn add_body<I, O>(&mut self, name: &str, body: Arc<dyn Body>) -> Result<()> {
+        self.insert(name, body, Retry::none(), About::of::<I, O>(None))
+    }
+
     fn insert(&mut self, name: &str, body: Arc<dyn Body>, retry: Retry, about: About) -> Result<()> {
         if name.is_empty() || name.len() > 200 || name.contains(['\0', PIN]) {
             return Err(Error::new(
@@ -246,6 +251,14 @@ impl States {
 
     pub(crate) fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         self.0.get(&TypeId::of::<T>()).cloned().and_then(|value| value.downcast().ok())
+    }
+
+    pub(crate) fn find<T: Send + Sync + 'static>(&self) -> Result<Arc<T>> {
+        self.get::<T>().ok_or_else(|| {
+            let name = std::any::type_name::<T>();
+            let text = format!("the worker has no state of type `{name}`; give it with `.state(value)`");
+            Error::new(Code::Configuration, text)
+        })
     }
 }
 

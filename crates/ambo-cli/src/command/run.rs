@@ -1,6 +1,6 @@
 //! `ambo run`: what was asked, how it stands, and what an operator may do about it.
 
-mod act;
+pub(super) mod act;
 mod show;
 
 use std::io::Read as _;
@@ -117,7 +117,7 @@ fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_json::Value
     (!given.is_empty()).then(|| given.iter().cloned().collect::<serde_json::Map<_, _>>().into())
 }
 
-fn filter(selection: &Selection) -> Filter {
+pub(super) fn filter(selection: &Selection) -> Filter {
     let state = selection.state.and_then(|state| state.to_possible_value());
     Filter {
         workflow: selection.workflow.clone(),
@@ -169,7 +169,7 @@ fn options<W>(mut run: Enqueue<W>, wanted: &RunEnqueue) -> Enqueue<W> {
     if let Some(timeout) = wanted.timeout {
         run = run.timeout(timeout);
     }
-    run
+    wanted.terms.give(run)
 }
 
 async fn enqueue<W>(run: Enqueue<W>, client: &Client, output: Output) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The binary `ambo` against a real PostgreSQL: what it prints, how it ends, and what it leaves behind.
 
+mod dead;
 mod dev;
 mod doctor;
 mod harness;

@@ -59,6 +59,8 @@ begin
     end if;
     perform ambo.cancel_run(c.child_id, p_reason) from ambo.child c
     where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
+      -- The members of a fan-in are not there for the sake of what comes after them.
+      and not exists (select from ambo.fan_in f where f.run_id = p_run)
       and exists (select from ambo.run r where r.id = c.child_id);
     insert into ambo.cancel_request (run_id, reason) values (p_run, left(p_reason, 1000)) on conflict do nothing;
     with waiting as (
@@ -79,6 +81,7 @@ begin
         values (p_run, 0, 'cancelled', json_build_object(
             'code', 'AMBO025', 'message', coalesce('cancelled: ' || left(p_reason, 1000), 'cancelled')));
         delete from ambo.cancel_request q where q.run_id = p_run;
+        delete from ambo.fan_in f where f.run_id = p_run;
         perform ambo.tell_waiters(array[p_run]);
         perform ambo.wake_parents(array[p_run]);
         return 'cancelled';
@@ -91,7 +94,8 @@ end $$;
 -- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failures that ended it, of which its
 -- error names the positions, are forgotten, and so are losses and the mark of a commit by hand. What its worker did not
 -- end itself (it died) names none: a failure after which nothing was recorded is forgotten then.
-create or replace function ambo.retry_run(p_run uuid) returns void
+-- With p_due it waits until then.
+create or replace function ambo.retry_run(p_run uuid, p_due timestamptz default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -123,6 +127,10 @@ begin
     delete from ambo.cancel_request q where q.run_id = p_run;
     -- Whoever asks for it now wants it now.
     update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
+    if p_due > clock_timestamp() then
+        insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, v_outcome.attempt, 0);
+        return;
+    end if;
     v_xid := pg_current_xact_id();
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
     select nextval('ambo.ready_seq'), v_xid, r.id, v_outcome.attempt, 0, r.priority, r.queue, r.workflow, r.timeout

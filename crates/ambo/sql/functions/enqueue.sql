@@ -208,7 +208,7 @@ begin
                          key_lifetime, dedup, throttle, debounce, debounce_max, start_by, start_within)).run_id;
 end $$;
 
--- Many runs in one call. An array that is not given, or an element that is null, means the default.
+-- Many runs in one call; `batch` is for enqueue_fan_in alone. An array that is not given, or an element that is null, means the default.
 -- Keys are taken in sorted order, so that two bulk calls cannot deadlock on them.
 create or replace function ambo.enqueue_workflows(
     workflows text[], inputs json[], queues text[] default null, keys text[] default null,
@@ -216,7 +216,7 @@ create or replace function ambo.enqueue_workflows(
     attributes jsonb[] default null, timeouts interval[] default null, attempts integer[] default null,
     key_lifetimes interval[] default null, dedups boolean[] default null, throttles interval[] default null,
     debounces interval[] default null, debounce_maxes interval[] default null, start_bys timestamptz[] default null,
-    start_withins interval[] default null)
+    start_withins interval[] default null, batch uuid default null)
 returns table (run_id uuid, is_new boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -249,7 +249,8 @@ begin
         return query
         select e.run_id, e.is_new
         from ambo.enqueue_one_by_one(workflows, inputs, queues, keys, priorities, delays, ats, attributes, timeouts, attempts,
-                                     key_lifetimes, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins) e;
+                                     key_lifetimes, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins,
+                                     batch) e;
         return;
     end if;
     perform ambo.refuse_enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.o,
@@ -279,8 +280,8 @@ begin
         end loop;
     end if;
 
-    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes)
-    select u.id, coalesce(u.m, 5), coalesce(u.p, 0), u.w, coalesce(u.q, 'default'), u.i, u.k, u.o, u.a
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes, parent_id)
+    select u.id, coalesce(u.m, 5), coalesce(u.p, 0), u.w, coalesce(u.q, 'default'), u.i, u.k, u.o, u.a, batch
     from unnest(v_ids, v_new, attempts, priorities, workflows, queues, inputs, keys, timeouts, attributes)
         as u (id, is_new, m, p, w, q, i, k, o, a)
     where u.is_new;
@@ -308,7 +309,7 @@ create or replace function ambo.enqueue_one_by_one(
     p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[],
     p_ats timestamptz[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[],
     p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[],
-    p_start_bys timestamptz[], p_start_withins interval[])
+    p_start_bys timestamptz[], p_start_withins interval[], p_batch uuid)
 returns table (run_id uuid, is_new boolean)
 language plpgsql volatile
 as $$
@@ -331,6 +332,10 @@ begin
         v_ids[r.n] := r.run_id;
         v_new[r.n] := r.is_new;
     end loop;
+    if p_batch is not null then
+        update ambo.run g set parent_id = p_batch
+        from unnest(v_ids, v_new) as u (id, is_new) where g.id = u.id and u.is_new;
+    end if;
     return query select * from unnest(v_ids, v_new);
 end $$;
 

@@ -72,7 +72,9 @@ begin
     v_name := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
     -- What was carried before and has ended long ago leaves now.
     delete from ambo.run_carried r using ambo.outcome_carried o
-    where o.run_id = r.id and o.ended_at < now() - (select i.retention from ambo.installation i);
+    where o.run_id = r.id
+      and o.ended_at < now() - (select greatest(i.retention, case when o.status = 'dead' then i.dead_lifetime end)
+                                from ambo.installation i);
     delete from ambo.outcome_carried o where not exists (select from ambo.run_carried r where r.id = o.run_id);
     delete from ambo.child_carried c where not exists (select from ambo.run_carried r where r.id = c.run_id);
     delete from ambo.attribute_carried a where not exists (select from ambo.run_carried r where r.id = a.run_id);
@@ -93,7 +95,8 @@ begin
     return true;
 end $$;
 
--- The runs of a time range that have not ended, up to p_limit: they stand in ready, claim or timer.
+-- The runs of a time range that are not to be dropped, up to p_limit: those that have not ended, which stand in ready, claim
+-- or timer, and the dead, where they are kept longer than other history.
 create or replace function ambo.live_runs(p_from timestamptz, p_to timestamptz, p_limit integer) returns uuid[]
 language sql volatile
 as $$
@@ -101,7 +104,10 @@ as $$
         select l.run_id from (
             select r.run_id from ambo.ready r union all
             select c.run_id from ambo.claim c union all
-            select t.run_id from ambo.timer t) l
+            select t.run_id from ambo.timer t union all
+            select o.run_id from ambo.outcome o
+            where o.status = 'dead' and o.run_id >= ambo.run_id_floor(p_from) and o.run_id < ambo.run_id_floor(p_to)
+              and o.ended_at > now() - (select i.dead_lifetime from ambo.installation i)) l
         where l.run_id >= ambo.run_id_floor(p_from) and l.run_id < ambo.run_id_floor(p_to)
         limit p_limit)
 $$;

@@ -62,6 +62,9 @@ declare
     v_moving uuid[];
     v_pin text := ambo.pin_of(p_worker);
 begin
+    if exists (select from ambo.fan_in) then
+        p_runs := ambo.gather_members(p_runs);
+    end if;
     v_held := array(
         select c.run_id from unnest(p_runs) g (id)
         cross join lateral (

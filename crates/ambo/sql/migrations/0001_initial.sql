@@ -18,6 +18,8 @@ create table ambo.installation (
     key_lifetime interval not null default '30 days' check (key_lifetime > '0'),
     -- How long runs that are pinned to a version wait for a worker of it, once there is none.
     pin_grace interval not null default '1 minute' check (pin_grace >= '0'),
+    -- How long the dead are kept; null: as long as other history.
+    dead_lifetime interval check (dead_lifetime > '0'),
     partition_width interval not null default '1 day' check (partition_width >= '1 hour'),
     partitions_ahead integer not null default 7 check (partitions_ahead between 2 and 100)
 );
@@ -179,6 +181,13 @@ create table ambo.run_key (
     primary key (workflow, key, rule)
 );
 create index run_key_expiry on ambo.run_key (expires_at);
+
+-- Runs that start when all of others have ended; those are their children. Below `upto` all have; looked at last then.
+create table ambo.fan_in (
+    run_id uuid primary key,
+    upto uuid not null,
+    looked_at timestamptz not null
+) with (fillfactor = 50);
 
 -- A cancel is a recorded request: the owner of the run acts on it, or whoever claims it next.
 create table ambo.cancel_request (

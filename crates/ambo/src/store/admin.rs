@@ -8,7 +8,8 @@ use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
 use crate::admin::{
-    Act, Acted, Filter, Purge, QueueSummary, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
+    Act, Acted, DeadError, DeadLetter, Filter, Purge, QueueSummary, RunDetail, RunSummary, StepSummary,
+    VitalSign, WorkerSummary,
 };
 use crate::error::Result;
 use crate::payload::Json;
@@ -173,8 +174,24 @@ pub(crate) async fn act_on_runs(
     schema: &Schema,
     act: &Act,
     runs: &[Uuid],
+    done: usize,
 ) -> Result<Vec<Acted>> {
     let (name, position, reason) = match act {
+        Act::Redrive { queue, per_second } => {
+            let done = i32::try_from(done).unwrap_or(i32::MAX);
+            let sql = schema.sql("select run_id, answer, code from ambo.redrive_dead($1, $2, $3, $4)");
+            let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+                (&runs, Type::UUID_ARRAY),
+                (queue, Type::TEXT),
+                (per_second, Type::FLOAT8),
+                (&done, Type::INT4),
+            ];
+            return all(&session.query(&sql, &params).await?, read_acted);
+        }
+        Act::PurgeDead => {
+            let sql = schema.sql("select run_id, answer, code from ambo.purge_dead($1)");
+            return all(&session.query(&sql, &[(&runs, Type::UUID_ARRAY)]).await?, read_acted);
+        }
         Act::Cancel(reason) => ("cancel", None, Some(reason)),
         Act::Retry => ("retry", None, None),
         Act::Rewind(position) => ("rewind", Some(position), None),
@@ -186,9 +203,83 @@ pub(crate) async fn act_on_runs(
             &[(&name, Type::TEXT), (&runs, Type::UUID_ARRAY), (&position, Type::TEXT), (&reason, Type::TEXT)],
         )
         .await?;
+    all(&rows, read_acted)
+}
+
+fn read_acted(row: &Row) -> DriverResult<Acted> {
+    let id: Uuid = row.try_get(0)?;
+    Ok(Acted { id: id.into(), answer: row.try_get(1)?, refused: row.try_get(2)? })
+}
+
+pub(crate) async fn dead_letters(
+    session: &Session,
+    schema: &Schema,
+    filter: &Filter,
+) -> Result<Vec<DeadLetter>> {
+    let before = filter.before.map(crate::RunId::as_uuid);
+    let parent = filter.parent.map(crate::RunId::as_uuid);
+    let attributes = filter.attributes.as_ref().map(|attributes| JsonText(attributes.to_string()));
+    let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.dead_letters($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+            &[
+                (&filter.workflow, Type::TEXT),
+                (&filter.queue, Type::TEXT),
+                (&before, Type::UUID),
+                (&limit, Type::INT4),
+                (&filter.since, Type::TIMESTAMPTZ),
+                (&filter.until, Type::TIMESTAMPTZ),
+                (&attributes, Type::JSONB),
+                (&parent, Type::UUID),
+                (&filter.text, Type::TEXT),
+            ],
+        )
+        .await?;
     all(&rows, |row| {
-        let id: Uuid = row.try_get(0)?;
-        Ok(Acted { id: id.into(), answer: row.try_get(1)?, refused: row.try_get(2)? })
+        Ok(DeadLetter {
+            id: row.try_get::<_, Uuid>(0)?.into(),
+            workflow: row.try_get(1)?,
+            queue: row.try_get(2)?,
+            enqueued_at: row.try_get(3)?,
+            died_at: row.try_get(4)?,
+            attempts: row.try_get(5)?,
+            tries: row.try_get(6)?,
+            code: row.try_get(7)?,
+            message: row.try_get(8)?,
+            error: raw(json(row, 9)?),
+        })
+    })
+}
+
+pub(crate) async fn dead_errors(
+    session: &Session,
+    schema: &Schema,
+    filter: &Filter,
+) -> Result<Vec<DeadError>> {
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.dead_errors($1, $2, $3, $4)"),
+            &[
+                (&filter.workflow, Type::TEXT),
+                (&filter.queue, Type::TEXT),
+                (&filter.since, Type::TIMESTAMPTZ),
+                (&filter.until, Type::TIMESTAMPTZ),
+            ],
+        )
+        .await?;
+    all(&rows, |row| {
+        Ok(DeadError {
+            workflow: row.try_get(0)?,
+            queue: row.try_get(1)?,
+            code: row.try_get(2)?,
+            message: row.try_get(3)?,
+            runs: row.try_get(4)?,
+            first_at: row.try_get(5)?,
+            last_at: row.try_get(6)?,
+            newest: row.try_get::<_, Uuid>(7)?.into(),
+            is_capped: row.try_get(8)?,
+        })
     })
 }
 

@@ -53,6 +53,35 @@ const ENQUEUE_ON_TERMS: &str = "select run_id::text, is_new::text from ambo.enqu
      p_start_by => $16::text::timestamptz, p_start_within => $17::text::interval)";
 
 impl NewRun {
+    /// As an object with the names of the arguments of the SQL function.
+    pub(crate) fn json(&self) -> Result<String> {
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let span = |span: Duration| format!("\"{} microseconds\"", span.as_micros());
+        let time = |at: jiff::Timestamp| format!("\"{at}\"");
+        let terms = &self.terms;
+        let fields = [
+            ("workflow", Some(quoted(&self.workflow))),
+            ("input", Some(self.input.to_string())),
+            ("queue", Some(quoted(&self.queue))),
+            ("key", self.key.as_deref().map(quoted)),
+            ("priority", (self.priority != 0).then(|| self.priority.to_string())),
+            ("delay", self.delay.map(span)),
+            ("at", self.at.map(time)),
+            ("attributes", self.attributes.as_deref().map(str::to_owned)),
+            ("timeout", self.timeout.map(span)),
+            ("attempts", (self.attempts != 5).then(|| self.attempts.to_string())),
+            ("key_lifetime", self.key_lifetime.map(span)),
+            ("dedup", terms.dedup.then(|| "true".to_owned())),
+            ("throttle", terms.throttle.map(span)),
+            ("debounce", terms.debounce.map(span)),
+            ("debounce_max", terms.debounce_max.map(span)),
+            ("start_by", terms.start_by.map(time)),
+            ("start_within", terms.start_within.map(span)),
+        ];
+        let given = fields.iter().filter_map(|(name, value)| Some(format!("\"{name}\":{}", value.as_ref()?)));
+        Ok(format!("{{{}}}", given.collect::<Vec<_>>().join(",")))
+    }
+
     /// The statement that enqueues it on a connection of the user's, and its parameters.
     pub(crate) fn call(&self) -> (&'static str, Vec<Option<String>>) {
         let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));

@@ -20,6 +20,8 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/key.sql"),
     include_str!("../../sql/functions/expiry.sql"),
     include_str!("../../sql/functions/drain.sql"),
+    include_str!("../../sql/functions/fan_in.sql"),
+    include_str!("../../sql/functions/dead.sql"),
     include_str!("../../sql/functions/claim.sql"),
     include_str!("../../sql/functions/start.sql"),
     include_str!("../../sql/functions/child.sql"),

@@ -209,6 +209,7 @@ pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()>
         "select ambo.make_partitions()::text",
         "select ambo.drop_partition()::text",
         "select ambo.expire_keys(10000)::text",
+        "select ambo.expire_dead(10000)::text",
     ] {
         if let Err(error) = chore(session, &schema.sql(sql)).await {
             // 55P03: a lock was not to be had within its 50 ms; it is tried again next time.

@@ -1,12 +1,15 @@
 //! Integration tests: one binary, a database a test, on the private PostgreSQL that `cargo xtask test` starts.
 
+mod batch;
 mod change;
 mod child;
 mod crash;
+mod dead;
 mod docs;
 mod drain;
 mod expiry;
 mod family;
+mod fan_in;
 mod fence;
 mod fork;
 mod graph;

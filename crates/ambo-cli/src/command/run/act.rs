@@ -122,6 +122,8 @@ fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
             )
             .into());
         }
+        (Act::Redrive { .. }, "delayed") => "will run again, in its turn",
+        (Act::PurgeDead, _) => "gone",
         (Act::Rewind(_), _) => "ready to run again, from there",
         (Act::Fork(_), _) => "forked",
         _ => "ready to run again, from its checkpoints",
@@ -170,6 +172,8 @@ fn verb(act: &Act) -> &'static str {
         Act::Cancel(_) => "cancel",
         Act::Rewind(_) => "rewind",
         Act::Fork(_) => "fork",
+        Act::Redrive { .. } => "redrive",
+        Act::PurgeDead => "purge",
         _ => "retry",
     }
 }

@@ -1,0 +1,149 @@
+//! Dead letters: found, grouped, run again at a rate or elsewhere, thrown away, kept for as long as they are to be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ambo::admin::{Act, Filter};
+use ambo::{Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, Untyped, Worker};
+
+use crate::harness::{Database, database};
+
+/// Fails until it is mended; what it did before stays done.
+async fn mail(mut cx: Ctx<'_>, n: i64) -> Result<i64> {
+    cx.step("write", || async { Ok::<_, Error>(()) }).await?;
+    match cx.state::<Arc<AtomicBool>>()?.load(Ordering::SeqCst) {
+        true => Ok(n),
+        false => Err(Error::message(format!("mailbox {n} is full"))),
+    }
+}
+
+async fn end(db: &Database, run: RunId) -> Result<i64, Error> {
+    let result: Result<i64, Failure<Error>> = db.client.handle::<Untyped>(run).result_as().await;
+    result.map_err(Error::from)
+}
+
+async fn worker(db: &Database, mended: &Arc<AtomicBool>) -> Worker {
+    let retry = Retry::fixed(Duration::from_millis(1)).max_attempts(2);
+    let builder = Worker::builder(&db.client).workflow_fn("mail", mail).retry("mail", retry);
+    builder.queue("default").queue("slow").state(mended.clone()).start().await.unwrap()
+}
+
+/// Five dead, and one that could not be read.
+async fn six_dead(db: &Database) -> Vec<RunId> {
+    let mut runs = Vec::new();
+    for n in 0..5 {
+        runs.push(
+            Enqueue::named("mail", &n)
+                .attributes(&serde_json::json!({"n": n}))
+                .on(&db.client)
+                .await
+                .unwrap()
+                .run,
+        );
+    }
+    runs.push(Enqueue::named("mail", &"seven").on(&db.client).await.unwrap().run);
+    for run in &runs {
+        end(db, *run).await.unwrap_err();
+    }
+    runs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_are_listed_and_grouped_by_what_they_died_of() {
+    let db = database().await;
+    let _worker = worker(&db, &Arc::default()).await;
+    let runs = six_dead(&db).await;
+    let letters = db.client.dead_letters(&Filter::default()).await.unwrap();
+    assert_eq!(letters.iter().map(|letter| letter.id).rev().collect::<Vec<_>>(), runs, "newest first");
+    assert_eq!(letters[0].code.as_deref(), Some("AMBO028"));
+    let first = &letters[5];
+    assert_eq!((first.attempts, first.tries), (2, 1), "claimed twice, and once a try had failed before");
+    assert_eq!(first.message.as_deref(), Some("mailbox 0 is full"));
+    let some = Filter { text: Some("mailbox 3".into()), ..Filter::default() };
+    assert_eq!(db.client.dead_letters(&some).await.unwrap().len(), 1);
+    let errors = db.client.dead_errors(&Filter::default()).await.unwrap();
+    let groups: Vec<_> = errors.iter().map(|error| (error.runs, error.code.as_deref().unwrap())).collect();
+    assert_eq!(groups, [(5, "AMBO027"), (1, "AMBO028")]);
+    assert_eq!(errors[0].message.as_deref(), Some("mailbox # is full"));
+    assert_eq!(errors[0].newest, runs[4]);
+    let none = Filter { workflow: Some("other".into()), ..Filter::default() };
+    assert!(db.client.dead_errors(&none).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_are_run_again_at_a_rate_and_in_another_queue() {
+    let db = database().await;
+    let mended = Arc::new(AtomicBool::new(false));
+    let _worker = worker(&db, &mended).await;
+    let runs = six_dead(&db).await;
+    mended.store(true, Ordering::SeqCst);
+    let alive = Enqueue::named("mail", &9).on(&db.client).await.unwrap().run;
+    end(&db, alive).await.unwrap();
+    let slowly = Act::Redrive { queue: Some("slow".into()), per_second: Some(0.01) };
+    let acted = db.client.act(&slowly, &[runs[0], alive, runs[1], runs[2]]).await.unwrap();
+    let answers: Vec<_> = acted.iter().map(|one| one.refused.as_deref().unwrap_or(&one.answer)).collect();
+    assert_eq!(
+        answers,
+        ["ready", "AM034", "delayed", "delayed"],
+        "one refusal takes no turn and keeps nobody back"
+    );
+    assert_eq!(end(&db, runs[0]).await.unwrap(), 0);
+    let shown = db.client.show_run(runs[0]).await.unwrap();
+    assert_eq!((shown.summary.queue.as_str(), shown.steps.len()), ("slow", 1), "from its checkpoints");
+    let turns = "select array_agg(round(extract(epoch from t.due_at - (select o.ended_at from ambo.outcome o where o.run_id = $1)) / 100)::int8 order by due_at) from ambo.timer t";
+    let turns: Vec<i64> = db.sql.query_one(turns, &[&runs[0].as_uuid()]).await.unwrap().get(0);
+    assert_eq!(turns, [1, 2], "100 s and 200 s from then: in the database, whoever goes away");
+    let at_once = Act::Redrive { queue: None, per_second: None };
+    assert_eq!(db.client.act(&at_once, &[runs[3]]).await.unwrap()[0].answer, "ready");
+    assert_eq!(end(&db, runs[3]).await.unwrap(), 3);
+    let wrong = Act::Redrive { queue: Some("nowhere".into()), per_second: None };
+    assert_eq!(db.client.act(&wrong, &[runs[4]]).await.unwrap_err().code(), Code::UnknownQueue);
+    let wrong = Act::Redrive { queue: None, per_second: Some(0.0) };
+    assert_eq!(db.client.act(&wrong, &[runs[4]]).await.unwrap_err().code(), Code::InvalidOption);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_purged_of_the_dead_leaves_nothing() {
+    let db = database().await;
+    let _worker = worker(&db, &Arc::default()).await;
+    let runs = six_dead(&db).await;
+    let living = Enqueue::named("nobody", &1).on(&db.client).await.unwrap().run;
+    let acted = db.client.act(&Act::PurgeDead, &[runs[0], living, runs[1]]).await.unwrap();
+    let answers: Vec<_> = acted.iter().map(|one| one.refused.as_deref().unwrap_or(&one.answer)).collect();
+    assert_eq!(answers, ["purged", "AM034", "purged"]);
+    assert_eq!(db.client.show_run(runs[0]).await.unwrap_err().code(), Code::UnknownRun);
+    let left = "select (select count(*) from ambo.run) + 100 * (select count(*) from ambo.outcome)
+        + 10000 * (select count(distinct run_id) from ambo.checkpoint) + 1000000 * (select count(*) from ambo.attribute)";
+    assert_eq!(
+        db.number(left).await,
+        3_030_405,
+        "the four dead, of which one recorded nothing, and the living one"
+    );
+    // A lifetime of their own, shorter than that of other history.
+    assert_eq!(db.number("select ambo.expire_dead(10)::int8").await, 0);
+    db.sql.batch_execute("update ambo.installation set dead_lifetime = '1 microsecond'").await.unwrap();
+    assert_eq!(db.number("select ambo.expire_dead(10)::int8").await, 4);
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1);
+}
+
+#[tokio::test]
+async fn the_dead_may_be_kept_longer_than_other_history() {
+    let db = database().await;
+    let kept = Enqueue::named("mail", &1).on(&db.client).await.unwrap().run;
+    let dropped = Enqueue::named("mail", &2).on(&db.client).await.unwrap().run;
+    db.client.cancel(dropped, "enough").await.unwrap();
+    db.sql
+        .batch_execute(
+            "delete from ambo.ready;
+             insert into ambo.outcome (run_id, attempt, status, error) select id, 1, 'dead', '{}' from ambo.run r
+             where not exists (select from ambo.outcome o where o.run_id = r.id);
+             update ambo.installation set dead_lifetime = '40 days', retention = '1 hour';",
+        )
+        .await
+        .unwrap();
+    // As the clock cannot be set, the partition of today is looked at.
+    let live = "select ambo.live_runs(p.starts_at, p.ends_at, 10) from ambo.history_partition p order by 1 desc limit 1";
+    let row = db.sql.query_one(live, &[]).await.unwrap();
+    assert_eq!(row.get::<_, Vec<uuid::Uuid>>(0), [kept.as_uuid()]);
+}

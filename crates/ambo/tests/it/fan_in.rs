@@ -1,0 +1,132 @@
+//! Fan-in: what comes when all of a batch have ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use ambo::admin::Filter;
+use ambo::{Code, Ctx, Enqueue, Error, Failure, FanIn, Result, RunId, Untyped, Worker};
+
+use crate::harness::{connect, database};
+
+async fn part(_: Ctx<'_>, n: i64) -> Result<i64> {
+    if n % 10 == 3 { Err(Error::message("three")) } else { Ok(n) }
+}
+
+async fn whole(cx: Ctx<'_>, n: i64) -> Result<i64> {
+    cx.state::<Arc<AtomicU32>>()?.fetch_add(1, Ordering::SeqCst);
+    Ok(n)
+}
+
+fn parts(count: i64) -> impl Iterator<Item = Enqueue<Untyped>> {
+    (0..count).map(|n| Enqueue::named("part", &n))
+}
+
+async fn result(client: &ambo::Client, run: RunId) -> i64 {
+    let result: Result<i64, Failure<Error>> = client.handle::<Untyped>(run).result_as().await;
+    result.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_last_starts_when_all_members_have_ended() {
+    let db = database().await;
+    let begun = Arc::new(AtomicU32::new(0));
+    let mut caller = connect(&db.url).await;
+    let tx = caller.transaction().await.unwrap();
+    let gone = FanIn::of(parts(3)).then(Enqueue::named("whole", &1)).on(&tx).await.unwrap();
+    tx.rollback().await.unwrap();
+    assert_eq!(db.number("select count(*) from ambo.run").await, 0, "nor is {gone:?} there");
+    let tx = caller.transaction().await.unwrap();
+    let all = FanIn::of(parts(50)).and([Enqueue::named("part", &99).delay(Duration::from_millis(300))]);
+    let all = all.then(Enqueue::named("whole", &7).key("all")).on(&tx).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((all.then.is_new, all.members.len()), (true, 51));
+    let cancelled = all.members[0].run;
+    db.client.cancel(cancelled, "not this one").await.unwrap();
+    let builder = Worker::builder(&db.client).workflow_fn("part", part).workflow_fn("whole", whole);
+    let _worker = builder.state(begun.clone()).start().await.unwrap();
+    assert_eq!(result(&db.client, all.then.run).await, 7);
+    let early =
+        "select count(*) from ambo.outcome o, ambo.outcome t where t.run_id = $1 and o.ended_at > t.ended_at";
+    let early: i64 = db.sql.query_one(early, &[&all.then.run.as_uuid()]).await.unwrap().get(0);
+    assert_eq!((early, begun.load(Ordering::SeqCst)), (0, 1));
+    let members = Filter { parent: Some(all.then.run), limit: 100, ..Filter::default() };
+    assert_eq!(db.client.list_runs(&members).await.unwrap().len(), 51);
+    assert_eq!(db.number("select count(*) from ambo.fan_in").await, 0);
+    // Asked again, by the key of the last one.
+    let again =
+        FanIn::of(parts(50)).then(Enqueue::named("whole", &7).key("all")).on(&db.client).await.unwrap();
+    assert_eq!((again.then.run, again.then.is_new, again.members.len()), (all.then.run, false, 51));
+    // Of nothing.
+    let none = FanIn::of(parts(0)).then(Enqueue::named("whole", &8)).on(&db.client).await.unwrap();
+    assert_eq!(result(&db.client, none.then.run).await, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_members_that_end_at_once_neither_is_forgotten() {
+    let db = database().await;
+    let all = FanIn::of(parts(2)).then(Enqueue::named("whole", &1)).on(&db.client).await.unwrap();
+    let begun = Arc::new(AtomicU32::new(0));
+    let _worker =
+        Worker::builder(&db.client).workflow_fn("whole", whole).state(begun.clone()).start().await.unwrap();
+    // Two transactions end one each, and neither sees the other.
+    let (mut left, mut right) = (connect(&db.url).await, connect(&db.url).await);
+    let (one, two) = (left.transaction().await.unwrap(), right.transaction().await.unwrap());
+    for (tx, member) in [(&one, &all.members[0]), (&two, &all.members[1])] {
+        let cancel = "select ambo.cancel_run($1)";
+        assert_eq!(
+            tx.query_one(cancel, &[&member.run.as_uuid()]).await.unwrap().get::<_, String>(0),
+            "cancelled"
+        );
+    }
+    one.commit().await.unwrap();
+    db.until("select not exists (select from ambo.ready where wakes)").await;
+    assert_eq!(begun.load(Ordering::SeqCst), 0, "one is left");
+    two.commit().await.unwrap();
+    assert_eq!(result(&db.client, all.then.run).await, 1);
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fan_in_of_ten_thousand_takes_as_long_as_its_members() {
+    let db = database().await;
+    let begun = Arc::new(AtomicU32::new(0));
+    let all = FanIn::of(parts(10_000)).then(Enqueue::named("whole", &1)).on(&db.client).await.unwrap();
+    let builder = Worker::builder(&db.client).workflow_fn("part", part).workflow_fn("whole", whole);
+    let started = Instant::now();
+    let _worker = builder.state(begun.clone()).start().await.unwrap();
+    assert_eq!(result(&db.client, all.then.run).await, 1);
+    let took = started.elapsed();
+    // Each look reads what has ended since: far from a member for each member, which would take minutes.
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+    println!("10,000 members: {took:?}");
+}
+
+#[tokio::test]
+async fn a_fan_in_refuses_what_it_does_not_know() {
+    let db = database().await;
+    let then = || Enqueue::named("whole", &1);
+    let old = Enqueue::named("part", &1).key("old").on(&db.client).await.unwrap();
+    assert!(old.is_new);
+    let refused = [
+        FanIn::of([Enqueue::named("part", &1).key("old")]).then(then()),
+        FanIn::of([Enqueue::named("part", &1).key("k").dedup()]).then(then()),
+        FanIn::of(parts(1)).then(then().delay(Duration::from_secs(1))),
+    ];
+    for fan_in in refused {
+        assert_eq!(fan_in.on(&db.client).await.unwrap_err().code(), Code::InvalidOption);
+    }
+    let nowhere = FanIn::of(parts(1)).then(then().queue("nowhere")).on(&db.client).await;
+    assert_eq!(nowhere.unwrap_err().code(), Code::UnknownQueue);
+    let misspelt =
+        r#"select ambo.enqueue_fan_in('[{"workflow": "part", "prority": 1}]', '{"workflow": "whole"}')"#;
+    let error = db.sql.query(misspelt, &[]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "AM005");
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1);
+    // What comes last is cancelled: the members are not there for its sake.
+    let all = FanIn::of(parts(2)).then(then()).on(&db.client).await.unwrap();
+    db.client.cancel(all.then.run, "no").await.unwrap();
+    assert_eq!(db.client.show_run(all.members[0].run).await.unwrap().summary.state, "ready");
+    assert_eq!(db.number("select count(*) from ambo.fan_in").await, 0);
+}
