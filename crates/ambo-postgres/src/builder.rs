@@ -14,6 +14,15 @@ pub struct Builder {
     pub(crate) max_connections: u32,
     pub(crate) tcp: bool,
     pub(crate) port: Option<u16>,
+    pub(crate) origin: Option<Origin>,
+    pub(crate) wal_volume: Option<PathBuf>,
+}
+
+/// The server that a standby is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) socket_dir: PathBuf,
+    pub(crate) port: u16,
 }
 
 /// Data that goes or data that stays.
@@ -33,6 +42,8 @@ impl Builder {
             max_connections: 100,
             tcp: true,
             port: None,
+            origin: None,
+            wal_volume: None,
         }
     }
 
@@ -98,6 +109,26 @@ impl Builder {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// A standby of this cluster, which runs: the data is a copy of its data, and what it writes is streamed. Ready for
+    /// reading when it starts; [`Cluster::promote`] makes it a primary.
+    ///
+    /// The programs are those of the primary, and settings such as `max_connections` must be no smaller than its. What
+    /// was set there by `alter system` comes along.
+    #[must_use]
+    pub fn standby_of(mut self, primary: &Cluster) -> Self {
+        self.binaries = Some(primary.binaries().clone());
+        self.origin = Some(Origin { socket_dir: primary.socket_dir().to_owned(), port: primary.port() });
+        self
+    }
+
+    /// Keeps the write-ahead log in a new directory within this one, in segments of 1 MiB that are not used again: on
+    /// a volume of its own, to see what happens when that is full. The directory stays; it is the caller's to remove.
+    #[must_use]
+    pub fn wal_volume(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.wal_volume = Some(directory.into());
         self
     }
 

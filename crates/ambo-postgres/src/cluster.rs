@@ -131,6 +131,22 @@ impl Cluster {
         Connection::open(&self.home.run, self.port, database)?.query(sql)
     }
 
+    /// Makes a standby a primary: it accepts writes when this returns. A primary stays one.
+    ///
+    /// # Errors
+    ///
+    /// If the server is stopped, or not promoted within a minute.
+    pub fn promote(&self) -> Result<(), Error> {
+        let promoted = self.query(
+            "postgres",
+            "select case when pg_is_in_recovery() then pg_promote(true, 60) else true end",
+        )?;
+        match promoted.first().and_then(|row| row.first()) {
+            Some(Some(answer)) if answer == "t" => Ok(()),
+            _ => Err(Error::new("the standby was not promoted within a minute")),
+        }
+    }
+
     /// Stops the server; one that is stopped stays so. The data stays until the cluster is dropped.
     ///
     /// # Errors

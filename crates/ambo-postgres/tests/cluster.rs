@@ -38,6 +38,46 @@ fn a_temporary_cluster_answers_and_goes_with_its_directory() {
 }
 
 #[test]
+fn a_standby_follows_its_primary_and_takes_over() {
+    let primary = Cluster::builder().start().unwrap();
+    if !primary.binaries().directory().join("pg_basebackup").exists() {
+        eprintln!("skipped: this distribution has no pg_basebackup");
+        return;
+    }
+    primary.query("postgres", "create table entry as select 1 as id").unwrap();
+    let standby = Cluster::builder().standby_of(&primary).start().unwrap();
+    assert_eq!(value(&standby, "select pg_is_in_recovery() and count(*) = 1 from entry"), "t");
+    primary.query("postgres", "alter system set synchronous_standby_names = 'standby'").unwrap();
+    primary.query("postgres", "select pg_reload_conf()").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while value(&primary, "select count(*) from pg_stat_replication where sync_state = 'sync'") != "1" {
+        assert!(Instant::now() < deadline, "the standby is not synchronous");
+        thread::sleep(Duration::from_millis(20));
+    }
+    primary.query("postgres", "insert into entry values (2)").unwrap();
+    primary.kill().unwrap();
+    standby.promote().unwrap();
+    standby.promote().unwrap();
+    standby.query("postgres", "insert into entry values (3)").unwrap();
+    standby.restart(Shutdown::Fast).unwrap();
+    assert_eq!(value(&standby, "select sum(id) from entry"), "6");
+}
+
+#[test]
+fn the_write_ahead_log_is_kept_on_a_volume_of_its_own() {
+    let volume = env::temp_dir().join(format!("ambo-wal-{}", process::id()));
+    fs::create_dir_all(&volume).unwrap();
+    // The server's user must be able to go there.
+    fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let cluster = Cluster::builder().wal_volume(&volume).start().unwrap();
+    let kept = fs::read_dir(&volume).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_link(cluster.data_dir().join("pg_wal")).unwrap(), kept.canonicalize().unwrap());
+    assert_eq!(value(&cluster, "show wal_segment_size"), "1MB");
+    drop(cluster);
+    fs::remove_dir_all(&volume).unwrap();
+}
+
+#[test]
 fn committed_data_survives_a_crash_and_every_kind_of_stop() {
     let cluster = Cluster::builder().start().unwrap();
     let port = cluster.port();

@@ -1,15 +1,17 @@
-//! How a cluster comes up: its directories, its data, its port, its server.
+//! How a cluster comes up: its directories, its data (new, or a primary's), its port, its server.
 
+use std::fs::DirBuilder;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{fs, process, thread};
 
 use super::{Cluster, PATIENCE, discard};
 use crate::account::Account;
-use crate::builder::Whereabouts;
+use crate::builder::{Origin, Whereabouts};
 use crate::guard::{Guard, Orders};
 use crate::place::Home;
 use crate::wire::{self, Connection};
@@ -68,22 +70,32 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Runs `initdb`, under a guard too: also a directory that is half made goes with its owner.
+    /// Runs `initdb`, or `pg_basebackup` for a standby, under a guard too: also a directory that is half made goes with
+    /// its owner.
     fn make_data(&self) -> Result<(), Error> {
-        let mut initdb = self.binaries.command("initdb");
-        initdb.arg("-D").arg(&self.home.data);
-        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]);
-        if !self.is_durable() {
-            initdb.arg("--no-sync");
+        let mut maker = match &self.wishes.origin {
+            Some(origin) => self.basebackup(origin),
+            None => self.initdb(),
+        };
+        if let Some(volume) = &self.wishes.wal_volume {
+            maker.arg(format!("--waldir={}", self.wal_directory(volume)?.display()));
+            if self.wishes.origin.is_none() {
+                maker.arg("--wal-segsize=1");
+            }
         }
-        if !self.account.can("-x", Path::new(initdb.get_program())) {
+        if !self.is_durable() {
+            maker.arg("--no-sync");
+        }
+        let program = Path::new(maker.get_program()).to_owned();
+        let name = program.file_name().unwrap_or_default().display();
+        if !self.account.can("-x", &program) {
             return Err(Error::new(format!(
-                "{} cannot run {}: it needs to be where every user may go",
+                "{} cannot run {}: it needs to be there, where every user may go",
                 self.account.name(),
-                initdb.get_program().display()
+                program.display()
             )));
         }
-        let guard = self.guarded(&initdb)?;
+        let guard = self.guarded(&maker)?;
         match guard.wait(PATIENCE) {
             Some(0) => {
                 *self.locked() = Some(guard);
@@ -93,9 +105,38 @@ impl Cluster {
                 let said = self.home.last_words();
                 let status =
                     status.map_or_else(|| "not within a minute".into(), |status| format!("status {status}"));
-                Err(Error::new(format!("initdb failed ({status}); it said:\n{said}")))
+                Err(Error::new(format!("{name} failed ({status}); it said:\n{said}")))
             }
         }
+    }
+
+    fn initdb(&self) -> Command {
+        let mut initdb = self.binaries.command("initdb");
+        initdb.arg("-D").arg(&self.home.data);
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]);
+        initdb
+    }
+
+    fn basebackup(&self, origin: &Origin) -> Command {
+        let mut backup = self.binaries.command("pg_basebackup");
+        backup.arg("-D").arg(&self.home.data);
+        backup.args(["--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--dbname"]);
+        backup.arg(format!(
+            "host={} port={} user=postgres application_name=standby",
+            origin.socket_dir.display(),
+            origin.port
+        ));
+        backup
+    }
+
+    /// A new directory for the write-ahead log, where the server's user may write.
+    fn wal_directory(&self, volume: &Path) -> Result<PathBuf, Error> {
+        let failed =
+            |error| Error::io(format!("cannot keep the write-ahead log in {}", volume.display()), error);
+        let directory = volume.canonicalize().map_err(failed)?.join(format!("pg_wal-{}", process::id()));
+        DirBuilder::new().mode(0o700).create(&directory).map_err(failed)?;
+        self.account.own(&directory)?;
+        Ok(directory)
     }
 
     /// Starts the server under a new guard and waits until it answers.
@@ -163,6 +204,11 @@ impl Cluster {
         if !self.is_durable() {
             set("fsync", "off");
             set("full_page_writes", "off");
+        }
+        if self.wishes.wal_volume.is_some() {
+            // Else a full volume would not show until the log has outgrown what is kept for later.
+            set("wal_recycle", "off");
+            set("min_wal_size", "2MB");
         }
         for (name, value) in &self.wishes.settings {
             set(name, value);
