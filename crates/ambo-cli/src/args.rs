@@ -1,5 +1,6 @@
 //! What can be typed: the options and commands, their help, and how their values are read.
 
+mod queue;
 mod workflow;
 
 mod dead;
@@ -13,10 +14,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-pub(crate) use dead::{Dead, DeadList};
-pub(crate) use terms::Terms;
-
-pub(crate) use workflow::{Workflow, WorkflowShow};
+pub(crate) use self::dead::{Dead, DeadList};
+pub(crate) use self::queue::{Queue, QueuePause, QueuePurge};
+pub(crate) use self::terms::Terms;
+pub(crate) use self::workflow::{Workflow, WorkflowShow};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -171,6 +172,8 @@ pub(crate) enum Run {
     Update(RunUpdate),
     /// What a run has published
     Events(RunEvents),
+    /// Why a run is not running: every reason that holds
+    Why(OneRun),
 }
 
 /// `ambo run signal`
@@ -349,6 +352,12 @@ pub(crate) struct RunEnqueue {
     /// What the run can be found by: KEY=VALUE, where VALUE is JSON or a text; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
     pub(crate) attribute: Vec<(String, serde_json::Value)>,
+    /// Whose run it is, in a queue with groups
+    #[arg(long, value_name = "KEY")]
+    pub(crate) group: Option<String>,
+    /// How much it counts towards the limits of its queue
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) weight: u32,
     /// Lower is claimed first
     #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) priority: i16,
@@ -370,47 +379,6 @@ pub(crate) enum Input {
     Json(Box<RawValue>),
     /// Comes from stdin.
     Stdin,
-}
-
-/// `ambo queue ...`
-#[derive(Debug, Subcommand)]
-pub(crate) enum Queue {
-    /// List the queues and what waits in them
-    #[command(visible_alias = "ls")]
-    List,
-    /// Create a queue; one that exists stays as it is
-    Create(QueueName),
-    /// Let no run of a queue be claimed; those in execution go on
-    Pause(QueueName),
-    /// Let the runs of a paused queue be claimed again, and one that was drained take new ones
-    Resume(QueueName),
-    /// Let a queue take no new runs while those that wait are worked off
-    Drain(QueueName),
-    /// End, as cancelled, the runs of a queue that wait and were never claimed
-    Purge(QueuePurge),
-}
-
-/// `ambo queue purge`
-#[derive(Debug, Args)]
-pub(crate) struct QueuePurge {
-    /// The name of the queue
-    pub(crate) name: String,
-    /// Only runs of this workflow
-    #[arg(long, value_name = "NAME")]
-    pub(crate) workflow: Option<String>,
-    /// Only runs enqueued before then: a time, or a span such as 90m or 2d before now
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub(crate) until: Option<Timestamp>,
-    /// End them, instead of saying how many they are
-    #[arg(long)]
-    pub(crate) yes: bool,
-}
-
-/// A command that takes nothing but a queue.
-#[derive(Debug, Args)]
-pub(crate) struct QueueName {
-    /// The name of the queue
-    pub(crate) name: String,
 }
 
 /// `ambo schedule ...`

@@ -151,8 +151,51 @@ table queue
     name text not null
     created_at timestamp with time zone not null default now()
     paused boolean not null default false
-    draining boolean not null default false
+    managed boolean not null default false
+    concurrency integer
+    worker_concurrency integer
+    group_concurrency integer
+    rate_limit integer
+    rate_period interval
+    rate_burst integer
+    group_rate_limit integer
+    group_rate_period interval
+    group_rate_burst integer
+    ordered text
+    ageing interval
+    CHECK ((ageing > '00:00:00'::interval))
+    CHECK ((((rate_limit IS NULL) = (rate_period IS NULL)) AND ((rate_limit IS NULL) = (rate_burst IS NULL))))
+    CHECK ((((group_rate_limit IS NULL) = (group_rate_period IS NULL)) AND ((group_rate_limit IS NULL) = (group_rate_burst IS NULL))))
+    CHECK ((concurrency >= 0))
+    CHECK ((group_concurrency >= 0))
+    CHECK ((group_rate_burst > 0))
+    CHECK ((group_rate_limit > 0))
+    CHECK ((group_rate_period > '00:00:00'::interval))
+    CHECK ((ordered = ANY (ARRAY['block'::text, 'skip'::text, 'dead'::text])))
+    CHECK ((rate_burst > 0))
+    CHECK ((rate_limit > 0))
+    CHECK ((rate_period > '00:00:00'::interval))
+    CHECK ((worker_concurrency >= 0))
     UNIQUE index queue_pkey btree (name)
+
+table queue_group
+    queue text not null
+    group_key text not null
+    paused boolean not null default false
+    share smallint not null default 1
+    FOREIGN KEY (queue) REFERENCES ambo.queue(name)
+    CHECK (((share >= 1) AND (share <= 100)))
+    UNIQUE index queue_group_pkey btree (queue, group_key)
+
+table rate with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+    queue text not null
+    group_key text not null
+    seq bigint not null
+    at timestamp with time zone not null
+    tokens double precision not null
+    UNIQUE index rate_pkey btree (queue, group_key, seq)
+
+sequence rate_seq
 
 table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
     seq bigint not null
@@ -161,14 +204,13 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     attempt integer not null
     losses smallint not null
     priority smallint not null
+    weight smallint not null default 1
     queue text not null
     workflow text not null
     timeout interval
     deadline timestamp with time zone
     wakes boolean not null default false
-    start_by timestamp with time zone
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
-    index ready_start_by btree (start_by) WHERE (start_by IS NOT NULL)
     index ready_xid btree (xid)
 
 sequence ready_seq
@@ -177,40 +219,40 @@ partitioned table run
     id uuid not null
     attempts_max smallint not null
     priority smallint not null
+    weight smallint not null default 1
     workflow text not null
     queue text not null
     input json not null
     key text
+    group_key text
     timeout interval
     attributes jsonb
     parent_id uuid
-    start_by timestamp with time zone
     UNIQUE index run_pkey btree (id)
 
 table run_carried
     id uuid not null
     attempts_max smallint not null
     priority smallint not null
+    weight smallint not null default 1
     workflow text not null
     queue text not null
     input json not null
     key text
+    group_key text
     timeout interval
     attributes jsonb
     parent_id uuid
-    start_by timestamp with time zone
     UNIQUE index run_carried_pkey btree (id)
 
 table run_key
     workflow text not null
     key text not null
-    rule "char" not null default 'k'::"char"
     run_id uuid not null
     input_digest bytea not null
     expires_at timestamp with time zone not null
-    CHECK ((rule = ANY (ARRAY['k'::"char", 'd'::"char", 't'::"char", 'b'::"char"])))
     index run_key_expiry btree (expires_at)
-    UNIQUE index run_key_pkey btree (workflow, key, rule)
+    UNIQUE index run_key_pkey btree (workflow, key)
 
 table schedule
     name text not null
@@ -262,6 +304,17 @@ table signal_carried
 
 sequence signal_seq
 
+table slot with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+    queue text not null
+    seq bigint not null
+    run_id uuid not null
+    group_key text
+    weight smallint not null
+    UNIQUE index slot_pkey btree (queue, seq)
+    UNIQUE index slot_run btree (run_id)
+
+sequence slot_seq
+
 table timer
     run_id uuid not null
     due_at timestamp with time zone not null
@@ -297,16 +350,6 @@ table worker
 
 sequence worker_seq
 
-table workflow
-    name text not null
-    declared_at timestamp with time zone not null default now()
-    version text not null
-    input text not null
-    output text not null
-    tries bigint not null
-    graph json
-    UNIQUE index workflow_pkey btree (name)
-
 function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text)
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -315,6 +358,10 @@ function adopt()
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function arrivals(p_queue text, p_since pg_snapshot, OUT lanes text[], OUT priorities smallint[], OUT lows bigint[], OUT upto pg_snapshot)
+    returns record
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
+
 function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -322,6 +369,10 @@ function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function blocked_groups(queue text DEFAULT NULL::text)
+    returns TABLE(queue text, group_key text, run_id uuid, since timestamp with time zone, error json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean)
     returns record
@@ -338,18 +389,21 @@ function check_installation()
 function check_terms(p_runs json, p_names text[])
     returns void
     stable
+function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT nudged uuid[], OUT lows bigint[], OUT passed integer[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
+
+function claimed_runs(p_worker bigint, p_runs uuid[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean)
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[])
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint)
     returns TABLE(run_id uuid, attempt integer)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
-
-function complete_run(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
-    returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
 
 function create_queue(name text)
     returns boolean
@@ -368,10 +422,6 @@ function declare_workflows(p_version text, p_workflows json)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function delete_schedule(name text)
-    returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
-
-function drain_queue(p_queue text, p_draining boolean DEFAULT true)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -396,14 +446,15 @@ function enqueue_tick(p_name text, p_tick timestamp with time zone, p_at timesta
     volatile
 
 function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], dedups boolean[] DEFAULT NULL::boolean[], throttles interval[] DEFAULT NULL::interval[], debounces interval[] DEFAULT NULL::interval[], debounce_maxes interval[] DEFAULT NULL::interval[], start_bys timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], start_withins interval[] DEFAULT NULL::interval[], batch uuid DEFAULT NULL::uuid)
+function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], group_keys text[] DEFAULT NULL::text[], weights integer[] DEFAULT NULL::integer[])
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
-function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval, dedup boolean DEFAULT false, throttle interval DEFAULT NULL::interval, debounce interval DEFAULT NULL::interval, debounce_max interval DEFAULT NULL::interval, start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, start_within interval DEFAULT NULL::interval)
+function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval, group_key text DEFAULT NULL::text, weight integer DEFAULT 1)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_dedup boolean DEFAULT false, p_throttle interval DEFAULT NULL::interval, p_debounce interval DEFAULT NULL::interval, p_debounce_max interval DEFAULT NULL::interval, p_start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, p_start_within interval DEFAULT NULL::interval, OUT run_id uuid, OUT is_new boolean)
+function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1, OUT run_id uuid, OUT is_new boolean)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -414,10 +465,6 @@ function expire_dead(p_limit integer)
 function expire_keys(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
-
-function expire_runs(p_limit integer)
-    returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[], p_known_priorities smallint[])
     returns TABLE(queue text, workflow text, priority smallint)
@@ -431,11 +478,11 @@ function fire_timers(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
-function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
+function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[], p_freed uuid[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=2s
 
-function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[])
+function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_freed uuid[] DEFAULT '{}'::uuid[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_bitmapscan=off, lock_timeout=2s
 
@@ -450,6 +497,9 @@ function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
 function gather_members(p_runs uuid[])
     returns uuid[]
     volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+function free_slots(p_runs uuid[], p_ended boolean)
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off, jit=off
 
 function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
     returns void
@@ -459,7 +509,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[], OUT schedules_due boolean, OUT next_tick_ms bigint)
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[], OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -479,7 +529,7 @@ function is_awaited(p_lock integer)
     returns boolean
     volatile
 
-function lane(p_workflow text, p_pin text)
+function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_holds boolean DEFAULT false)
     returns text
     immutable
 
@@ -500,7 +550,7 @@ function list_query(p_source text)
     immutable
 
 function list_queues()
-    returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone, draining boolean)
+    returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone, settings json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
@@ -515,10 +565,6 @@ function list_workers()
     returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function list_workflows(p_name text DEFAULT NULL::text)
-    returns TABLE(name text, declared_at timestamp with time zone, version text, input text, output text, tries bigint, graph json, workers bigint, versions text[])
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp
-
 function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
     returns uuid[]
     volatile
@@ -530,6 +576,10 @@ function live_state(p_run uuid)
 function make_partitions()
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
+
+function make_ready(p_runs uuid[], p_attempts integer[], p_losses smallint[], p_deadlines timestamp with time zone[], p_pins text[])
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off, jit=off
 
 function new_run_id()
     returns uuid
@@ -543,7 +593,7 @@ function outcomes(p_runs uuid[], p_new uuid[])
     returns TABLE(run_id uuid, status text, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
 
-function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[])
+function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[], p_freed uuid[])
     returns uuid[]
     volatile, set enable_nestloop=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
@@ -583,6 +633,14 @@ function read_position(p_position text)
     returns integer[]
     immutable
 
+function read_setting(p_settings jsonb, p_name text, p_least integer, p_old integer)
+    returns integer
+    stable
+
+function read_span(p_value jsonb, p_name text)
+    returns interval
+    stable
+
 function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
@@ -592,10 +650,11 @@ function redrive_dead(p_runs uuid[], p_queue text DEFAULT NULL::text, p_per_seco
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function refuse_draining(p_queues text[])
+function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1)
     returns void
     stable
 
-function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+function refuse_queue(p_queue text)
     returns void
     stable
 
@@ -610,10 +669,6 @@ function refuse_schedule(p_name text)
 function refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text)
     returns void
     volatile
-
-function refuse_terms(p_key text, p_dedup boolean, p_throttle interval, p_debounce interval, p_debounce_max interval, p_delay interval, p_at timestamp with time zone, p_start_by timestamp with time zone, p_start_within interval)
-    returns void
-    stable
 
 function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, OUT worker_id bigint)
     returns bigint
@@ -659,6 +714,14 @@ function set_attributes(p_worker bigint, p_runs uuid[], p_attempts integer[], p_
     returns void
     volatile
 
+function set_group(queue text, group_key text, paused boolean DEFAULT NULL::boolean, share integer DEFAULT NULL::integer)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function set_queue(queue text, settings jsonb)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function set_schedule(p_name text, p_workflow text, p_input json, p_queue text, p_priority integer, p_attributes jsonb, p_timeout interval, p_attempts integer, p_cron text, p_timezone text, p_every interval, p_overlap text, p_jitter interval, p_catch_up interval, p_next timestamp with time zone)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -671,15 +734,19 @@ function show_steps(p_run uuid)
     returns TABLE("position" text, name text, attempt integer, recorded_at timestamp with time zone, elapsed_ms integer, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function start_children(p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[], p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[], p_deadlines timestamp with time zone[], p_attempts integer[], p_detached boolean[])
+function spend(p_queue text, p_groups text[], p_tokens double precision[])
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off
+
+function start_children(p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[], p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[], p_deadlines timestamp with time zone[], p_attempts integer[], p_detached boolean[], p_groups text[], p_weights integer[])
     returns void
     volatile
 
-function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[])
+function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[], p_groups text[] DEFAULT NULL::text[], p_weights integer[] DEFAULT NULL::integer[])
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
-function step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text, p_attempt integer DEFAULT NULL::integer)
+function step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -694,10 +761,6 @@ function step_is_open(p_run uuid, p_position text)
 function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
     returns bigint
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off, enable_bitmapscan=off
-
-function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
-    returns record
-    volatile
 
 function take_key(p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record
@@ -715,8 +778,16 @@ function tick_schedule(p_name text, p_tick timestamp with time zone, p_next time
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function tokens(p_queue text, p_group text, p_limit integer, p_period interval, p_burst integer)
+    returns double precision
+    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off
+
 function trigger_schedule(name text)
     returns uuid
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function unblock_group(queue text, group_key text)
+    returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function vital_signs()
@@ -731,6 +802,10 @@ function wake_parents(p_runs uuid[])
     returns void
     volatile
 
-function wake_up(p_worker bigint, p_runs uuid[])
+function wake_up(p_worker bigint, p_runs uuid[], p_managed boolean DEFAULT false)
     returns TABLE(run_id uuid, attempt integer, losses smallint, deadline timestamp with time zone)
     volatile, set enable_seqscan=off, enable_bitmapscan=off, plan_cache_mode=force_generic_plan
+
+function why_run(p_run uuid)
+    returns TABLE(reason text, explanation text, run_id uuid, until timestamp with time zone)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off

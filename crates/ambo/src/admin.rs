@@ -119,6 +119,20 @@ pub struct StepSummary {
     pub error: Option<Box<RawValue>>,
 }
 
+/// A reason why a run is not running. See [`Client::why`](crate::Client::why).
+#[derive(Debug, Serialize)]
+pub struct Reason {
+    /// ended, running, delayed, parked, moving, no worker, queue paused, group paused, group in order, group limit, queue limit,
+    /// rate, group rate, behind others, less urgent, ready.
+    pub reason: String,
+    /// The same in a sentence, with names and numbers.
+    pub explanation: String,
+    /// The run that stands in the way, or the first of them.
+    pub run: Option<RunId>,
+    /// When it will be over, as far as that is known.
+    pub until: Option<Timestamp>,
+}
+
 /// A queue.
 #[derive(Debug, Serialize)]
 pub struct QueueSummary {
@@ -134,6 +148,8 @@ pub struct QueueSummary {
     pub ready_is_capped: bool,
     /// When the oldest of those counted was enqueued.
     pub oldest_ready_at: Option<Timestamp>,
+    /// What holds for it, as [`Client::set_queue`](crate::Client::set_queue) takes it; spans are as PostgreSQL writes them.
+    pub settings: Option<Box<RawValue>>,
 }
 
 /// Which waiting runs of a queue to purge. See [`Client::purge_queue`](crate::Client::purge_queue).

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancelled, DeadError, DeadLetter, Filter, Purge, QueueSummary, RunDetail, RunSummary,
-    VitalSign, WorkerSummary, WorkflowSummary,
+    Act, Acted, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign,
+    WorkerSummary, WorkflowSummary,
 };
 use crate::context::update;
 use crate::enqueue::Enqueued;
@@ -22,7 +22,7 @@ use crate::on::sealed;
 use crate::store::admin::{self, Outcome};
 use crate::store::connect::{Link, Session, Target};
 use crate::store::enqueue::NewRun;
-use crate::store::{Schema, migrate, workflow};
+use crate::store::{Schema, migrate, why, workflow};
 use enqueuer::Enqueuer;
 use waiter::Waiter;
 
@@ -360,55 +360,12 @@ impl Client {
         admin::dead_errors(&self.session().await?, self.schema(), filter).await
     }
 
-    /// Creates a queue; says whether it is new.
+    /// Why a run is not running: every reason that holds, the first one first; never none.
     ///
     /// # Errors
-    /// `AMBO001` for a name that is empty or longer than 200 bytes.
-    pub async fn create_queue(&self, name: &str) -> Result<bool> {
-        admin::create_queue(&self.session().await?, self.schema(), name).await
-    }
-
-    /// Stops (or resumes) the claiming of a queue's runs.
-    ///
-    /// # Errors
-    /// `AMBO002` if there is no such queue.
-    pub async fn pause_queue(&self, name: &str, paused: bool) -> Result<()> {
-        admin::pause_queue(&self.session().await?, self.schema(), name, paused).await
-    }
-
-    /// Lets a queue take no new runs (`AMBO009`) while those that wait are worked off; or, with `false`, lets it take runs again.
-    /// What runs themselves start there, and what is retried, is taken all the same.
-    ///
-    /// # Errors
-    /// `AMBO002` if there is no such queue.
-    pub async fn drain_queue(&self, name: &str, draining: bool) -> Result<()> {
-        admin::drain_queue(&self.session().await?, self.schema(), name, draining).await
-    }
-
-    /// Ends, as cancelled, the runs of a queue that wait, or are delayed, and were never claimed; says how many there were.
-    /// In batches of 1000, each of them a commit.
-    ///
-    /// # Errors
-    /// `AMBO002` if there is no such queue, `AMBO040` if the database is away: a part may have been ended then.
-    pub async fn purge_queue(&self, purge: &Purge) -> Result<u64> {
-        let session = self.session().await?;
-        let (mut all, mut after) = (0, None);
-        loop {
-            let (purged, last) = admin::purge_queue(&session, self.schema(), purge, after.as_deref()).await?;
-            all += u64::from(purged.unsigned_abs());
-            after = last;
-            if after.is_none() {
-                return Ok(all);
-            }
-        }
-    }
-
-    /// The queues, by name.
-    ///
-    /// # Errors
-    /// `AMBO040` if the database is away.
-    pub async fn list_queues(&self) -> Result<Vec<QueueSummary>> {
-        admin::list_queues(&self.session().await?, self.schema()).await
+    /// `AMBO033` if there is no such run.
+    pub async fn why(&self, run: RunId) -> Result<Vec<Reason>> {
+        why::why_run(&self.session().await?, self.schema(), run.as_uuid()).await
     }
 
     /// The workers that are registered, by id.

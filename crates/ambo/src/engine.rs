@@ -6,6 +6,7 @@
 pub(crate) mod claimer;
 pub(crate) mod clock;
 pub(crate) mod control;
+pub(crate) mod dispatcher;
 pub(crate) mod executor;
 pub(crate) mod failpoint;
 pub(crate) mod history;
@@ -14,6 +15,8 @@ pub(crate) mod keeper;
 pub(crate) mod life;
 pub(crate) mod rehearse;
 pub(crate) mod run;
+pub(crate) mod slots;
+pub(crate) mod turns;
 pub(crate) mod wait;
 
 use std::sync::Arc;

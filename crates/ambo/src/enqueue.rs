@@ -186,6 +186,18 @@ impl<W> Enqueue<W> {
         self.set(|run| run.terms.start_within = Some(span))
     }
 
+    /// Whose run it is, in a queue with groups: a tenant, a customer, an account. 1 to 200 bytes. The queue takes turns among its
+    /// groups, and may limit each or keep it in order; see [`QueueSettings`](crate::QueueSettings).
+    pub fn group(self, group: impl Into<String>) -> Self {
+        self.set(|run| run.terms.group = Some(group.into()))
+    }
+
+    /// How much the run counts towards the limits of its queue: 1 to 10,000. Default: 1. One that weighs more than a limit
+    /// counts as much as that.
+    pub fn weight(self, weight: u32) -> Self {
+        self.set(|run| run.terms.weight = Some(i32::try_from(weight).unwrap_or(i32::MAX)))
+    }
+
     /// Lower is claimed first, -32768 to 32767. Default: 0.
     pub fn priority(self, priority: i32) -> Self {
         self.set(|run| run.priority = priority)
@@ -227,8 +239,8 @@ impl<W> Enqueue<W> {
     ///
     /// # Errors
     /// `AMBO001` name or key, `AMBO002` no such queue, `AMBO003` key with another input, `AMBO004` input too large,
-    /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO010` no schema, `AMBO009` a queue that is drained; `AMBO040` if
-    /// the database is away.
+    /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO008` a queue without groups, `AMBO009` one that is drained,
+    /// `AMBO010` no schema; `AMBO040` if the database is away.
     /// A refused enqueue leaves the caller's transaction failed, as every error does in PostgreSQL.
     ///
     /// # Cancel safety
@@ -246,7 +258,12 @@ impl<W> Enqueue<W> {
 
 /// What PostgreSQL could not even be sent: text has no NUL there.
 pub(crate) fn check(run: &NewRun) -> Result<()> {
-    let texts = [("workflow", Some(&run.workflow)), ("queue", Some(&run.queue)), ("key", run.key.as_ref())];
+    let texts = [
+        ("workflow", Some(&run.workflow)),
+        ("queue", Some(&run.queue)),
+        ("key", run.key.as_ref()),
+        ("group", run.terms.group.as_ref()),
+    ];
     for (what, text) in texts {
         if text.is_some_and(|text| text.contains('\0')) {
             return Err(Error::new(Code::InvalidName, format!("the {what} holds a NUL byte")));

@@ -52,6 +52,8 @@ codes! {
     InvalidBulk = "006",
     /// A value cannot be written as JSON.
     NotEncodable = "007",
+    /// The queue takes no groups.
+    NoGroups = "008",
     /// The queue is being drained and takes no new runs.
     Draining = "009",
     /// The database holds no schema of Ambo, or one that does not fit this version.

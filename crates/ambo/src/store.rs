@@ -2,16 +2,19 @@
 
 pub(crate) mod admin;
 pub(crate) mod claim;
+pub(crate) mod claim_queue;
 pub(crate) mod connect;
 pub(crate) mod enqueue;
 pub(crate) mod flush;
 pub(crate) mod migrate;
+pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod signal;
 pub(crate) mod start;
 pub(crate) mod transaction;
 pub(crate) mod types;
+pub(crate) mod why;
 pub(crate) mod worker;
 pub(crate) mod workflow;
 

@@ -453,6 +453,7 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
         cancelled: false,
         too_late: false,
         parent: None,
+        slot: None,
         history: Vec::new(),
     }
 }

@@ -4,29 +4,43 @@ use ambo::admin::Purge;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::args::{Queue, QueuePurge};
+use crate::args::{Queue, QueuePause, QueuePurge};
 use crate::database::Database;
 use crate::output::{Cell, Column, Output, Table, WARN, age};
 
-const COLUMNS: &[Column] =
-    &[Column::text("QUEUE"), Column::whole("STATE"), Column::number("READY"), Column::number("OLDEST")];
+const COLUMNS: &[Column] = &[
+    Column::text("QUEUE"),
+    Column::whole("STATE"),
+    Column::number("READY"),
+    Column::number("OLDEST"),
+    Column::text("LIMITS"),
+];
+
+const BLOCKED: &[Column] = &[
+    Column::text("QUEUE"),
+    Column::text("GROUP"),
+    Column::whole("RUN THAT FAILED"),
+    Column::number("SINCE"),
+];
 
 /// What an act did to a queue.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Changed<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     is_new: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     paused: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     draining: Option<bool>,
-}
-
-impl<'a> Changed<'a> {
-    fn of(name: &'a str) -> Self {
-        Changed { name, is_new: None, paused: None, draining: None }
-    }
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<ambo::QueueSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    was_blocked: Option<bool>,
 }
 
 /// `ambo queue ...`
@@ -34,29 +48,52 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
     let client = database.connect().await?;
     let (sentence, changed) = match &wanted {
         Queue::List => return list(&client, output).await,
+        Queue::Blocked(queue) => return blocked(queue.name.as_deref(), &client, output).await,
         Queue::Create(queue) => {
             let is_new = client.create_queue(&queue.name).await?;
             let what = if is_new { "created" } else { "there already, unchanged" };
-            (what, Changed { is_new: Some(is_new), ..Changed::of(&queue.name) })
+            (what, Changed { name: &queue.name, is_new: Some(is_new), ..Changed::default() })
+        }
+        Queue::Set(set) => {
+            let settings = set.settings();
+            client.set_queue(&set.name, &settings).await?;
+            let changed = Changed { name: &set.name, settings: Some(settings), ..Changed::default() };
+            ("set, from the next claim on", changed)
         }
         Queue::Pause(queue) => {
-            client.pause_queue(&queue.name, true).await?;
-            let what = "paused; runs in execution go on";
-            (what, Changed { paused: Some(true), ..Changed::of(&queue.name) })
+            pause(&client, queue, true).await?;
+            ("paused; runs in execution go on", paused(queue, true))
         }
         Queue::Resume(queue) => {
-            client.pause_queue(&queue.name, false).await?;
-            client.drain_queue(&queue.name, false).await?;
-            ("active", Changed { paused: Some(false), ..Changed::of(&queue.name) })
+            pause(&client, queue, false).await?;
+            if queue.group.is_none() {
+                client.drain_queue(&queue.name, false).await?;
+            }
+            ("active", paused(queue, false))
+        }
+        Queue::Share(wanted) => {
+            client.share_group(&wanted.name, &wanted.group, wanted.share).await?;
+            let (group, share) = (Some(&*wanted.group), Some(wanted.share));
+            ("its share is set", Changed { name: &wanted.name, group, share, ..Changed::default() })
+        }
+        Queue::Unblock(wanted) => {
+            let was_blocked = client.unblock_group(&wanted.name, &wanted.group).await?;
+            let what = if was_blocked { "goes on" } else { "was not blocked" };
+            let group = Some(&*wanted.group);
+            (
+                what,
+                Changed { name: &wanted.name, group, was_blocked: Some(was_blocked), ..Changed::default() },
+            )
         }
         Queue::Drain(queue) => {
             client.drain_queue(&queue.name, true).await?;
             let what = "takes no new runs; those that wait are worked off";
-            (what, Changed { draining: Some(true), ..Changed::of(&queue.name) })
+            (what, Changed { name: &queue.name, draining: Some(true), ..Changed::default() })
         }
         Queue::Purge(wanted) => return purge(wanted, &client, output).await,
     };
-    output.say(&format!("queue {}: {sentence}", changed.name));
+    let group = changed.group.map(|group| format!(", group {group}")).unwrap_or_default();
+    output.say(&format!("queue {}{group}: {sentence}", changed.name));
     if output.is_json {
         output.json(&changed)?;
     }
@@ -81,6 +118,43 @@ async fn purge(wanted: &QueuePurge, client: &ambo::Client, output: Output) -> Re
     Ok(())
 }
 
+async fn pause(client: &ambo::Client, queue: &QueuePause, paused: bool) -> Result<()> {
+    match &queue.group {
+        Some(group) => client.pause_group(&queue.name, group, paused).await?,
+        None => client.pause_queue(&queue.name, paused).await?,
+    }
+    Ok(())
+}
+
+fn paused(queue: &QueuePause, paused: bool) -> Changed<'_> {
+    Changed { name: &queue.name, group: queue.group.as_deref(), paused: Some(paused), ..Changed::default() }
+}
+
+async fn blocked(queue: Option<&str>, client: &ambo::Client, output: Output) -> Result<()> {
+    let groups = client.blocked_groups(queue).await?;
+    if output.is_json {
+        return Ok(groups.iter().try_for_each(|group| output.json(group))?);
+    }
+    if groups.is_empty() {
+        output.say("no group is blocked");
+        return Ok(());
+    }
+    let now = client.now().await?;
+    let mut table = Table::new(BLOCKED);
+    for group in &groups {
+        let name = group.group.as_deref().unwrap_or_default();
+        table.row([
+            (&group.queue).into(),
+            name.into(),
+            group.run.to_string().into(),
+            age(now, group.since).into(),
+        ]);
+    }
+    output.table(&table)?;
+    output.say("retry the run, or let its group go on without it: ambo queue unblock QUEUE GROUP");
+    Ok(())
+}
+
 async fn list(client: &ambo::Client, output: Output) -> Result<()> {
     let queues = client.list_queues().await?;
     if output.is_json {
@@ -96,7 +170,31 @@ async fn list(client: &ambo::Client, output: Output) -> Result<()> {
         };
         let more = if queue.ready_is_capped { "+" } else { "" };
         let oldest = queue.oldest_ready_at.map(|then| age(now, then)).unwrap_or_default();
-        table.row([(&queue.name).into(), state, format!("{}{more}", queue.ready).into(), oldest.into()]);
+        table.row([
+            (&queue.name).into(),
+            state,
+            format!("{}{more}", queue.ready).into(),
+            oldest.into(),
+            limits(queue).into(),
+        ]);
     }
     Ok(output.table(&table)?)
+}
+
+/// What limits a queue, in short.
+fn limits(queue: &ambo::admin::QueueSummary) -> String {
+    let settings: serde_json::Map<String, serde_json::Value> =
+        queue.settings.as_ref().and_then(|json| serde_json::from_str(json.get()).ok()).unwrap_or_default();
+    let short = |(name, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::Bool(_) => name.clone(),
+        serde_json::Value::Object(rate) => format!(
+            "{name} {}/{}:{}",
+            rate["limit"],
+            rate["period"].as_str().unwrap_or_default(),
+            rate["burst"]
+        ),
+        serde_json::Value::String(text) => format!("{name} {text}"),
+        other => format!("{name} {other}"),
+    };
+    settings.iter().map(short).collect::<Vec<_>>().join(", ")
 }

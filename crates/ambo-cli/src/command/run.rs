@@ -52,7 +52,24 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
             Ok(output.line(answer.get())?)
         }
         Run::Events(wanted) => events(&wanted, &client, output).await,
+        Run::Why(run) => why(run.id, &client, output).await,
     }
+}
+
+async fn why(run: ambo::RunId, client: &Client, output: Output) -> Result<()> {
+    let reasons = client.why(run).await?;
+    if output.is_json {
+        return Ok(reasons.iter().try_for_each(|reason| output.json(reason))?);
+    }
+    for reason in &reasons {
+        let in_the_way = match reason.run {
+            Some(run) if !reason.explanation.contains(&run.to_string()) => format!(" (run {run})"),
+            _ => String::new(),
+        };
+        let until = reason.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
+        output.line(&format!("{}: {}{in_the_way}{until}", reason.reason, reason.explanation))?;
+    }
+    Ok(())
 }
 
 async fn signal(wanted: &RunSignal, client: &Client, output: Output) -> Result<()> {
@@ -156,7 +173,14 @@ fn read_stdin() -> Result<Box<serde_json::value::RawValue>> {
 }
 
 fn options<W>(mut run: Enqueue<W>, wanted: &RunEnqueue) -> Enqueue<W> {
-    run = run.queue(&wanted.queue).priority(wanted.priority.into()).attempts(wanted.attempts);
+    run = run
+        .queue(&wanted.queue)
+        .priority(wanted.priority.into())
+        .attempts(wanted.attempts)
+        .weight(wanted.weight);
+    if let Some(group) = &wanted.group {
+        run = run.group(group);
+    }
     if let Some(key) = &wanted.key {
         run = run.key(key);
     }

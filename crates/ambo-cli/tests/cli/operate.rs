@@ -214,14 +214,14 @@ fn queues_are_listed_created_paused_and_resumed() {
     "#]]
     .assert_eq(&db.ambo(&["queue", "pause", "mail"]).shown());
     expect![[r#"
-        QUEUE    STATE   READY  OLDEST
+        QUEUE    STATE   READY  OLDEST  LIMITS
         default  active      0
         mail     paused      1  AGE
     "#]]
     .assert_eq(&db.ambo(&["queue", "list"]).shown());
     expect![[r#"
-        {"name":"default","paused":false,"ready":0,"ready_is_capped":false,"oldest_ready_at":null}
-        {"name":"mail","paused":true,"ready":1,"ready_is_capped":false,"oldest_ready_at":"TIME"}
+        {"name":"default","paused":false,"ready":0,"ready_is_capped":false,"oldest_ready_at":null,"settings":{}}
+        {"name":"mail","paused":true,"ready":1,"ready_is_capped":false,"oldest_ready_at":"TIME","settings":{}}
     "#]]
     .assert_eq(&db.ambo(&["queue", "list", "--json"]).shown());
     expect![[r#"
@@ -235,7 +235,7 @@ fn queues_are_listed_created_paused_and_resumed() {
     "#]]
     .assert_eq(&db.ambo(&["queue", "create", "mail", "--json"]).shown());
     expect![[r#"
-        stderr: error: AMBO002: there is no queue 'nowhere'
+        stderr: error: AMBO002: there is no queue 'nowhere' (Create it with ambo.create_queue(name), or start a worker that serves it.)
         stderr:   `ambo queue list` shows the queues, `ambo queue create NAME` makes one (docs/errors/AMBO002.md)
         exit status: 1
     "#]].assert_eq(&db.ambo(&["queue", "pause", "nowhere"]).shown());

@@ -50,7 +50,7 @@ declare
     v_run record;
     v_ended boolean;
 begin
-    select r.queue, r.workflow, r.priority, o.status into v_run
+    select r.queue, ambo.lane(r.workflow, null, r.group_key) as lane, r.priority, o.status into v_run
     from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
     if not found then
         raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
@@ -66,7 +66,7 @@ begin
     with waiting as (
         delete from ambo.ready d where d.ctid = any (array(
             select r.ctid from ambo.ready r
-            where r.queue = v_run.queue and r.workflow = v_run.workflow and r.priority = v_run.priority
+            where r.queue = v_run.queue and r.workflow = v_run.lane and r.priority = v_run.priority
               and r.run_id = p_run and r.attempt = 0 and not r.wakes
             for update skip locked))
         returning 1
@@ -100,7 +100,6 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_outcome record;
-    v_xid xid8;
 begin
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
     returning o.attempt, o.status, o.error -> 'at' as failed_at into v_outcome;
@@ -129,25 +128,9 @@ begin
     update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
     if p_due > clock_timestamp() then
         insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, v_outcome.attempt, 0);
-        return;
+    else
+        perform ambo.make_ready(array[p_run], array[v_outcome.attempt], '{0}', '{null}', '{null}');
     end if;
-    v_xid := pg_current_xact_id();
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
-    select nextval('ambo.ready_seq'), v_xid, r.id, v_outcome.attempt, 0, r.priority, r.queue, r.workflow, r.timeout
-    from ambo.run r where r.id = p_run;
-    perform ambo.wake();
-end $$;
-
--- Stops or resumes the claiming of a queue's runs.
-create or replace function ambo.pause_queue(p_queue text, p_paused boolean) returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update ambo.queue q set paused = p_paused where q.name = p_queue;
-    if not found then
-        raise exception 'AMBO002: there is no queue %', quote_literal(left(p_queue, 200)) using errcode = 'AM002';
-    end if;
-    perform ambo.wake();
 end $$;
 
 -- Makes this database, restored or cloned from another, an installation of its own.
@@ -188,19 +171,6 @@ as $$
     select c.position, c.name, c.attempt, c.recorded_at, c.elapsed_ms, c.output, c.error
     from ambo.checkpoint c where c.run_id = p_run
     order by string_to_array(c.position, '.')::integer[]
-$$;
-
--- Queues with their depth, counted up to 10,000, and the age of the oldest run that waits.
-create or replace function ambo.list_queues()
-returns table (name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamptz,
-               draining boolean)
-language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-    select q.name, q.paused, d.ready, d.ready >= 10000, d.oldest, q.draining
-    from ambo.queue q cross join lateral (
-        select count(*) as ready, min(ambo.run_time(r.run_id)) as oldest
-        from (select r.run_id from ambo.ready r where r.queue = q.name and not r.wakes limit 10000) r) d
-    order by q.name
 $$;
 
 create or replace function ambo.list_workers()

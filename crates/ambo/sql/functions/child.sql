@@ -3,7 +3,7 @@
 create or replace function ambo.start_children(
     p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[],
     p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[],
-    p_deadlines timestamptz[], p_attempts integer[], p_detached boolean[])
+    p_deadlines timestamptz[], p_attempts integer[], p_detached boolean[], p_groups text[], p_weights integer[])
 returns void
 language plpgsql volatile
 as $$
@@ -11,16 +11,19 @@ declare
     v_xid xid8 := pg_current_xact_id();
     v_new uuid[];
 begin
-    perform ambo.refuse_enqueue(u.w, u.i, u.q, null, u.p, u.d, null, u.o, u.m, null)
-    from unnest(p_workflows, p_inputs, p_queues, p_priorities, p_delays, p_timeouts, p_attempts)
-        as u (w, i, q, p, d, o, m)
+    perform ambo.refuse_enqueue(u.w, u.i, u.q, null, u.p, u.d, null, u.o, u.m, null, u.g, u.h)
+    from unnest(p_workflows, p_inputs, p_queues, p_priorities, p_delays, p_timeouts, p_attempts, p_groups, p_weights)
+        as u (w, i, q, p, d, o, m, g, h)
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
-        and u.q = 'default' and u.p = 0 and u.d is null and u.o is null and u.m = 5) is not true;
+        and u.q = 'default' and u.p = 0 and u.d is null and u.o is null and u.m = 5 and u.g is null
+        and u.h = 1) is not true;
     with made as (
-        insert into ambo.run (id, attempts_max, priority, workflow, queue, input, timeout, attributes, parent_id)
-        select u.id, u.m, u.p, u.w, u.q, u.i, u.o, u.a, case when not u.detached then u.parent end
+        insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes,
+                              parent_id)
+        select u.id, u.m, u.p, u.h, u.w, u.q, u.i, u.g, u.o, u.a, case when not u.detached then u.parent end
         from unnest(p_parents, p_parent_attempts, p_ids, p_workflows, p_inputs, p_queues, p_priorities, p_timeouts,
-                    p_attempts, p_attributes, p_detached) as u (parent, attempt, id, w, i, q, p, o, m, a, detached)
+                    p_attempts, p_attributes, p_detached, p_groups, p_weights)
+            as u (parent, attempt, id, w, i, q, p, o, m, a, detached, g, h)
         cross join lateral (
             select from ambo.claim c
             where c.run_id = u.parent and c.worker_id = p_worker and c.attempt = u.attempt offset 0) c
@@ -34,10 +37,10 @@ begin
     insert into ambo.timer (run_id, due_at, attempt, losses, deadline)
     select u.id, now() + u.d, 0, 0, u.l from unnest(p_ids, p_delays, p_deadlines) as u (id, d, l)
     where u.d > interval '0' and exists (select from unnest(v_new) n where n = u.id);
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), v_xid, u.id, 0, 0, u.p, u.q, u.w, u.o, u.l
-    from unnest(p_ids, p_priorities, p_queues, p_workflows, p_timeouts, p_delays, p_deadlines)
-        as u (id, p, q, w, o, d, l)
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), v_xid, u.id, 0, 0, u.p, u.h, u.q, ambo.lane(u.w, null, u.g), u.o, u.l
+    from unnest(p_ids, p_priorities, p_queues, p_workflows, p_timeouts, p_delays, p_deadlines, p_groups, p_weights)
+        as u (id, p, q, w, o, d, l, g, h)
     where (u.d > interval '0') is not true and exists (select from unnest(v_new) n where n = u.id);
     perform ambo.wake();
 end $$;

@@ -51,7 +51,7 @@ begin
     with lane as materialized (
         select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
             with ordinality as l (queue, workflow, priority, low, n)
-        where not exists (select from ambo.queue q where q.name = l.queue and q.paused)
+        where not exists (select from ambo.queue q where q.name = l.queue and (q.paused or q.managed))
     ), late_seen as materialized (
         -- `offset 0`: by the index on xid, whatever the planner believes.
         select r.place, r.xid, r.seq
@@ -106,7 +106,8 @@ begin
         array_agg(o.deadline) filter (where not o.wakes),
         -- Apart: from version 16 on the planner would sort the input of all of these for one `distinct` among them.
         (select array_agg(distinct w.run_id) from ordered w where w.wakes),
-        -- A lane of a paused queue is not read: when it goes on, it is read from its beginning.
+        -- A lane of a paused queue is not read: when it goes on, it is read from its beginning. Nor is one of a managed
+        -- queue: see claim_queue.
         (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
@@ -253,10 +254,15 @@ as $$
     select l.queue, l.workflow from lane l limit 10000
 $$;
 
--- The name of the lane of a workflow's runs that are pinned to a version of their workers; its own where that is null.
-create or replace function ambo.lane(p_workflow text, p_pin text) returns text
+-- The name of the lane of a workflow's runs: its own, or, where they are pinned to a version of their workers, of a group,
+-- or hold a slot already, with that behind it.
+create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_holds boolean default false)
+returns text
 language sql immutable
-return case when p_pin is null then p_workflow else p_workflow || chr(31) || p_pin end;
+return case when p_holds then concat_ws(chr(31), p_workflow, coalesce(p_pin, ''), p_group, '+')
+            when p_group is not null then concat_ws(chr(31), p_workflow, coalesce(p_pin, ''), p_group)
+            when p_pin is not null then concat_ws(chr(31), p_workflow, p_pin)
+            else p_workflow end;
 
 -- The version that a worker pins its runs to, if it does.
 create or replace function ambo.pin_of(p_worker bigint) returns text
@@ -270,12 +276,13 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-    v_xid xid8;
+    v_ids uuid[];
+    v_attempts integer[];
+    v_losses smallint[];
+    v_deadlines timestamptz[];
     v_count integer;
-    v_pin text := ambo.pin_of(p_worker);
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
-    v_xid := pg_current_xact_id();
     with returned as (
         delete from ambo.claim c where c.ctid = any (array(
             select h.place from unnest(p_runs, p_attempts) as g (id, attempt)
@@ -283,13 +290,33 @@ begin
                 select c.ctid as place from ambo.claim c
                 where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt offset 0) h))
         returning c.run_id, c.attempt, c.losses, c.deadline)
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), v_xid, r.id, c.attempt, c.losses, r.priority, r.queue,
-           ambo.lane(r.workflow, v_pin), r.timeout, c.deadline
-    from returned c cross join lateral (select r.* from ambo.run r where r.id = c.run_id offset 0) r;
-    get diagnostics v_count = row_count;
+    select array_agg(r.run_id), array_agg(r.attempt), array_agg(r.losses), array_agg(r.deadline), count(*)
+    into v_ids, v_attempts, v_losses, v_deadlines, v_count
+    from returned r;
     if v_count > 0 then
-        perform ambo.wake();
+        perform ambo.free_slots(v_ids, false);
+        perform ambo.make_ready(v_ids, v_attempts, v_losses, v_deadlines, array_fill(ambo.pin_of(p_worker), array[v_count]));
     end if;
     return v_count;
+end $$;
+
+-- Puts runs that had begun, or whose time has come, back into their lanes.
+create or replace function ambo.make_ready(
+    p_runs uuid[], p_attempts integer[], p_losses smallint[], p_deadlines timestamptz[], p_pins text[])
+returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+declare
+    v_xid xid8 := pg_current_xact_id();
+begin
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, deadline,
+                            start_by)
+    select nextval('ambo.ready_seq'), v_xid, r.id, u.attempt, u.losses, r.priority, r.weight, r.queue,
+           ambo.lane(r.workflow, u.pin, r.group_key,
+                     r.group_key is not null and exists (select from ambo.slot s where s.run_id = r.id)),
+           r.timeout, u.deadline, case when u.attempt = 0 then r.start_by end
+    from unnest(p_runs, p_attempts, p_losses, p_deadlines, p_pins) as u (id, attempt, losses, deadline, pin)
+    cross join lateral (select r.* from ambo.run r where r.id = u.id offset 0) r;
+    perform ambo.wake();
 end $$;

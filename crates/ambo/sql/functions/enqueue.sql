@@ -3,7 +3,8 @@
 -- Says what is wrong with an enqueue that failed the check, with a stable code.
 create or replace function ambo.refuse_enqueue(
     p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
-    p_at timestamptz, p_timeout interval, p_attempts integer, p_key_lifetime interval)
+    p_at timestamptz, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text default null,
+    p_weight integer default 1)
 returns void
 language plpgsql stable
 as $$
@@ -15,9 +16,7 @@ begin
     elsif strpos(p_workflow, chr(31)) > 0 then
         raise exception 'AMBO001: the name of a workflow holds a control character (U+001F)' using errcode = 'AM001';
     elsif p_queue is null or not exists (select from ambo.queue q where q.name = p_queue) then
-        raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
-            using errcode = 'AM002',
-                hint = 'Create it with ambo.create_queue(name), or start a worker that serves it.';
+        perform ambo.refuse_queue(p_queue);
     elsif p_input is null then
         raise exception 'AMBO005: the input is null' using errcode = 'AM005',
             hint = 'Pass JSON; the JSON value null is written ''null''.';
@@ -44,6 +43,15 @@ begin
     elsif p_key_lifetime <= interval '0' then
         raise exception 'AMBO005: key_lifetime must be above zero, not %', p_key_lifetime
             using errcode = 'AM005';
+    elsif octet_length(p_group) not between 1 and 200 or strpos(p_group, chr(31)) > 0 then
+        raise exception 'AMBO001: a group_key has 1 to 200 bytes, none of them U+001F, not %', octet_length(p_group)
+            using errcode = 'AM001';
+    elsif p_weight is null or p_weight not between 1 and 10000 then
+        raise exception 'AMBO005: weight is from 1 to 10000, not %', coalesce(p_weight::text, 'null')
+            using errcode = 'AM005';
+    elsif p_group is not null and not (select q.managed from ambo.queue q where q.name = p_queue) then
+        raise exception 'AMBO008: queue % has no groups', quote_literal(p_queue) using errcode = 'AM008',
+            hint = format('Give it groups, once: select ambo.set_queue(%L, ''{"groups": true}'').', p_queue);
     end if;
 end $$;
 
@@ -123,14 +131,15 @@ end $$;
 create or replace function ambo.enqueue(
     p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
     p_at timestamptz, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval,
-    p_dedup boolean default false, p_throttle interval default null, p_debounce interval default null,
-    p_debounce_max interval default null, p_start_by timestamptz default null, p_start_within interval default null,
-    out run_id uuid, out is_new boolean)
+    p_group text default null, p_weight integer default 1, p_dedup boolean default false, p_throttle interval default null,
+    p_debounce interval default null, p_debounce_max interval default null, p_start_by timestamptz default null,
+    p_start_within interval default null, out run_id uuid, out is_new boolean)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_due timestamptz := coalesce(p_at, now() + p_delay);
     v_good boolean;
+    v_managed boolean;
     v_xid xid8;
     v_terms boolean := p_dedup or num_nonnulls(p_throttle, p_debounce, p_debounce_max, p_start_by, p_start_within) > 0;
 begin
@@ -143,12 +152,13 @@ begin
              and coalesce(p_delay >= interval '0', true))
         and (p_timeout is null or p_timeout > interval '0')
         and p_attempts between 1 and 1000
-        and (p_key_lifetime is null or p_key_lifetime > interval '0'));
-    perform from ambo.queue q where q.name = p_queue and not q.draining;
-    if not found or v_good is not true
+        and (p_key_lifetime is null or p_key_lifetime > interval '0')
+        and p_weight between 1 and 10000);
+    select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;
+    if v_managed is null or v_good is not true or p_group is not null
     then
         perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
-                                    p_timeout, p_attempts, p_key_lifetime);
+                                    p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
         perform ambo.refuse_draining(array[p_queue]);
     end if;
     run_id := ambo.new_run_id();
@@ -173,8 +183,10 @@ begin
             return;
         end if;
     end if;
-    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes, start_by)
-    values (run_id, p_attempts, p_priority, p_workflow, p_queue, p_input, p_key, p_timeout, p_attributes, p_start_by);
+    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
+                          start_by)
+    values (run_id, p_attempts, p_priority, p_weight, p_workflow, p_queue, p_input, p_key, p_group, p_timeout,
+            p_attributes, p_start_by);
     if p_attributes is not null then
         perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
     end if;
@@ -183,8 +195,10 @@ begin
     else
         -- The xid before the seq: a claimer's low-water mark rests on it.
         v_xid := pg_current_xact_id();
-        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, start_by)
-        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_queue, p_workflow, p_timeout, p_start_by);
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, start_by)
+        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_weight, p_queue,
+                case when p_group is null then p_workflow else ambo.lane(p_workflow, null, p_group) end, p_timeout,
+                p_start_by);
         perform ambo.wake();
     end if;
 end $$;
@@ -196,16 +210,17 @@ create or replace function ambo.enqueue_workflow(
     workflow text, input json default 'null', queue text default 'default', key text default null,
     priority integer default 0, delay interval default null, at timestamptz default null,
     attributes jsonb default null, timeout interval default null, attempts integer default 5,
-    key_lifetime interval default null, dedup boolean default false, throttle interval default null,
-    debounce interval default null, debounce_max interval default null, start_by timestamptz default null,
-    start_within interval default null)
+    key_lifetime interval default null, group_key text default null, weight integer default 1,
+    dedup boolean default false, throttle interval default null, debounce interval default null,
+    debounce_max interval default null, start_by timestamptz default null, start_within interval default null)
 returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- Not in SQL: the body of a SQL function is planned anew on every call.
     return (ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
-                         key_lifetime, dedup, throttle, debounce, debounce_max, start_by, start_within)).run_id;
+                         key_lifetime, group_key, weight, dedup, throttle, debounce, debounce_max, start_by,
+                         start_within)).run_id;
 end $$;
 
 -- Many runs in one call; `batch` is for enqueue_fan_in alone. An array that is not given, or an element that is null, means the default.
@@ -214,9 +229,10 @@ create or replace function ambo.enqueue_workflows(
     workflows text[], inputs json[], queues text[] default null, keys text[] default null,
     priorities integer[] default null, delays interval[] default null, ats timestamptz[] default null,
     attributes jsonb[] default null, timeouts interval[] default null, attempts integer[] default null,
-    key_lifetimes interval[] default null, dedups boolean[] default null, throttles interval[] default null,
-    debounces interval[] default null, debounce_maxes interval[] default null, start_bys timestamptz[] default null,
-    start_withins interval[] default null, batch uuid default null)
+    key_lifetimes interval[] default null, group_keys text[] default null, weights integer[] default null,
+    dedups boolean[] default null, throttles interval[] default null, debounces interval[] default null,
+    debounce_maxes interval[] default null, start_bys timestamptz[] default null, start_withins interval[] default null,
+    batch uuid default null)
 returns table (run_id uuid, is_new boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -238,7 +254,8 @@ begin
        or coalesce(cardinality(key_lifetimes), v_n) <> v_n or coalesce(cardinality(dedups), v_n) <> v_n
        or coalesce(cardinality(throttles), v_n) <> v_n or coalesce(cardinality(debounces), v_n) <> v_n
        or coalesce(cardinality(debounce_maxes), v_n) <> v_n or coalesce(cardinality(start_bys), v_n) <> v_n
-       or coalesce(cardinality(start_withins), v_n) <> v_n
+       or coalesce(cardinality(start_withins), v_n) <> v_n or coalesce(cardinality(group_keys), v_n) <> v_n
+       or coalesce(cardinality(weights), v_n) <> v_n
     then
         raise exception 'AMBO006: arrays of one call have one length; workflows has %', coalesce(v_n, 0)
             using errcode = 'AM006';
@@ -249,20 +266,20 @@ begin
         return query
         select e.run_id, e.is_new
         from ambo.enqueue_one_by_one(workflows, inputs, queues, keys, priorities, delays, ats, attributes, timeouts, attempts,
-                                     key_lifetimes, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins,
-                                     batch) e;
+                                     key_lifetimes, group_keys, weights, dedups, throttles, debounces, debounce_maxes,
+                                     start_bys, start_withins, batch) e;
         return;
     end if;
     perform ambo.refuse_enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.o,
-                                coalesce(u.m, 5), u.l)
-    from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes)
-        as u (w, i, q, k, p, d, t, o, m, l)
+                                coalesce(u.m, 5), u.l, u.g, coalesce(u.h, 1))
+    from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes, group_keys,
+                weights) as u (w, i, q, k, p, d, t, o, m, l, g, h)
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0
         and octet_length(u.i::text) <= 2097152
         and (u.k is null or octet_length(u.k) between 1 and 512)
         and coalesce(u.p, 0) between -32768 and 32767
-        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
-        and coalesce(u.q, 'default') = 'default') is not true;
+        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null and u.g is null
+        and u.h is null and coalesce(u.q, 'default') = 'default') is not true;
     perform ambo.refuse_draining(coalesce(queues, '{default}'));
 
     select array_agg(ambo.new_run_id() order by g), array_agg(true)
@@ -280,10 +297,12 @@ begin
         end loop;
     end if;
 
-    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, key, timeout, attributes, parent_id)
-    select u.id, coalesce(u.m, 5), coalesce(u.p, 0), u.w, coalesce(u.q, 'default'), u.i, u.k, u.o, u.a, batch
-    from unnest(v_ids, v_new, attempts, priorities, workflows, queues, inputs, keys, timeouts, attributes)
-        as u (id, is_new, m, p, w, q, i, k, o, a)
+    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
+                          parent_id)
+    select u.id, coalesce(u.m, 5), coalesce(u.p, 0), coalesce(u.h, 1), u.w, coalesce(u.q, 'default'), u.i, u.k, u.g, u.o,
+           u.a, batch
+    from unnest(v_ids, v_new, attempts, priorities, weights, workflows, queues, inputs, keys, group_keys, timeouts,
+                attributes) as u (id, is_new, m, p, h, w, q, i, k, g, o, a)
     where u.is_new;
     if attributes is not null then
         perform ambo.give_attributes(v_ids, attributes, v_new);
@@ -295,10 +314,11 @@ begin
         where u.is_new and coalesce(u.t, now() + u.d) > now();
     end if;
     v_xid := pg_current_xact_id();
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
-    select nextval('ambo.ready_seq'), v_xid, u.id, 0, 0, coalesce(u.p, 0), coalesce(u.q, 'default'), u.w, u.o
-    from unnest(v_ids, v_new, priorities, queues, workflows, timeouts, delays, ats)
-        as u (id, is_new, p, q, w, o, d, t)
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout)
+    select nextval('ambo.ready_seq'), v_xid, u.id, 0, 0, coalesce(u.p, 0), coalesce(u.h, 1), coalesce(u.q, 'default'),
+           ambo.lane(u.w, null, u.g), u.o
+    from unnest(v_ids, v_new, priorities, weights, queues, workflows, group_keys, timeouts, delays, ats)
+        as u (id, is_new, p, h, q, w, g, o, d, t)
     where u.is_new and (coalesce(u.t, now() + u.d) > now()) is not true;
     perform ambo.wake();
     return query select * from unnest(v_ids, v_new);
@@ -308,8 +328,8 @@ end $$;
 create or replace function ambo.enqueue_one_by_one(
     p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[],
     p_ats timestamptz[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[],
-    p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[],
-    p_start_bys timestamptz[], p_start_withins interval[], p_batch uuid)
+    p_groups text[], p_weights integer[], p_dedups boolean[], p_throttles interval[], p_debounces interval[],
+    p_debounce_maxes interval[], p_start_bys timestamptz[], p_start_withins interval[], p_batch uuid)
 returns table (run_id uuid, is_new boolean)
 language plpgsql volatile
 as $$
@@ -322,12 +342,13 @@ begin
     for r in
         select u.n, e.run_id, e.is_new
         from (select * from unnest(p_workflows, p_inputs, p_queues, p_keys, p_priorities, p_delays, p_ats, p_attributes,
-                                   p_timeouts, p_attempts, p_key_lifetimes, p_dedups, p_throttles, p_debounces,
-                                   p_debounce_maxes, p_start_bys, p_start_withins) with ordinality
-                  as u (w, i, q, k, p, d, t, a, o, m, l, u, h, b, x, s, v, n)
+                                   p_timeouts, p_attempts, p_key_lifetimes, p_groups, p_weights, p_dedups,
+                                   p_throttles, p_debounces, p_debounce_maxes, p_start_bys, p_start_withins)
+                  with ordinality as u (w, i, q, k, p, d, t, a, o, m, l, g, c, u, h, b, x, s, v, n)
               order by w, k, n offset 0) u
         cross join lateral ambo.enqueue(u.w, u.i, coalesce(u.q, 'default'), u.k, coalesce(u.p, 0), u.d, u.t, u.a, u.o,
-                                        coalesce(u.m, 5), u.l, coalesce(u.u, false), u.h, u.b, u.x, u.s, u.v) e
+                                        coalesce(u.m, 5), u.l, u.g, coalesce(u.c, 1), coalesce(u.u, false), u.h, u.b, u.x,
+                                        u.s, u.v) e
     loop
         v_ids[r.n] := r.run_id;
         v_new[r.n] := r.is_new;
@@ -337,18 +358,4 @@ begin
         from unnest(v_ids, v_new) as u (id, is_new) where g.id = u.id and u.is_new;
     end if;
     return query select * from unnest(v_ids, v_new);
-end $$;
-
--- Creates a queue; to do so again is no error. Says whether it was new.
-create or replace function ambo.create_queue(name text) returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-begin
-    if name is null or octet_length(name) not between 1 and 200 then
-        raise exception 'AMBO001: the name of a queue has 1 to 200 bytes, not %',
-            coalesce(octet_length(name)::text, 'null') using errcode = 'AM001';
-    end if;
-    insert into ambo.queue (name) values (name) on conflict do nothing;
-    return found;
 end $$;

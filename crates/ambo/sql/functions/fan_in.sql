@@ -17,15 +17,16 @@ declare
     v_ids uuid[];
     v_old uuid;
 begin
-    perform ambo.check_terms(members, '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,delay,at,start_by,start_within}');
-    perform ambo.check_terms(json_build_array(then_run), '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime}');
+    perform ambo.check_terms(members, '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,delay,at,start_by,start_within,group_key,weight}');
+    perform ambo.check_terms(json_build_array(then_run), '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,group_key,weight}');
     select * into v_asked
     from json_to_record(then_run) as t (workflow text, input json, queue text, key text, priority integer,
-                                        attributes jsonb, timeout interval, attempts integer, key_lifetime interval);
+                                        attributes jsonb, timeout interval, attempts integer, key_lifetime interval,
+                                        group_key text, weight integer);
     select e.run_id, e.is_new into v_then
     from ambo.enqueue(v_asked.workflow, coalesce(v_asked.input, 'null'), coalesce(v_asked.queue, 'default'), v_asked.key,
                       coalesce(v_asked.priority, 0), null, now() + interval '1 year', v_asked.attributes, v_asked.timeout,
-                      coalesce(v_asked.attempts, 5), v_asked.key_lifetime) e;
+                      coalesce(v_asked.attempts, 5), v_asked.key_lifetime, v_asked.group_key, coalesce(v_asked.weight, 1)) e;
     if v_then.is_new then
         with asked as (
             select r.*, n
@@ -33,7 +34,7 @@ begin
             cross join lateral json_to_record(e.member)
                 as r (workflow text, input json, queue text, key text, priority integer, delay interval, at timestamptz,
                       attributes jsonb, timeout interval, attempts integer, key_lifetime interval, start_by timestamptz,
-                      start_within interval)
+                      start_within interval, group_key text, weight integer)
         ), made as (
             select m.run_id, m.is_new
             from (select array_agg(a.workflow order by n) as workflows, array_agg(coalesce(a.input, 'null') order by n) as inputs,
@@ -47,17 +48,20 @@ begin
                          array_agg(a.attempts order by n) filter (where m) as attempts,
                          array_agg(a.key_lifetime order by n) filter (where l) as key_lifetimes,
                          array_agg(a.start_by order by n) filter (where s) as start_bys,
-                         array_agg(a.start_within order by n) filter (where v) as start_withins
+                         array_agg(a.start_within order by n) filter (where v) as start_withins,
+                         array_agg(a.group_key order by n) filter (where g) as group_keys,
+                         array_agg(a.weight order by n) filter (where w) as weights
                   from asked a cross join (
                       select bool_or(queue is not null) as q, bool_or(key is not null) as k, bool_or(priority is not null) as p,
                              bool_or(delay is not null) as d, bool_or(at is not null) as t,
                              bool_or(attributes is not null) as b, bool_or(timeout is not null) as o,
                              bool_or(attempts is not null) as m, bool_or(key_lifetime is not null) as l,
-                             bool_or(start_by is not null) as s, bool_or(start_within is not null) as v
-                      from asked) g) u
+                             bool_or(start_by is not null) as s, bool_or(start_within is not null) as v,
+                             bool_or(group_key is not null) as g, bool_or(weight is not null) as w
+                      from asked) given) u
             cross join lateral ambo.enqueue_workflows(
                 u.workflows, u.inputs, u.queues, u.keys, u.priorities, u.delays, u.ats, u.attributes, u.timeouts, u.attempts,
-                u.key_lifetimes, start_bys => u.start_bys, start_withins => u.start_withins, batch => v_then.run_id)
+                u.key_lifetimes, u.group_keys, u.weights, start_bys => u.start_bys, start_withins => u.start_withins, batch => v_then.run_id)
                 with ordinality m (run_id, is_new, n)
             where u.workflows is not null
         )

@@ -5,13 +5,14 @@
 --
 -- Here and elsewhere `cross join lateral (... offset 0)` looks each row up by its key: a join would be planned by what the
 -- planner last knew of a table that is empty now and full a moment later, and may read all of it for every row.
--- Returns the runs of which facts were refused because their claim is gone.
+-- Returns the runs of which facts were refused because their claim is gone. `p_freed`: of the runs that end or are parked
+-- here, those that hold a slot of their queue.
 create or replace function ambo.flush(
     p_worker bigint,
     p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[],
     p_errors json[], p_elapsed_ms integer[],
     p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[],
-    p_ended_errors json[])
+    p_ended_errors json[], p_freed uuid[] default '{}')
 returns uuid[]
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
@@ -63,6 +64,9 @@ begin
             where not exists (select from ambo.outcome o
                               where o.run_id = e.run_id and o.attempt = e.attempt);
         end if;
+        if cardinality(p_freed) > 0 then
+            perform ambo.free_slots(array(select e from unnest(v_ended) e where e = any (p_freed)), true);
+        end if;
         if exists (select from ambo.cancel_request) then
             delete from ambo.cancel_request r where r.run_id = any (p_ended_runs);
         end if;
@@ -87,11 +91,12 @@ create or replace function ambo.flush_all(
     p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[],
     p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[],
     p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamptz[],
-    p_child_attempts integer[], p_child_detached boolean[],
+    p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[],
     p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[],
     p_parked_forgets text[], p_parked_states text[],
     p_woken uuid[],
-    p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[])
+    p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[],
+    p_freed uuid[])
 returns uuid[]
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s'
 as $$
@@ -104,7 +109,7 @@ begin
         perform ambo.start_children(p_worker, p_parents, p_parent_attempts, p_child_ids, p_child_workflows,
                                     p_child_inputs, p_child_queues, p_child_priorities, p_child_delays,
                                     p_child_attributes, p_child_timeouts, p_child_deadlines, p_child_attempts,
-                                    p_child_detached);
+                                    p_child_detached, p_child_groups, p_child_weights);
     end if;
     if cardinality(p_event_runs) > 0 then
         perform ambo.publish(p_worker, p_event_runs, p_event_attempts, p_event_keys, p_event_numbers, p_event_values);
@@ -114,9 +119,10 @@ begin
                                     p_attribute_values);
     end if;
     v_fenced := ambo.flush(p_worker, p_runs, p_attempts, p_positions, p_names, p_outputs, p_errors, p_elapsed_ms,
-                           p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors);
+                           p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors,
+                           p_freed);
     if cardinality(p_parked_runs) > 0 then
-        v_gone := ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues);
+        v_gone := ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues, p_freed);
         v_fenced := v_fenced || v_gone;
         perform ambo.forget(f.run_id, f.attempt, f.positions, f.state)
         from unnest(p_parked_runs, p_parked_attempts, p_parked_forgets, p_parked_states)

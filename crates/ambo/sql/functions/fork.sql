@@ -22,10 +22,9 @@ as $$
 declare
     v_position integer[] := ambo.read_position(p_position);
     v_fork uuid := ambo.new_run_id();
-    v_xid xid8;
 begin
-    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, timeout, attributes)
-    select v_fork, r.attempts_max, r.priority, r.workflow, r.queue, r.input, r.timeout,
+    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes)
+    select v_fork, r.attempts_max, r.priority, r.weight, r.workflow, r.queue, r.input, r.group_key, r.timeout,
            coalesce(r.attributes, '{}') || jsonb_build_object('forked_from', p_run)
     from ambo.run r where r.id = p_run;
     if not found then
@@ -43,11 +42,7 @@ begin
         on e.run_id = p_run and e.key = substr(c.name, 12) and e.number::text = c.output::text
     where c.run_id = v_fork and starts_with(c.name, 'ambo:event ');
     perform ambo.restore_attributes(v_fork);
-    v_xid := pg_current_xact_id();
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
-    select nextval('ambo.ready_seq'), v_xid, r.id, 1, 0, r.priority, r.queue, r.workflow, r.timeout
-    from ambo.run r where r.id = v_fork;
-    perform ambo.wake();
+    perform ambo.make_ready(array[v_fork], array[1], '{0}', '{null}', '{null}');
     return v_fork;
 end $$;
 
@@ -60,7 +55,6 @@ as $$
 declare
     v_position integer[] := ambo.read_position(coalesce(p_position, ''));
     v_attempt integer;
-    v_xid xid8;
 begin
     delete from ambo.outcome o where o.run_id = p_run returning o.attempt into v_attempt;
     if not found then
@@ -91,11 +85,7 @@ begin
     perform ambo.restore_attributes(p_run);
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
-    v_xid := pg_current_xact_id();
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout)
-    select nextval('ambo.ready_seq'), v_xid, r.id, v_attempt, 0, r.priority, r.queue, r.workflow, r.timeout
-    from ambo.run r where r.id = p_run;
-    perform ambo.wake();
+    perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', '{null}', '{null}');
 end $$;
 
 -- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. Says what became of each: what the

@@ -12,9 +12,12 @@ set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan s
 set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
-    v_xid xid8;
     v_lease interval := (select i.lease from ambo.installation i);
     v_dead uuid[];
+    v_revived uuid[];
+    v_attempts integer[];
+    v_losses smallint[];
+    v_deadlines timestamptz[];
     v_pin text := ambo.pin_of(p_worker);
 begin
     recovered := 0;
@@ -40,23 +43,16 @@ begin
     perform pg_terminate_backend(a.pid) from pg_stat_activity a
     where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
       and pg_has_role(current_user, a.usesysid, 'member');
-    v_xid := pg_current_xact_id();
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
             select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))
         returning c.run_id, c.attempt, c.losses, c.deadline
     ), judged as materialized (
-        select t.run_id, t.attempt, t.deadline, r.priority, r.queue, r.workflow, r.timeout, r.attempts_max,
+        select t.run_id, t.attempt, t.deadline, r.attempts_max,
                case when exists (select from ambo.checkpoint c
                                  where c.run_id = t.run_id and c.attempt = t.attempt)
                     then 0 else t.losses end + 1 as losses
         from taken t cross join lateral (select r.* from ambo.run r where r.id = t.run_id offset 0) r
-    ), revived as (
-        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-        select nextval('ambo.ready_seq'), v_xid, j.run_id, j.attempt, j.losses, j.priority, j.queue,
-               ambo.lane(j.workflow, v_pin), j.timeout, j.deadline
-        from judged j where j.losses < j.attempts_max
-        returning 1
     ), dropped as (
         insert into ambo.outcome (run_id, attempt, status, error)
         select j.run_id, j.attempt, 'dead', json_build_object(
@@ -65,14 +61,22 @@ begin
         from judged j where j.losses >= j.attempts_max
         returning run_id
     )
-    select (select count(*) from revived), (select count(*) from dropped), array(select d.run_id from dropped d)
-    into recovered, dead_lettered, v_dead;
-    if recovered + dead_lettered > 0 then
-        perform ambo.wake();
-        perform ambo.tell_waiters('{}');
+    select array(select d.run_id from dropped d), coalesce(array_agg(j.run_id), '{}'), array_agg(j.attempt),
+           array_agg(j.losses::smallint), array_agg(j.deadline)
+    into v_dead, v_revived, v_attempts, v_losses, v_deadlines
+    from judged j where j.losses < j.attempts_max;
+    recovered := cardinality(v_revived);
+    dead_lettered := cardinality(v_dead);
+    if recovered > 0 then
+        perform ambo.free_slots(v_revived, false);
+        perform ambo.make_ready(v_revived, v_attempts, v_losses, v_deadlines, array_fill(v_pin, array[recovered]));
     end if;
     if dead_lettered > 0 then
+        perform ambo.free_slots(v_dead, true);
         perform ambo.wake_parents(v_dead);
+    end if;
+    if recovered + dead_lettered > 0 then
+        perform ambo.tell_waiters('{}');
     end if;
     if not exists (select from ambo.claim c where c.worker_id = p_worker) then
         delete from ambo.heartbeat h where h.worker_id = p_worker;
@@ -88,27 +92,29 @@ set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan s
 set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
-    v_xid xid8;
+    v_ids uuid[];
+    v_attempts integer[];
+    v_losses smallint[];
+    v_deadlines timestamptz[];
+    v_pins text[];
     v_count integer;
 begin
     if not exists (select from ambo.timer t where t.due_at <= clock_timestamp()) then
         return 0;
     end if;
-    v_xid := pg_current_xact_id();
     with fired as (
         delete from ambo.timer t where t.ctid = any (array(
             select d.ctid from ambo.timer d where d.due_at <= clock_timestamp()
             order by d.due_at, d.run_id limit p_limit for update skip locked))
         returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline, t.pin
     )
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline, start_by)
-    select nextval('ambo.ready_seq'), v_xid, r.id, f.attempt, f.losses, r.priority, r.queue,
-           ambo.lane(r.workflow, f.pin), r.timeout, f.deadline, case when f.attempt = 0 then r.start_by end
-    from (select * from fired order by due_at) f
-    cross join lateral (select r.* from ambo.run r where r.id = f.run_id offset 0) r;
-    get diagnostics v_count = row_count;
+    select array_agg(f.run_id order by f.due_at), array_agg(f.attempt order by f.due_at),
+           array_agg(f.losses order by f.due_at), array_agg(f.deadline order by f.due_at),
+           array_agg(f.pin order by f.due_at), count(*)
+    into v_ids, v_attempts, v_losses, v_deadlines, v_pins, v_count
+    from fired f;
     if v_count > 0 then
-        perform ambo.wake();
+        perform ambo.make_ready(v_ids, v_attempts, v_losses, v_deadlines, v_pins);
     end if;
     return v_count;
 end $$;
@@ -121,7 +127,7 @@ as $$
     select p.version, p.is_alive, (extract(epoch from i.pin_grace) * 1000)::bigint
     from (
         select split_part(l.workflow, chr(31), 2) as version, false as is_alive
-        from ambo.lanes() l where strpos(l.workflow, chr(31)) > 0
+        from ambo.lanes() l where split_part(l.workflow, chr(31), 2) <> ''
         union
         select w.version, true from ambo.worker w where w.pinned and w.dead_at is null) p, ambo.installation i
 $$;
@@ -145,14 +151,29 @@ begin
             limit p_limit))
         returning r.*
     )
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), v_xid, r.run_id, r.attempt, r.losses, r.priority, r.queue,
-           split_part(r.workflow, chr(31), 1), r.timeout, r.deadline
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, deadline)
+    select nextval('ambo.ready_seq'), v_xid, r.run_id, r.attempt, r.losses, r.priority, r.weight, r.queue,
+           ambo.lane(split_part(r.workflow, chr(31), 1), null, nullif(split_part(r.workflow, chr(31), 3), ''),
+                     split_part(r.workflow, chr(31), 4) = '+'), r.timeout, r.deadline
     from released r;
     get diagnostics v_count = row_count;
     if v_count > 0 then
         perform ambo.wake();
     end if;
+    return v_count;
+end $$;
+
+-- Frees the slots of runs that are gone with their history: groups in order that nobody has unblocked until then go on.
+create or replace function ambo.expire_slots(p_limit integer) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_count integer;
+begin
+    delete from ambo.slot d where d.ctid = any (array(
+        select s.ctid from ambo.queue q join ambo.slot s on s.queue = q.name
+        where q.ordered is not null and not exists (select from ambo.run r where r.id = s.run_id) limit p_limit));
+    get diagnostics v_count = row_count;
     return v_count;
 end $$;
 

@@ -4,7 +4,7 @@
 -- run locks its claim first, so that its row in ambo.wake is seen here, or it finds the run parked.
 -- Returns the runs whose claim was gone.
 create or replace function ambo.park(
-    p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[])
+    p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[], p_freed uuid[])
 returns uuid[]
 language plpgsql volatile set enable_nestloop = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
@@ -14,7 +14,7 @@ declare
     v_deadlines timestamptz[];
     v_dues timestamptz[];
     v_woken uuid[] := '{}';
-    v_xid xid8 := pg_current_xact_id();
+    v_back uuid[];
     v_now timestamptz := clock_timestamp();
     v_pin text := ambo.pin_of(p_worker);
 begin
@@ -38,18 +38,20 @@ begin
         with woken as (delete from ambo.wake w where w.run_id = any (v_ids) returning w.run_id)
         select coalesce(array_agg(w.run_id), '{}') into v_woken from woken w;
     end if;
+    if cardinality(p_freed) > 0 then
+        perform ambo.free_slots(array(select i from unnest(v_ids) i where i = any (p_freed)), false);
+    end if;
     insert into ambo.timer (run_id, due_at, attempt, losses, deadline, pin)
     select p.id, p.due, p.attempt, 0, p.deadline, v_pin
     from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
     where p.id <> all (v_woken) and p.due > v_now;
     if cardinality(v_woken) > 0 or exists (select from unnest(v_dues) d where d <= v_now) then
-        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-        select nextval('ambo.ready_seq'), v_xid, r.id, p.attempt, 0, r.priority, r.queue,
-               ambo.lane(r.workflow, v_pin), r.timeout, p.deadline
+        select array_agg(p.id), array_agg(p.attempt), array_agg(p.deadline)
+        into v_back, v_attempts, v_deadlines
         from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
-        cross join lateral (select r.* from ambo.run r where r.id = p.id offset 0) r
         where p.id = any (v_woken) or p.due <= v_now;
-        perform ambo.wake();
+        perform ambo.make_ready(v_back, v_attempts, array_fill(0::smallint, array[cardinality(v_back)]), v_deadlines,
+                                array_fill(v_pin, array[cardinality(v_back)]));
     end if;
     return array(select r from unnest(p_runs) r where r <> all (coalesce(v_ids, '{}')));
 end $$;

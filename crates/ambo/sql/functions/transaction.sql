@@ -77,6 +77,7 @@ begin
     if not found then
         perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
     end if;
+    perform ambo.free_slots(array[p_run], true);
     if exists (select from ambo.cancel_request) then
         delete from ambo.cancel_request q where q.run_id = p_run;
     end if;

@@ -20,17 +20,20 @@ begin
     end if;
 end $$;
 
--- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other.
+-- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. In a
+-- managed queue it stands in a lane of its own: there the others may have to wait for room.
 create or replace function ambo.send_wakes(p_runs uuid[]) returns void
 language plpgsql volatile
 as $$
 declare
     v_xid xid8 := pg_current_xact_id();
 begin
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, wakes)
-    select nextval('ambo.ready_seq'), v_xid, r.id, 0, 0, r.priority, r.queue, r.workflow, true
+    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, wakes)
+    select nextval('ambo.ready_seq'), v_xid, r.id, 0, 0, r.priority, 0, r.queue,
+           case when q.managed then r.workflow || repeat(chr(31), 3) || '~' else r.workflow end, true
     from (select distinct u.id from unnest(p_runs) u (id)) g
-    cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r;
+    cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
+    cross join lateral (select q.managed from ambo.queue q where q.name = r.queue offset 0) q;
     perform ambo.wake();
 end $$;
 
@@ -51,7 +54,7 @@ end $$;
 -- right: a claim that is locked with `for key share` cannot be parked before this transaction ends, and whoever
 -- parks it then finds the row in ambo.wake; one that is locked by somebody else is on its way to a place not known
 -- yet; one that is not there at the first look stands in ambo.timer at the second, if anywhere.
-create or replace function ambo.wake_up(p_worker bigint, p_runs uuid[])
+create or replace function ambo.wake_up(p_worker bigint, p_runs uuid[], p_managed boolean default false)
 returns table (run_id uuid, attempt integer, losses smallint, deadline timestamptz)
 language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
 as $$
@@ -60,6 +63,11 @@ declare
     v_held uuid[];
     v_others uuid[];
     v_moving uuid[];
+    v_back uuid[];
+    v_attempts integer[];
+    v_losses smallint[];
+    v_deadlines timestamptz[];
+    v_pins text[];
     v_pin text := ambo.pin_of(p_worker);
 begin
     if exists (select from ambo.fan_in) then
@@ -90,21 +98,22 @@ begin
     if cardinality(v_moving) > 0 then
         perform ambo.send_wakes(v_moving);
     end if;
-    -- One that is pinned to another version goes to a worker of that.
+    -- One that is pinned to another version goes to a worker of that; one of a managed queue waits for its turn.
     with up as (
         delete from ambo.timer t where t.ctid = any (array(
             select p.place from unnest(p_runs) g (id)
             cross join lateral (
-                select t.ctid as place from ambo.timer t where t.run_id = g.id and t.pin <> coalesce(v_pin, '')
-                offset 0 for update skip locked) p))
+                select t.ctid as place from ambo.timer t
+                where t.run_id = g.id and (p_managed or t.pin <> coalesce(v_pin, '')) offset 0 for update skip locked) p))
         returning t.run_id, t.attempt, t.losses, t.deadline, t.pin
     )
-    insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, timeout, deadline)
-    select nextval('ambo.ready_seq'), pg_current_xact_id(), r.id, u.attempt, u.losses, r.priority, r.queue,
-           ambo.lane(r.workflow, u.pin), r.timeout, u.deadline
-    from up u cross join lateral (select r.* from ambo.run r where r.id = u.run_id offset 0) r;
-    if found then
-        perform ambo.wake();
+    select array_agg(u.run_id), array_agg(u.attempt), array_agg(u.losses), array_agg(u.deadline), array_agg(u.pin)
+    into v_back, v_attempts, v_losses, v_deadlines, v_pins from up u;
+    if v_back is not null then
+        perform ambo.make_ready(v_back, v_attempts, v_losses, v_deadlines, v_pins);
+    end if;
+    if p_managed then
+        return;
     end if;
     return query
     with up as (

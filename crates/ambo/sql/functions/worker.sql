@@ -38,12 +38,13 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 
 -- One call a second. Renews the lease and, if this worker is the keeper or finds none alive, the keepership.
 -- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew.
+-- `managed`: of the queues that it serves, those that are claimed by claim_queue.
 -- To the keeper it also says which workers are dead and how long until the next timer is due.
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean,
     out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
     out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out woken uuid[], out schedules_due boolean,
-    out next_tick_ms bigint)
+    out next_tick_ms bigint, out managed text[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -72,6 +73,8 @@ begin
         woken := array(select w.run_id from ambo.wake w join ambo.claim c on c.run_id = w.run_id
                        where c.worker_id = p_worker limit 10000);
     end if;
+    managed := array(select q.name from ambo.queue q join ambo.worker w on q.name = any (w.queues)
+                     where w.id = p_worker and q.managed);
     select * into v_keeper from ambo.keeper for update skip locked;
     if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_now - interval '2.5 seconds')
        or (p_draining and v_keeper.worker_id is distinct from p_worker)

@@ -29,10 +29,13 @@ create table ambo.run (
     id uuid not null,
     attempts_max smallint not null,
     priority smallint not null,
+    weight smallint not null default 1,
     workflow text collate "C" not null,
     queue text collate "C" not null,
     input json not null,
     key text collate "C",
+    -- Whose it is: what a managed queue is fair to, limits and keeps in order.
+    group_key text collate "C",
     timeout interval,
     attributes jsonb,
     -- The run that started this one and awaits or at least owns it; null if it was detached.
@@ -89,7 +92,7 @@ create table ambo.checkpoint (
 create sequence ambo.ready_seq as bigint cache 1;
 
 -- Runs that may be claimed now; deleted by the claim. A lane is (queue, workflow, priority). Runs that are pinned to a
--- version of their workers stand in lanes of their own, under the name that ambo.lane gives.
+-- version of their workers, and those of a group, stand in lanes of their own, under the name that ambo.lane gives.
 -- `xid` is the top-level transaction that made the row: by it a claimer finds what committed late.
 --
 -- A live run has exactly one row that carries it: here, in claim or in timer. A row that only `wakes` is beside that:
@@ -102,6 +105,7 @@ create table ambo.ready (
     attempt integer not null,
     losses smallint not null,
     priority smallint not null,
+    weight smallint not null default 1,
     queue text collate "C" not null,
     workflow text collate "C" not null,
     timeout interval,
@@ -205,14 +209,71 @@ create table ambo.transaction_marker (
     primary key (run_id, position)
 );
 
+-- A queue, with what holds for it. One that is `managed` has groups or limits and is claimed by ambo.claim_queue; all
+-- others take the short way. Null: no limit.
 create table ambo.queue (
     name text collate "C" primary key,
     created_at timestamptz not null default now(),
     paused boolean not null default false,
     -- Takes no new runs; those that wait are worked off.
-    draining boolean not null default false
+    draining boolean not null default false,
+    managed boolean not null default false,
+    -- Weight in execution at once: of all workers, of each, of each group.
+    concurrency integer check (concurrency >= 0),
+    worker_concurrency integer check (worker_concurrency >= 0),
+    group_concurrency integer check (group_concurrency >= 0),
+    -- Weight that is claimed: `rate_limit` a `rate_period` in the long run, `rate_burst` at once.
+    rate_limit integer check (rate_limit > 0),
+    rate_period interval check (rate_period > '0'),
+    rate_burst integer check (rate_burst > 0),
+    group_rate_limit integer check (group_rate_limit > 0),
+    group_rate_period interval check (group_rate_period > '0'),
+    group_rate_burst integer check (group_rate_burst > 0),
+    -- One run of a group after the other, the next when the last has ended; and what then if it failed.
+    ordered text check (ordered in ('block', 'skip', 'dead')),
+    -- A lane that was passed over for so long is as urgent as one of the priority before its own.
+    ageing interval check (ageing > '0'),
+    check ((rate_limit is null) = (rate_period is null) and (rate_limit is null) = (rate_burst is null)),
+    check ((group_rate_limit is null) = (group_rate_period is null)
+           and (group_rate_limit is null) = (group_rate_burst is null))
 );
 insert into ambo.queue (name) values ('default');
+
+-- What holds for one group of a queue. `share`: how many of its runs are claimed for one of another group.
+create table ambo.queue_group (
+    queue text collate "C" not null references ambo.queue,
+    group_key text collate "C" not null,
+    paused boolean not null default false,
+    share smallint not null default 1 check (share between 1 and 100),
+    primary key (queue, group_key)
+);
+
+-- The places that runs take in a queue with limits: inserted by the claim, deleted when the run leaves execution, or, in a
+-- queue that is ordered, when it ends. Drawn under the queue's lock: within a queue, `seq` is the order of commits.
+create sequence ambo.slot_seq as bigint cache 1;
+create table ambo.slot (
+    queue text collate "C" not null,
+    seq bigint not null,
+    run_id uuid not null,
+    group_key text collate "C",
+    weight smallint not null,
+    primary key (queue, seq)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create unique index slot_run on ambo.slot (run_id);
+
+-- What is left of a rate: the newest row counts, and is replaced by a newer one, so that it is found first, however many
+-- dead ones stand behind it. An empty group_key stands for the whole queue.
+create sequence ambo.rate_seq as bigint cache 1;
+create table ambo.rate (
+    queue text collate "C" not null,
+    group_key text collate "C" not null,
+    seq bigint not null,
+    at timestamptz not null,
+    tokens double precision not null,
+    primary key (queue, group_key, seq)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
 -- What is enqueued at times that come again: `cron` in a time zone, or `every` so long.
 create table ambo.schedule (

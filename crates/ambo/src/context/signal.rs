@@ -81,6 +81,8 @@ async fn receive<T: DeserializeOwned>(
         }
         None => None,
     };
+    // From here on, through all looks: one that comes round once a moment must not keep the run in memory.
+    let _waits = run.waits.wait(For::News, due);
     loop {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
@@ -101,7 +103,6 @@ async fn receive<T: DeserializeOwned>(
             run.record(position, name.into(), Err(encode_error(&error)), Duration::ZERO);
             return Err(error);
         }
-        let _waits = run.waits.wait(For::News, due);
         tokio::select! {
             () = nudged => {}
             () = until(run, due) => {}

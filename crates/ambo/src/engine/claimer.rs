@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::dispatcher::Dispatcher;
 use super::{Engine, Life, clock, failpoint};
 use crate::error::Result;
 use crate::store::claim::{self, Claimed, ClaimedRun, Lane};
@@ -42,6 +43,10 @@ struct Claimer {
     /// Transactions that were in progress at the last claim: what they commit may lie below the marks.
     late: Vec<Xid8>,
     discovered: Option<Instant>,
+    /// The managed queues.
+    dispatchers: Vec<Dispatcher>,
+    /// Which source of runs comes first in the next round, so that one that never runs dry does not keep room from others.
+    turn: usize,
     /// Since when suspects have waited to be alone.
     suspected: Option<Instant>,
     /// The suspect that runs alone, and since when.
@@ -66,6 +71,8 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         lanes: Vec::new(),
         late: Vec::new(),
         discovered: None,
+        dispatchers: Vec::new(),
+        turn: 0,
         suspected: None,
         alone: None,
         marked_by: None,
@@ -85,8 +92,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
                 Err(error) => {
                     // The answer may be lost and the claim not: the control loop compares. All marks are doubtful.
                     claimer.life.suspicion.store(true, Ordering::Release);
-                    claimer.lanes.clear();
-                    claimer.late.clear();
+                    claimer.unlearn();
                     claimer.asleep_on = None;
                     claimer.link.recover(&error).await;
                 }
@@ -151,25 +157,24 @@ impl Claimer {
         suspects.pop_front()
     }
 
-    /// One claim, and the pause that follows from it. Says whether it found something.
+    /// Forgets all that it knows of lanes, and of the slots of managed queues.
+    fn unlearn(&mut self) {
+        self.lanes.clear();
+        self.late.clear();
+        for known in self.dispatchers.drain(..) {
+            self.life.slots.recount(&known.queue);
+        }
+    }
+
+    /// One round of claims, and the pause that follows from it. Says whether it found something.
     async fn round(&mut self, empty: usize) -> Result<bool> {
         let session = self.link.session().await?.number;
         if self.marked_by.replace(session) != Some(session) {
-            self.lanes.clear();
-            self.late.clear();
-        }
-        // While there is work, new lanes are looked for now and then; when there is none, after every look.
-        if self.discovered.is_none()
-            || empty == 0 && self.discovered.is_some_and(|at| at.elapsed() > DISCOVER)
-        {
-            self.discover().await?;
+            self.unlearn();
         }
         let room = self.engine.max_in_flight.saturating_sub(self.life.in_flight()).min(BATCH);
-        let mut found = self.claim(room).await?;
-        if found == 0 && self.discover().await? {
-            found = self.claim(room).await?;
-        }
-        if found == room {
+        let found = self.claim_all(room, empty).await?;
+        if found >= room {
             return Ok(true);
         }
         if found > 0 {
@@ -185,6 +190,84 @@ impl Claimer {
             _ => self.sleep(empty).await?,
         }
         Ok(false)
+    }
+
+    /// Claims from all queues: the plain ones together, each managed one by itself, another one first each time.
+    async fn claim_all(&mut self, room: usize, empty: usize) -> Result<usize> {
+        let managed = self.life.slots.managed();
+        self.dispatchers.retain(|known| managed.contains(&known.queue));
+        for queue in &managed {
+            if !self.dispatchers.iter().any(|known| known.queue == *queue) {
+                self.dispatchers.push(Dispatcher::new(queue.clone()));
+            }
+        }
+        let sources = self.dispatchers.len() + 1;
+        self.turn = (self.turn + 1) % sources;
+        let mut found = 0;
+        self.life.slots.blocked.store(false, Ordering::Release);
+        for n in 0..sources {
+            let source = (self.turn + n) % sources;
+            let left = room.saturating_sub(found);
+            if left == 0 {
+                break;
+            }
+            found += match source.checked_sub(1) {
+                Some(nth) => self.dispatch(nth, left).await?,
+                None if self.dispatchers.len() == self.engine.registration.queues.len() => 0,
+                None => self.claim_plain(left, empty).await?,
+            };
+        }
+        Ok(found)
+    }
+
+    async fn claim_plain(&mut self, room: usize, empty: usize) -> Result<usize> {
+        // While there is work, new lanes are looked for now and then; when there is none, after every look.
+        if self.discovered.is_none()
+            || empty == 0 && self.discovered.is_some_and(|at| at.elapsed() > DISCOVER)
+        {
+            self.discover().await?;
+        }
+        let mut found = self.claim(room).await?;
+        if found == 0 && self.discover().await? {
+            found = self.claim(room).await?;
+        }
+        Ok(found)
+    }
+
+    /// A claim from the nth managed queue, and another one if that only learned of lanes.
+    async fn dispatch(&mut self, nth: usize, room: usize) -> Result<usize> {
+        let schema = self.link.schema().clone();
+        let session = self.link.session().await?.clone();
+        let bases = self.engine.registration.lanes();
+        for _ in 0..2 {
+            failpoint::reach("claim-before");
+            let started = std::time::Instant::now();
+            let dispatched = self.dispatchers[nth].claim(&session, &schema, &self.life, room, &bases).await?;
+            failpoint::reach("claim-answered");
+            telemetry::claimed(dispatched.runs.len(), started.elapsed());
+            let found = self.take_in(dispatched.runs, &dispatched.nudged);
+            if found > 0 || !dispatched.arrived {
+                return Ok(found);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Begins what was claimed, and tells runs in memory for which something came. Answers how much that is.
+    fn take_in(&mut self, runs: Vec<ClaimedRun>, nudged: &[Uuid]) -> usize {
+        for run in nudged.iter().filter_map(|run| self.life.run(run)) {
+            run.nudge();
+        }
+        let found = runs.len().max(usize::from(!nudged.is_empty()));
+        for run in runs {
+            // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
+            if run.losses > 0 && run.losses + 1 >= run.attempts_max {
+                self.life.suspects().push_back(run);
+            } else {
+                self.life.adopt(&self.engine, run);
+            }
+        }
+        found
     }
 
     async fn claim(&mut self, room: usize) -> Result<usize> {
@@ -204,19 +287,8 @@ impl Claimer {
             lane.low = low;
         }
         self.late = late;
-        for run in nudged.iter().filter_map(|run| self.life.run(run)) {
-            run.nudge();
-        }
         telemetry::claimed(runs.len(), started.elapsed());
-        let found = runs.len().max(usize::from(!nudged.is_empty()));
-        for run in runs {
-            // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
-            if run.losses > 0 && run.losses + 1 >= run.attempts_max {
-                self.life.suspects().push_back(run);
-            } else {
-                self.life.adopt(&self.engine, run);
-            }
-        }
+        let found = self.take_in(runs, &nudged);
         if self.swept.elapsed() > Duration::from_secs(1) {
             self.sweep(&session).await?;
         }
@@ -247,12 +319,14 @@ impl Claimer {
         Ok(is_new)
     }
 
-    /// Waits a little; a hint or the drain ends it.
+    /// Waits a little; the drain ends it, and room for what there was none.
     async fn pause(&self, span: Duration) {
         let drain = self.engine.drain_begun.notified();
+        let blocked = self.life.slots.blocked.load(Ordering::Acquire);
         tokio::select! {
             () = tokio::time::sleep(span) => {}
             () = drain => {}
+            () = self.life.hint.notified(), if blocked => {}
         }
     }
 
@@ -277,6 +351,8 @@ impl Claimer {
         } else {
             Duration::from_millis(5u64 << empty.saturating_sub(PAUSES.len()).min(8)).min(self.engine.poll)
         };
+        let patience = self.dispatchers.iter().filter_map(Dispatcher::patience).min();
+        let nap = patience.map_or(nap, |patience| patience.min(nap));
         let drain = self.engine.drain_begun.notified();
         tokio::select! {
             () = self.life.hint.notified() => {}

@@ -113,6 +113,9 @@ impl<'a> Control<'a> {
         if !pulse.alive {
             return Ok(false);
         }
+        if self.life.slots.set_managed(&pulse.managed) {
+            self.life.hint.notify_one();
+        }
         for run in &pulse.cancelled {
             if let Some(run) = self.life.run(run) {
                 run.cancel();

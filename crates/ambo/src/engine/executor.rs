@@ -70,7 +70,7 @@ pub(crate) async fn execute(
             span.in_scope(|| {
                 tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
             });
-            life.forget(&run.id);
+            life.lose(&run);
         }
     }
     // The outcome itself may still be refused or fenced: then nobody else would take the run out of memory. The reason
@@ -78,7 +78,7 @@ pub(crate) async fn execute(
     if life.knows(&run.id) {
         tokio::select! {
             reason = run.stopped(), if !was_stopped => match reason {
-                Stop::Fenced => life.forget(&run.id),
+                Stop::Fenced => life.lose(&run),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
                 Stop::HandBack | Stop::Continue(_) | Stop::Completed(_) => {}
             },
@@ -209,6 +209,9 @@ fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Err
         Err(error) => (None, Some(encode_failure(run, &error))),
     };
     tracing::debug!(run = %run.id, workflow = run.workflow, status, "run ended");
+    // In a queue that goes on without what failed, that is for somebody to look at.
+    let goes_on = run.slot.as_ref().is_some_and(|slot| slot.ordered.as_deref() == Some("dead"));
+    let status = if status == "failed" && goes_on { "dead" } else { status };
     failpoint::reach("outcome-before");
     let outcome = NewOutcome { run: run.id, attempt: run.attempt, status, output, error };
     run.give(Fact::Outcome(outcome));
@@ -218,15 +221,22 @@ fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Err
 async fn hand_back(engine: &Engine, life: &Arc<Life>, run: &Arc<Run>) {
     run.flushed().await;
     let session = life.control.borrow().clone();
-    if let Some(session) = session {
-        let claim = [(run.id, run.attempt)];
-        if let Err(error) =
-            crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim).await
-        {
+    let handed_back = match session {
+        Some(session) => {
+            let claim = [(run.id, run.attempt)];
+            crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim)
+                .await
+                .map(drop)
+        }
+        None => Err(Error::new(Code::Unavailable, "the connection is cut")),
+    };
+    match handed_back {
+        Ok(()) => life.forget(&run.id),
+        Err(error) => {
             tracing::warn!(run = %run.id, %error, "could not hand the run back; its lease will run out");
+            life.lose(run);
         }
     }
-    life.forget(&run.id);
 }
 
 /// The recorded form of how a run failed: the error, and where. A retry forgets what failed there.

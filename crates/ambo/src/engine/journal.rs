@@ -266,6 +266,9 @@ fn gathered(batch: &[Entry]) -> flush::Batch<'_> {
     let mut facts = flush::Batch { checkpoints, ..flush::Batch::default() };
     for entry in batch {
         facts.checkpoints.extend(entry.fact.checkpoint());
+        if entry.run.slot.is_some() && matches!(entry.fact, Fact::Outcome(_) | Fact::Park(_)) {
+            facts.freed.push(entry.run.id);
+        }
         match &entry.fact {
             Fact::Checkpoint(_) => {}
             Fact::Event(at, event) => facts.events.push((at, event)),

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::control::{self, Control};
 use super::journal::{self, Journal, LANES, Lane};
 use super::run::{Identity, Run, Stop};
+use super::slots::Slots;
 use super::{Engine, claimer, executor};
 use crate::error::{Code, Error, Result};
 use crate::id::WorkerId;
@@ -29,6 +30,8 @@ pub(crate) struct Life {
     runs: Mutex<HashMap<Uuid, Arc<Run>>>,
     /// Runs that were claimed once too often while a worker died: run alone, so that no neighbour dies with them.
     suspects: Mutex<VecDeque<ClaimedRun>>,
+    /// What these runs take of the limits of their queues.
+    pub(crate) slots: Slots,
     /// Runs claimed or started and not yet ended, including those whose outcome is on its way.
     in_flight: AtomicUsize,
     /// A run ended: there is room for another.
@@ -58,6 +61,7 @@ impl Life {
             queue: claimed.queue,
             key: claimed.key,
             parent: claimed.parent,
+            slot: claimed.slot,
             deadline: claimed.time_left.map(|left| engine.clock.now() + left),
             too_late: claimed.too_late,
         };
@@ -100,9 +104,19 @@ impl Life {
         }
     }
 
-    /// A run is out of memory: ended, handed back or lost.
+    /// A run is out of memory, and the database may not know it.
+    pub(crate) fn lose(&self, run: &Run) {
+        self.slots.recount(&run.queue);
+        self.forget(&run.id);
+    }
+
+    /// A run is out of memory: ended, parked or handed back.
     pub(crate) fn forget(&self, run: &Uuid) {
-        if self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run).is_some() {
+        let forgotten = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        if let Some(run_forgotten) = forgotten {
+            if run_forgotten.slot.as_ref().is_some_and(|slot| self.slots.free(slot)) {
+                self.hint.notify_one();
+            }
             self.in_flight.fetch_sub(1, Ordering::AcqRel);
             self.room.notify_one();
             self.outcomes.lose(*run);
@@ -120,7 +134,7 @@ impl journal::Witness for Life {
 
     fn lost(&self, run: &Arc<Run>) {
         run.settle();
-        self.forget(&run.id);
+        self.lose(run);
     }
 
     fn parked(&self, run: &Arc<Run>) {
@@ -159,6 +173,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
         journal,
         runs: Mutex::new(HashMap::new()),
         suspects: Mutex::default(),
+        slots: Slots::default(),
         in_flight: AtomicUsize::new(0),
         room: Notify::new(),
         hint: Notify::new(),
@@ -273,6 +288,7 @@ impl Life {
             journal: journal::open().0,
             runs: Mutex::default(),
             suspects: Mutex::default(),
+            slots: Slots::default(),
             in_flight: AtomicUsize::new(0),
             room: Notify::new(),
             hint: Notify::new(),

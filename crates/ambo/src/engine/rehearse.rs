@@ -67,6 +67,7 @@ impl Stage {
             parent: None,
             deadline: None,
             too_late: false,
+            slot: None,
         };
         let mut run = Run::new(identity, history.checkpoints(), false, &self.life, &self.engine);
         run.history.rehearse();

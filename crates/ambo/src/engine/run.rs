@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::clock;
 use super::history::{self, Continued, History};
 use super::journal::{Fact, Journal};
+use super::slots::Slot;
 use super::wait::Waits;
 use crate::client::waiter::Waiter;
 use crate::context::compensate::Compensation;
@@ -53,6 +54,8 @@ pub(crate) struct Run {
     pub(crate) deadline: Option<jiff::Timestamp>,
     /// It was claimed after the time by which it had to start.
     pub(crate) too_late: bool,
+    /// What it takes of the limits of its queue.
+    pub(crate) slot: Option<Slot>,
     pub(crate) worker: i64,
     pub(crate) journal: Journal,
     pub(crate) states: States,
@@ -123,6 +126,7 @@ pub(crate) struct Identity {
     pub(crate) parent: Option<Uuid>,
     pub(crate) deadline: Option<jiff::Timestamp>,
     pub(crate) too_late: bool,
+    pub(crate) slot: Option<Slot>,
 }
 
 impl Run {
@@ -146,6 +150,7 @@ impl Run {
             parent: identity.parent,
             deadline: identity.deadline,
             too_late: identity.too_late,
+            slot: identity.slot,
             worker: life.worker,
             journal: life.journal.clone(),
             states: engine.states.clone(),

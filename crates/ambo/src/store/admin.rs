@@ -8,19 +8,18 @@ use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
 use crate::admin::{
-    Act, Acted, DeadError, DeadLetter, Filter, Purge, QueueSummary, RunDetail, RunSummary, StepSummary,
-    VitalSign, WorkerSummary,
+    Act, Acted, DeadError, DeadLetter, Filter, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
 };
 use crate::error::Result;
 use crate::payload::Json;
 
-type DriverResult<T> = Result<T, tokio_postgres::Error>;
+pub(super) type DriverResult<T> = Result<T, tokio_postgres::Error>;
 
-fn all<T>(rows: &[Row], read: impl Fn(&Row) -> DriverResult<T>) -> Result<Vec<T>> {
+pub(super) fn all<T>(rows: &[Row], read: impl Fn(&Row) -> DriverResult<T>) -> Result<Vec<T>> {
     rows.iter().map(read).collect::<DriverResult<_>>().map_err(from_driver)
 }
 
-fn json(row: &Row, column: usize) -> DriverResult<Option<Json>> {
+pub(super) fn json(row: &Row, column: usize) -> DriverResult<Option<Json>> {
     Ok(row.try_get::<_, Option<JsonText<Box<str>>>>(column)?.map(|json| json.0))
 }
 
@@ -102,7 +101,7 @@ fn read_summary(row: &Row) -> DriverResult<RunSummary> {
     })
 }
 
-fn raw(json: Option<Json>) -> Option<Box<serde_json::value::RawValue>> {
+pub(super) fn raw(json: Option<Json>) -> Option<Box<serde_json::value::RawValue>> {
     json.and_then(|text| serde_json::value::RawValue::from_string(text.into()).ok())
 }
 
@@ -279,67 +278,6 @@ pub(crate) async fn dead_errors(
             last_at: row.try_get(6)?,
             newest: row.try_get::<_, Uuid>(7)?.into(),
             is_capped: row.try_get(8)?,
-        })
-    })
-}
-
-pub(crate) async fn create_queue(session: &Session, schema: &Schema, name: &str) -> Result<bool> {
-    let row = session.query_one(&schema.sql("select ambo.create_queue($1)"), &[(&name, Type::TEXT)]).await?;
-    row.try_get(0).map_err(from_driver)
-}
-
-pub(crate) async fn pause_queue(session: &Session, schema: &Schema, name: &str, paused: bool) -> Result<()> {
-    session
-        .query(
-            &schema.sql("select ambo.pause_queue($1, $2)::text"),
-            &[(&name, Type::TEXT), (&paused, Type::BOOL)],
-        )
-        .await
-        .map(drop)
-}
-
-pub(crate) async fn drain_queue(
-    session: &Session,
-    schema: &Schema,
-    name: &str,
-    draining: bool,
-) -> Result<()> {
-    let sql = schema.sql("select ambo.drain_queue($1, $2)::text");
-    session.query(&sql, &[(&name, Type::TEXT), (&draining, Type::BOOL)]).await.map(drop)
-}
-
-/// One batch of a purge: how many runs it ended or counted, and where to go on.
-pub(crate) async fn purge_queue(
-    session: &Session,
-    schema: &Schema,
-    purge: &Purge,
-    after: Option<&str>,
-) -> Result<(i32, Option<String>)> {
-    let row = session
-        .query_one(
-            &schema.sql("select purged, last from ambo.purge_queue($1, $2, $3, $4, p_after => $5)"),
-            &[
-                (&purge.queue, Type::TEXT),
-                (&purge.workflow, Type::TEXT),
-                (&purge.until, Type::TIMESTAMPTZ),
-                (&purge.dry_run, Type::BOOL),
-                (&after, Type::TEXT),
-            ],
-        )
-        .await?;
-    Ok((row.try_get(0).map_err(from_driver)?, row.try_get(1).map_err(from_driver)?))
-}
-
-pub(crate) async fn list_queues(session: &Session, schema: &Schema) -> Result<Vec<QueueSummary>> {
-    let rows = session.query(&schema.sql("select * from ambo.list_queues()"), &[]).await?;
-    all(&rows, |row| {
-        Ok(QueueSummary {
-            name: row.try_get(0)?,
-            paused: row.try_get(1)?,
-            ready: row.try_get(2)?,
-            ready_is_capped: row.try_get(3)?,
-            oldest_ready_at: row.try_get(4)?,
-            draining: row.try_get(5)?,
         })
     })
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::{JsonText, Xid8};
+use crate::engine::slots::Slot;
 use crate::error::Result;
 use crate::payload::Json;
 
@@ -39,6 +40,8 @@ pub(crate) struct ClaimedRun {
     /// The time by which it had to be claimed is over: it is not to be run.
     pub(crate) too_late: bool,
     pub(crate) parent: Option<Uuid>,
+    /// What it takes of the limits of its queue.
+    pub(crate) slot: Option<Slot>,
     pub(crate) history: Vec<Checkpoint>,
 }
 
@@ -97,10 +100,7 @@ pub(crate) async fn claim(
         };
         claimed.runs.push(read_run(&row, id).map_err(from_driver)?);
     }
-    let again: Vec<Uuid> = claimed.runs.iter().filter(|run| run.attempt > 1).map(|run| run.id).collect();
-    if !again.is_empty() {
-        add_history(session, schema, &mut claimed.runs, &again).await?;
-    }
+    add_history(session, schema, &mut claimed.runs).await?;
     Ok(claimed)
 }
 
@@ -120,16 +120,17 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
         cancelled: row.try_get(10)?,
         parent: row.try_get(14)?,
         too_late: row.try_get::<_, Option<_>>(16)?.unwrap_or_default(),
+        slot: None,
         history: Vec::new(),
     })
 }
 
-async fn add_history(
-    session: &Session,
-    schema: &Schema,
-    runs: &mut [ClaimedRun],
-    ids: &[Uuid],
-) -> Result<()> {
+/// Adds to runs that were claimed before what they have recorded.
+pub(crate) async fn add_history(session: &Session, schema: &Schema, runs: &mut [ClaimedRun]) -> Result<()> {
+    let ids: Vec<Uuid> = runs.iter().filter(|run| run.attempt > 1).map(|run| run.id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
     let rows =
         session.query(&schema.sql("select * from ambo.history($1)"), &[(&ids, Type::UUID_ARRAY)]).await?;
     let mut by_run: std::collections::HashMap<Uuid, Vec<Checkpoint>> = std::collections::HashMap::new();

@@ -39,6 +39,8 @@ pub(crate) struct Terms {
     pub(crate) debounce_max: Option<Duration>,
     pub(crate) start_by: Option<jiff::Timestamp>,
     pub(crate) start_within: Option<Duration>,
+    pub(crate) group: Option<String>,
+    pub(crate) weight: Option<i32>,
 }
 
 /// The statement that enqueues one run on a connection of the user's: text in, text out (see `on`).
@@ -50,7 +52,8 @@ const ENQUEUE_ON_TERMS: &str = "select run_id::text, is_new::text from ambo.enqu
      $3::text, $4::text, $5::text::int4, $6::text::interval, $7::text::timestamptz, $8::text::jsonb, \
      $9::text::interval, $10::text::int4, $11::text::interval, p_dedup => $12::text::bool, \
      p_throttle => $13::text::interval, p_debounce => $14::text::interval, p_debounce_max => $15::text::interval, \
-     p_start_by => $16::text::timestamptz, p_start_within => $17::text::interval)";
+     p_start_by => $16::text::timestamptz, p_start_within => $17::text::interval, p_group => $18::text, \
+     p_weight => $19::text::int4)";
 
 impl NewRun {
     /// As an object with the names of the arguments of the SQL function.
@@ -77,6 +80,8 @@ impl NewRun {
             ("debounce_max", terms.debounce_max.map(span)),
             ("start_by", terms.start_by.map(time)),
             ("start_within", terms.start_within.map(span)),
+            ("group_key", terms.group.as_deref().map(quoted)),
+            ("weight", terms.weight.map(|weight| weight.to_string())),
         ];
         let given = fields.iter().filter_map(|(name, value)| Some(format!("\"{name}\":{}", value.as_ref()?)));
         Ok(format!("{{{}}}", given.collect::<Vec<_>>().join(",")))
@@ -109,6 +114,8 @@ impl NewRun {
             span(terms.debounce_max),
             terms.start_by.map(|at| at.to_string()),
             span(terms.start_within),
+            terms.group.clone(),
+            Some(terms.weight.unwrap_or(1).to_string()),
         ]);
         (ENQUEUE_ON_TERMS, texts)
     }
@@ -137,12 +144,14 @@ pub(crate) async fn enqueue(
     let debounce_maxes = optional(runs, |run| run.terms.debounce_max.map(Interval));
     let start_bys = optional(runs, |run| run.terms.start_by);
     let start_withins = optional(runs, |run| run.terms.start_within.map(Interval));
+    let groups = optional(runs, |run| run.terms.group.as_deref());
+    let weights = optional(runs, |run| run.terms.weight);
     let rows = session
         .query(
             &schema.sql(
                 "select * from ambo.enqueue_workflows($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
                  dedups => $12, throttles => $13, debounces => $14, debounce_maxes => $15, start_bys => $16, \
-                 start_withins => $17)",
+                 start_withins => $17, group_keys => $18, weights => $19)",
             ),
             &[
                 (&workflows, Type::TEXT_ARRAY),
@@ -162,6 +171,8 @@ pub(crate) async fn enqueue(
                 (&debounce_maxes, Type::INTERVAL_ARRAY),
                 (&start_bys, Type::TIMESTAMPTZ_ARRAY),
                 (&start_withins, Type::INTERVAL_ARRAY),
+                (&groups, Type::TEXT_ARRAY),
+                (&weights, Type::INT4_ARRAY),
             ],
         )
         .await?;

@@ -86,6 +86,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) attributes: Vec<(&'a NewCheckpoint, &'a NewAttribute)>,
     /// Parents of runs that end.
     pub(crate) woken: Vec<Uuid>,
+    /// Of the runs that end or are parked, those that hold a slot.
+    pub(crate) freed: Vec<Uuid>,
 }
 
 type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
@@ -105,15 +107,17 @@ pub(crate) async fn flush(
         && batch.attributes.is_empty()
         && batch.woken.is_empty();
     let sql = if plain {
-        "select ambo.flush($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+        batch.add_freed(&mut params);
+        "select ambo.flush($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
     } else {
         batch.add_events(&mut params);
         batch.add_children(&mut params);
         batch.add_parks(&mut params);
         batch.add_attributes(&mut params);
+        batch.add_freed(&mut params);
         "select ambo.flush_all($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
          $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, \
-         $33, $34, $35, $36, $37, $38, $39, $40, $41)"
+         $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44)"
     };
     let params: Vec<(&(dyn ToSql + Sync), Type)> =
         params.iter().map(|(param, kind)| (&**param as &(dyn ToSql + Sync), kind.clone())).collect();
@@ -171,6 +175,8 @@ impl<'a> Batch<'a> {
         column(params, Type::TIMESTAMPTZ_ARRAY, facts, |(_, child)| child.deadline);
         column(params, Type::INT4_ARRAY, facts, |(_, child)| child.run.attempts);
         column(params, Type::BOOL_ARRAY, facts, |(_, child)| child.detached);
+        column(params, Type::TEXT_ARRAY, facts, |(_, child)| child.run.terms.group.as_deref());
+        column(params, Type::INT4_ARRAY, facts, |(_, child)| child.run.terms.weight.unwrap_or(1));
     }
 
     fn add_parks(&self, params: &mut Vec<(Param<'a>, Type)>) {
@@ -181,6 +187,10 @@ impl<'a> Batch<'a> {
         column(params, Type::TEXT_ARRAY, facts, |park| park.forget.as_deref());
         column(params, Type::TEXT_ARRAY, facts, |park| park.state.as_deref());
         column(params, Type::UUID_ARRAY, &self.woken, |run| *run);
+    }
+
+    fn add_freed(&self, params: &mut Vec<(Param<'a>, Type)>) {
+        column(params, Type::UUID_ARRAY, &self.freed, |run| *run);
     }
 
     fn add_attributes(&self, params: &mut Vec<(Param<'a>, Type)>) {

@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../sql/migrations/0001
 const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/run_id.sql"),
     include_str!("../../sql/functions/wake.sql"),
+    include_str!("../../sql/functions/queue.sql"),
     include_str!("../../sql/functions/enqueue.sql"),
     include_str!("../../sql/functions/key.sql"),
     include_str!("../../sql/functions/expiry.sql"),
@@ -23,6 +24,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/fan_in.sql"),
     include_str!("../../sql/functions/dead.sql"),
     include_str!("../../sql/functions/claim.sql"),
+    include_str!("../../sql/functions/claim_queue.sql"),
     include_str!("../../sql/functions/start.sql"),
     include_str!("../../sql/functions/child.sql"),
     include_str!("../../sql/functions/event.sql"),
@@ -37,6 +39,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/partition.sql"),
     include_str!("../../sql/functions/admin.sql"),
     include_str!("../../sql/functions/list.sql"),
+    include_str!("../../sql/functions/why.sql"),
     include_str!("../../sql/functions/fork.sql"),
     include_str!("../../sql/functions/schedule.sql"),
     include_str!("../../sql/functions/doctor.sql"),

@@ -27,9 +27,11 @@ pub(crate) async fn start(
     let attempts: Vec<i32> = runs.iter().map(|run| run.attempts).collect();
     let key_lifetimes: Vec<Option<Interval>> =
         runs.iter().map(|run| run.key_lifetime.map(Interval)).collect();
+    let groups: Vec<Option<&str>> = runs.iter().map(|run| run.terms.group.as_deref()).collect();
+    let weights: Vec<i32> = runs.iter().map(|run| run.terms.weight.unwrap_or(1)).collect();
     let rows = session
         .query(
-            &schema.sql("select * from ambo.start($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+            &schema.sql("select * from ambo.start($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
             &[
                 (&worker, Type::INT8),
                 (&workflows, Type::TEXT_ARRAY),
@@ -41,6 +43,8 @@ pub(crate) async fn start(
                 (&timeouts, Type::INTERVAL_ARRAY),
                 (&attempts, Type::INT4_ARRAY),
                 (&key_lifetimes, Type::INTERVAL_ARRAY),
+                (&groups, Type::TEXT_ARRAY),
+                (&weights, Type::INT4_ARRAY),
             ],
         )
         .await?;

@@ -85,6 +85,8 @@ pub(crate) struct Pulse {
     pub(crate) schedules_due: bool,
     /// To the keeper: how long until the next tick after those.
     pub(crate) next_tick: Option<Duration>,
+    /// Of the queues that it serves, those that are managed.
+    pub(crate) managed: Vec<String>,
 }
 
 /// The time of the database, in microseconds since 1970.
@@ -105,7 +107,7 @@ pub(crate) async fn heartbeat(
         .query_one(
             &schema.sql(
                 "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms, now_us, woken,
-                        schedules_due, next_tick_ms
+                        schedules_due, next_tick_ms, managed
                  from ambo.heartbeat($1, $2, $3)",
             ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
@@ -123,6 +125,7 @@ pub(crate) async fn heartbeat(
             woken: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
             schedules_due: row.try_get::<_, Option<_>>(8)?.unwrap_or_default(),
             next_tick: row.try_get::<_, Option<i64>>(9)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            managed: row.try_get::<_, Option<_>>(10)?.unwrap_or_default(),
         })
     };
     pulse().map_err(from_driver)
@@ -209,6 +212,7 @@ pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()>
         "select ambo.make_partitions()::text",
         "select ambo.drop_partition()::text",
         "select ambo.expire_keys(10000)::text",
+        "select ambo.expire_slots(10000)::text",
         "select ambo.expire_dead(10000)::text",
     ] {
         if let Err(error) = chore(session, &schema.sql(sql)).await {

@@ -19,6 +19,7 @@ mod hostile;
 #[cfg(feature = "sqlx")]
 mod job;
 mod key;
+mod limits;
 mod marks;
 #[cfg(feature = "diesel-async")]
 mod on_diesel_async;

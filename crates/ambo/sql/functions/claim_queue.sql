@@ -1,0 +1,292 @@
+-- The claim of a managed queue: fair to its groups, within its limits.
+--
+-- The worker keeps the lanes that hold runs and takes turns among them; a claim is given some of them, with a low-water mark
+-- and a room each. It finds out about lanes by the no-gaps rule: `arrivals` are the rows visible now that were not in the
+-- snapshot of the last call, whichever lane they stand in. A lane is forgotten when nothing is left in it: what comes to be
+-- visible there later is an arrival, and brings the mark with it. So nothing is missed that commits late, and no empty lane
+-- is ever looked at.
+--
+-- Limits hold exactly, for claims of a queue that has any take turns: the queue's lock is held from the count to the commit.
+-- They are counted without walking over the dead: the worker remembers the slots (ambo.slot) that it knew, of its own by weight, of
+-- others by number; here those are looked up, and what is newer is read. A slot of its own whose claim's answer was lost is
+-- newer than what it knows, and counts as somebody else's.
+--
+-- A claim answers no payloads: nothing large is sent while the locks are held, for a client that does not read would hold
+-- up all others. See claimed_runs.
+
+-- Lanes in which rows have come to be visible since a snapshot, each with the mark below the first of them; all lanes, where
+-- there is no snapshot or too many rows have come.
+create or replace function ambo.arrivals(
+    p_queue text, p_since pg_snapshot, out lanes text[], out priorities smallint[], out lows bigint[], out upto pg_snapshot)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
+begin
+    upto := pg_current_snapshot();
+    if p_since is not null then
+        select array_agg(a.workflow), array_agg(a.priority), array_agg(a.low)
+        into lanes, priorities, lows
+        from (
+            select r.workflow, r.priority, min(r.seq) - 1 as low
+            from (
+                select n.workflow, n.priority, n.seq from (
+                    select r.* from ambo.ready r where r.xid >= pg_snapshot_xmax(p_since) offset 0) n
+                where n.queue = p_queue
+                union all
+                select l.workflow, l.priority, l.seq from pg_snapshot_xip(p_since) x
+                cross join lateral (select r.* from ambo.ready r where r.xid = x offset 0) l
+                where l.queue = p_queue) r
+            group by r.workflow, r.priority) a;
+        return;
+    end if;
+    with recursive lane as (
+        (select r.workflow, r.priority, r.seq from ambo.ready r
+         where r.queue = p_queue order by r.workflow, r.priority, r.seq limit 1)
+        union all
+        select n.workflow, n.priority, n.seq from lane l cross join lateral (
+            select r.workflow, r.priority, r.seq from ambo.ready r
+            where r.queue = p_queue and (r.workflow, r.priority) > (l.workflow, l.priority)
+            order by r.workflow, r.priority, r.seq limit 1) n
+    )
+    select array_agg(l.workflow), array_agg(l.priority), array_agg(l.seq - 1) into lanes, priorities, lows from lane l;
+end $$;
+
+-- What a rate has left for a queue (an empty group) or a group now.
+create or replace function ambo.tokens(p_queue text, p_group text, p_limit integer, p_period interval, p_burst integer)
+returns double precision
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan set enable_seqscan = off
+as $$
+declare
+    v_tokens double precision;
+begin
+    select least(p_burst, r.tokens + extract(epoch from clock_timestamp() - r.at) * p_limit / extract(epoch from p_period))
+    into v_tokens
+    from ambo.rate r where r.queue = p_queue and r.group_key = p_group order by r.seq desc limit 1;
+    return coalesce(v_tokens, p_burst);
+end $$;
+
+-- Writes down what is left. The row before it goes.
+create or replace function ambo.spend(p_queue text, p_groups text[], p_tokens double precision[]) returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan set enable_seqscan = off
+as $$
+declare
+    v_new bigint;
+begin
+    delete from ambo.rate d where d.ctid = any (array(
+        select o.place from unnest(p_groups) g (group_key) cross join lateral (
+            select r.ctid as place from ambo.rate r where r.queue = p_queue and r.group_key = g.group_key
+            order by r.seq desc limit 1) o));
+    insert into ambo.rate (queue, group_key, seq, at, tokens)
+    select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
+end $$;
+
+-- `p_lanes` are tried in their order; `passed` are those for which there was no room. `p_mine`: the weight in execution in this worker, in all and in the group of each lane;
+-- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
+create or replace function ambo.claim_queue(
+    p_worker bigint, p_queue text, p_limit integer, p_since text,
+    p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[],
+    p_mine integer, p_others bigint[], p_seen bigint,
+    out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[], out nudged uuid[],
+    out lows bigint[], out passed integer[],
+    out upto text, out new_lanes text[], out new_priorities smallint[], out new_lows bigint[],
+    out others bigint[], out seen bigint, out wait_ms integer,
+    out ordered text, out ageing_ms bigint, out group_limit integer,
+    out group_keys text[], out shares smallint[])
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+declare
+    q ambo.queue%rowtype;
+    v_limited boolean;
+    v_other_groups text[];
+    v_other_weights integer[];
+    v_room integer;
+    v_tokens double precision;
+    v_woken uuid[];
+    v_groups text[];
+    v_left double precision[];
+    v_claimed integer;
+begin
+    -- The fence before the claim, as in ambo.claim.
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    if not exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null) then
+        raise exception 'AMBO030: worker % lost its lease', p_worker using errcode = 'AM030';
+    end if;
+    select a.lanes, a.priorities, a.lows, a.upto::text into new_lanes, new_priorities, new_lows, upto
+    from ambo.arrivals(p_queue, p_since::pg_snapshot) a;
+    select * into q from ambo.queue k where k.name = p_queue;
+    v_limited := num_nonnulls(q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_limit, q.group_rate_limit,
+                              q.ordered) > 0;
+    v_room := p_limit;
+    others := '{}';
+    seen := p_seen;
+    if v_limited then
+        perform pg_advisory_xact_lock(hashtext('ambo.queue'), hashtext(p_queue));
+        select * into q from ambo.queue k where k.name = p_queue;
+        select coalesce(array_agg(s.seq), '{}'), coalesce(array_agg(s.group_key), '{}'), coalesce(array_agg(s.weight::integer), '{}')
+        into others, v_other_groups, v_other_weights
+        from (
+            select s.* from unnest(p_others) o (seq) cross join lateral (
+                select s.* from ambo.slot s where s.queue = p_queue and s.seq = o.seq offset 0) s
+            union all
+            select s.* from ambo.slot s where s.queue = p_queue and s.seq > p_seen) s;
+        v_room := least(v_room, q.worker_concurrency - p_mine,
+                        q.concurrency - p_mine - (select coalesce(sum(w), 0) from unnest(v_other_weights) w));
+        if q.ordered is not null then
+            q.group_concurrency := 1;
+        end if;
+        if q.rate_limit is not null then
+            v_tokens := ambo.tokens(p_queue, '', q.rate_limit, q.rate_period, q.rate_burst);
+            v_room := least(v_room, floor(v_tokens));
+            if v_tokens < 1 then
+                wait_ms := ceil((1 - v_tokens) * extract(epoch from q.rate_period) * 1000 / q.rate_limit);
+            end if;
+        end if;
+    end if;
+
+    -- Rows that wake and runs that hold a slot already need no room: their lanes are free. Of the others as many are tried as
+    -- there is room for, and what they have is taken in turns, so that the last of the room goes round too.
+    with lane as materialized (
+        select l.n, l.lane, l.priority, l.low, l.share, l.mine, nullif(split_part(l.lane, chr(31), 3), '') as group_key,
+               split_part(l.lane, chr(31), 4) <> '' as is_free
+        from unnest(p_lanes, p_priorities, p_lows, p_shares, p_mine_groups)
+            with ordinality as l (lane, priority, low, share, mine, n)
+    ), other as materialized (
+        select u.g as group_key, sum(u.w) as weight from unnest(v_other_groups, v_other_weights) as u (g, w) group by u.g
+    ), open as materialized (
+        select l.*, case when not l.is_free and l.group_key is not null
+                         then least(q.group_concurrency - l.mine - coalesce(o.weight, 0), r.left) end as group_room
+        from lane l left join other o on o.group_key = l.group_key
+        cross join lateral (
+            select case when q.group_rate_limit is not null and l.group_key is not null and not l.is_free then floor(
+                ambo.tokens(p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint
+            end as left) r
+        where not q.paused and (v_room > 0 or l.is_free)
+          and not exists (select from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key and g.paused)
+    ), eligible as materialized (
+        select o.*, row_number() over (partition by o.is_free order by o.n) as k,
+               count(*) over (partition by o.is_free) as all_of_them
+        from open o where coalesce(o.group_room, 1) > 0
+    ), seen as materialized (
+        select e.n, e.group_key, e.group_room, e.share, f.place, f.seq, f.rank,
+               case when f.wakes or e.is_free then 0
+                    else least(f.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
+                               q.group_rate_burst) end as weight
+        from eligible e cross join lateral (
+            select r.*, row_number() over (order by r.seq) as rank from (
+                select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
+                where r.queue = p_queue and r.workflow = e.lane and r.priority = e.priority and r.seq > e.low
+                order by r.seq
+                limit case when e.is_free then p_limit
+                           else least(e.share * ((v_room + least(v_room, e.all_of_them) - 1) / least(v_room, e.all_of_them)),
+                                      e.group_room) end
+                for update skip locked) r) f
+        where e.is_free or e.k <= v_room
+    ), sized as (
+        select s.*, sum(s.weight) over (partition by s.group_key order by s.n, s.seq) as in_group,
+               sum(s.weight) over turn as in_all, row_number() over turn as nth
+        from seen s window turn as (order by s.weight > 0, (s.rank - 1) / s.share, s.n, s.seq)
+    ), taken as (
+        delete from ambo.ready r where r.ctid = any (array(
+            select s.place from sized s
+            where s.nth <= p_limit
+              and (s.weight = 0 or s.in_all <= v_room and (s.group_room is null or s.in_group <= s.group_room))))
+        returning r.*
+    ), claimed as (
+        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
+        select t.run_id, p_worker, t.attempt + 1, t.losses, least(t.deadline, now() + t.timeout) from taken t
+        where not t.wakes
+    ), held as (
+        insert into ambo.slot (queue, seq, run_id, group_key, weight)
+        select p_queue, nextval('ambo.slot_seq'), t.run_id, l.group_key,
+               least(t.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst, q.group_rate_burst)
+        from taken t join lane l on l.lane = t.workflow and l.priority = t.priority
+        where v_limited and not t.wakes and not l.is_free
+        returning *
+    )
+    select array_agg(t.run_id order by l.n, t.seq) filter (where not t.wakes),
+           array_agg(h.seq order by l.n, t.seq) filter (where not t.wakes),
+           array_agg(l.n order by l.n, t.seq) filter (where not t.wakes),
+           array_agg(coalesce(h.weight, 0) order by l.n, t.seq) filter (where not t.wakes),
+           array_agg(distinct t.run_id) filter (where t.wakes),
+           (select array_agg(e.n order by e.n) from eligible e
+            where not e.is_free and not exists (select from taken t where t.workflow = e.lane and t.priority = e.priority))
+    into runs, slots, run_lanes, weights, v_woken, passed
+    from taken t join lane l on l.lane = t.workflow and l.priority = t.priority left join held h on h.run_id = t.run_id;
+
+    -- By a newer snapshot: what is visible now and stands there still. A lane without a mark is empty.
+    lows := array(
+        select (select r.seq - 1 from ambo.ready r
+                where r.queue = p_queue and r.workflow = l.lane and r.priority = l.priority and r.seq > l.low
+                order by r.seq limit 1)
+        from unnest(p_lanes, p_priorities, p_lows) with ordinality as l (lane, priority, low, n) order by l.n);
+    if v_limited then
+        select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
+        if runs is not null and (q.rate_limit is not null or q.group_rate_limit is not null) then
+            v_claimed := (select sum(w) from unnest(weights) w);
+            if q.rate_limit is not null and v_claimed > 0 then
+                perform ambo.spend(p_queue, '{""}', array[v_tokens - v_claimed]);
+            end if;
+            if q.group_rate_limit is not null then
+                select array_agg(g.group_key), array_agg(
+                    ambo.tokens(p_queue, g.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst) - g.weight)
+                into v_groups, v_left
+                from (select s.group_key, sum(s.weight) as weight from unnest(slots) u (seq) cross join lateral (
+                          select s.* from ambo.slot s where s.queue = p_queue and s.seq = u.seq offset 0) s
+                      where s.group_key is not null group by s.group_key) g;
+                if v_groups is not null then
+                    perform ambo.spend(p_queue, v_groups, v_left);
+                end if;
+            end if;
+        end if;
+    end if;
+    if v_woken is not null then
+        nudged := array(select w.run_id from ambo.wake_up(p_worker, v_woken, true) w);
+    end if;
+    ordered := q.ordered;
+    group_limit := q.group_concurrency;
+    ageing_ms := extract(epoch from q.ageing) * 1000;
+    select array_agg(g.group_key), array_agg(g.share) into group_keys, shares
+    from ambo.queue_group g where g.queue = p_queue and g.share > 1;
+end $$;
+
+-- What is needed to execute runs that this worker has just claimed.
+create or replace function ambo.claimed_runs(p_worker bigint, p_runs uuid[])
+returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
+               priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid,
+               too_late boolean)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select r.id, r.workflow, r.queue, r.input, c.attempt, c.losses, r.priority, r.key, r.attempts_max,
+           (extract(epoch from c.deadline - now()) * 1000)::bigint,
+           exists (select from ambo.cancel_request q where q.run_id = r.id), r.parent_id, c.attempt = 1 and r.start_by <= c.claimed_at
+    from unnest(p_runs) with ordinality g (id, n)
+    cross join lateral (select c.* from ambo.claim c where c.run_id = g.id and c.worker_id = p_worker offset 0) c
+    cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
+    order by g.n;
+end $$;
+
+-- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run keeps its slot until it has ended,
+-- and, where failure blocks, also then.
+create or replace function ambo.free_slots(p_runs uuid[], p_ended boolean) returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+as $$
+begin
+    delete from ambo.slot d where d.ctid = any (array(
+        select s.place from unnest(p_runs) g (id)
+        cross join lateral (
+            select s.ctid as place, s.queue from ambo.slot s where s.run_id = g.id offset 0) s
+        cross join lateral (select q.ordered from ambo.queue q where q.name = s.queue offset 0) q
+        where q.ordered is null
+           or p_ended and (q.ordered <> 'block' or not exists (
+                  select from ambo.outcome o where o.run_id = g.id and o.status in ('failed', 'dead')))));
+end $$;

@@ -1,0 +1,132 @@
+-- Why is it not running? Every reason that holds, the first one first. `run_id`: the run that stands in the way; `until`: when
+-- it will be over, as far as that is known.
+create or replace function ambo.why_run(p_run uuid)
+returns table (reason text, explanation text, run_id uuid, until timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    r ambo.run%rowtype;
+    q ambo.queue%rowtype;
+    v_ready ambo.ready%rowtype;
+    v_claim ambo.claim%rowtype;
+    v_timer ambo.timer%rowtype;
+    v_status text;
+    v_pin text;
+    v_count bigint;
+    v_weight bigint;
+    v_tokens double precision;
+begin
+    select * into r from ambo.run k where k.id = p_run;
+    if not found then
+        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+    end if;
+    select o.status::text into v_status from ambo.outcome o where o.run_id = p_run;
+    if found then
+        return query select 'ended', format('it has ended: %s', v_status), null::uuid, null::timestamptz;
+        return;
+    end if;
+    select * into v_claim from ambo.claim c where c.run_id = p_run;
+    if found then
+        return query select 'running', format('it is running, in worker %s since %s', v_claim.worker_id,
+                                              date_trunc('second', v_claim.claimed_at)), null::uuid, v_claim.deadline;
+        return;
+    end if;
+    select * into v_timer from ambo.timer t where t.run_id = p_run;
+    if found then
+        return query select
+            case when v_timer.attempt = 0 then 'delayed' else 'parked' end,
+            case when v_timer.attempt = 0 then 'it is delayed'
+                 when v_timer.due_at = 'infinity' then 'it is parked until something comes for it: a signal, an event, a child''s end'
+                 else 'it is parked until its time comes, or something comes for it' end,
+            null::uuid, nullif(v_timer.due_at, 'infinity');
+        return;
+    end if;
+    select * into q from ambo.queue k where k.name = r.queue;
+    select w.* into v_ready from (
+        select distinct split_part(l.workflow, chr(31), 2) as pin from ambo.lanes() l
+        where l.queue = r.queue and split_part(l.workflow, chr(31), 1) = r.workflow) p
+    cross join (values (false), (true)) h (holds)
+    cross join lateral (
+        select y.* from ambo.ready y
+        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, nullif(p.pin, ''), r.group_key, h.holds)
+          and y.priority = r.priority and y.run_id = p_run and not y.wakes limit 1) w;
+    if not found then
+        return query select 'moving', 'it is on its way from one place to another; ask again', null::uuid, null::timestamptz;
+        return;
+    end if;
+    v_pin := nullif(split_part(v_ready.workflow, chr(31), 2), '');
+    if not exists (select from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
+                   where w.dead_at is null and not h.draining and r.queue = any (w.queues)
+                     and r.workflow = any (w.workflows) and (v_pin is null or w.version = v_pin and w.pinned)) then
+        return query select 'no worker', case
+            when not exists (select from ambo.worker w where w.dead_at is null and r.queue = any (w.queues))
+                then format('no live worker serves the queue %s', quote_literal(r.queue))
+            when v_pin is null then format('no live worker of the queue knows the workflow %s', quote_literal(r.workflow))
+            else format('no live worker of version %s, to which it is pinned, is left', quote_literal(v_pin)) end,
+            null::uuid, null::timestamptz;
+    end if;
+    if q.paused then
+        return query select 'queue paused', format('the queue %s is paused', quote_literal(q.name)), null::uuid, null::timestamptz;
+    end if;
+    if exists (select from ambo.queue_group g where g.queue = q.name and g.group_key = r.group_key and g.paused) then
+        return query select 'group paused', format('the group %s is paused', quote_literal(r.group_key)),
+            null::uuid, null::timestamptz;
+    end if;
+    if q.ordered is not null and r.group_key is not null then
+        return query
+        select 'group in order', format('the run %s of its group comes first; it %s', s.run_id,
+                                        coalesce('has ended as ' || o.status || ': the group is blocked', 'has not ended')),
+               s.run_id, null::timestamptz
+        from ambo.slot s left join ambo.outcome o on o.run_id = s.run_id
+        where s.queue = q.name and s.group_key = r.group_key and s.run_id <> p_run;
+    elsif q.group_concurrency is not null and r.group_key is not null then
+        select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name and s.group_key = r.group_key;
+        if v_weight + least(r.weight, q.group_concurrency) > q.group_concurrency then
+            return query
+            select 'group limit', format('its group has %s of %s in execution', v_weight, q.group_concurrency),
+                   (select s.run_id from ambo.slot s where s.queue = q.name and s.group_key = r.group_key order by s.seq limit 1),
+                   null::timestamptz;
+        end if;
+    end if;
+    if q.concurrency is not null then
+        select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name;
+        if v_weight + least(r.weight, q.concurrency) > q.concurrency then
+            return query
+            select 'queue limit', format('the queue has %s of %s in execution', v_weight, q.concurrency),
+                   (select s.run_id from ambo.slot s where s.queue = q.name order by s.seq limit 1), null::timestamptz;
+        end if;
+    end if;
+    if q.rate_limit is not null then
+        v_tokens := ambo.tokens(q.name, '', q.rate_limit, q.rate_period, q.rate_burst);
+        if v_tokens < least(r.weight, q.rate_burst) then
+            return query select 'rate', format('the rate of the queue, %s in %s, is used up', q.rate_limit, q.rate_period),
+                null::uuid, clock_timestamp() + q.rate_period * ((least(r.weight, q.rate_burst) - v_tokens) / q.rate_limit);
+        end if;
+    end if;
+    if q.group_rate_limit is not null and r.group_key is not null then
+        v_tokens := ambo.tokens(q.name, r.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst);
+        if v_tokens < least(r.weight, q.group_rate_burst) then
+            return query
+            select 'group rate', format('the rate of its group, %s in %s, is used up', q.group_rate_limit, q.group_rate_period),
+                   null::uuid,
+                   clock_timestamp() + q.group_rate_period * ((least(r.weight, q.group_rate_burst) - v_tokens) / q.group_rate_limit);
+        end if;
+    end if;
+    select count(*) into v_count from (
+        select from ambo.ready y
+        where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and y.seq < v_ready.seq
+          and not y.wakes limit 10000) y;
+    if v_count > 0 then
+        return query
+        select 'behind others', format('%s%s runs of its lane come before it', v_count, case when v_count = 10000 then ' or more' else '' end),
+               (select y.run_id from ambo.ready y
+                where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and not y.wakes
+                order by y.seq limit 1), null::timestamptz;
+    end if;
+    if exists (select from ambo.ready y where y.queue = r.queue and y.workflow = v_ready.workflow
+                 and y.priority < r.priority and not y.wakes) then
+        return query select 'less urgent', 'more urgent runs of its workflow wait too', null::uuid, null::timestamptz;
+    end if;
+    return query select 'ready', 'it waits for its turn: workers claim it when they have room', null::uuid, null::timestamptz
+    where not exists (select from ambo.queue k where k.name = r.queue and k.paused);
+end $$;

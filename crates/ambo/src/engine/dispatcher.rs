@@ -1,0 +1,208 @@
+//! What this worker knows of one managed queue, and its claims from it. See `sql/functions/claim_queue.sql`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Life;
+use super::slots::Slot;
+use super::turns::{Turns, group};
+use crate::error::Result;
+use crate::store::claim::ClaimedRun;
+use crate::store::claim_queue::{self, Answer, Choice, Question};
+use crate::store::connect::Session;
+use crate::store::schema::Schema;
+use crate::telemetry;
+
+/// Lanes that are tried in one claim.
+const LANES: usize = 500;
+/// Lanes that need no room, besides those that do, in a small claim.
+const FREE: usize = 20;
+/// How long a claimer sleeps when others hold what it waits for, and nobody tells when they give it back.
+const OTHERS: Duration = Duration::from_millis(50);
+/// Between two looks at all lanes: a safety net, like the sweep below the marks of plain ones.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// One managed queue.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    pub(crate) queue: Arc<str>,
+    turns: Turns,
+    /// The snapshot of the last claim; none: all lanes are to be looked at.
+    since: Option<String>,
+    looked: Instant,
+    /// What the last look at all lanes found and was not known.
+    unknown: Vec<(String, i16, i64)>,
+    /// The slots of others, and up to which number all are known.
+    others: Vec<i64>,
+    seen: i64,
+    /// The count of this worker's own (see [`Slots`](super::slots::Slots)) that `seen` belongs to.
+    count: u64,
+    group_limit: Option<i32>,
+    ordered: Option<Arc<str>>,
+    ageing: Option<Duration>,
+    shares: HashMap<String, i16>,
+    /// Why nothing was taken though something waits: until when to be patient.
+    patience: Option<Duration>,
+}
+
+/// What a claim brought.
+#[derive(Debug, Default)]
+pub(crate) struct Dispatched {
+    pub(crate) runs: Vec<ClaimedRun>,
+    pub(crate) nudged: Vec<Uuid>,
+    /// Lanes came to be known that were not tried yet.
+    pub(crate) arrived: bool,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(queue: Arc<str>) -> Self {
+        Dispatcher {
+            queue,
+            turns: Turns::default(),
+            since: None,
+            looked: Instant::now(),
+            unknown: Vec::new(),
+            others: Vec::new(),
+            seen: 0,
+            count: 0,
+            group_limit: None,
+            ordered: None,
+            ageing: None,
+            shares: HashMap::new(),
+            patience: None,
+        }
+    }
+
+    /// How long to wait at most for what is needed, if something waits here for that.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
+    /// Claims up to `limit` runs of workflows with lanes named after `bases`.
+    pub(crate) async fn claim(
+        &mut self,
+        session: &Session,
+        schema: &Schema,
+        life: &Life,
+        limit: usize,
+        bases: &[String],
+    ) -> Result<Dispatched> {
+        let (mine, count) = life.slots.total(&self.queue);
+        if count != self.count {
+            // What is ours is doubtful: all slots are somebody's whom the database knows.
+            self.count = count;
+            self.seen = 0;
+            self.others.clear();
+        }
+        if self.looked.elapsed() > LOOK {
+            self.look(session, schema, bases).await?;
+        }
+        let choices = self.choose(life, limit);
+        let question = Question {
+            worker: life.worker,
+            queue: &self.queue,
+            limit: i32::try_from(limit).unwrap_or(i32::MAX),
+            since: self.since.as_deref(),
+            choices: &choices,
+            mine,
+            others: &self.others,
+            seen: self.seen,
+        };
+        let mut answer = claim_queue::claim_queue(session, schema, &question).await?;
+        let runs: Vec<Uuid> = answer.given.iter().map(|given| given.run).collect();
+        let mut runs = if runs.is_empty() {
+            Vec::new()
+        } else {
+            claim_queue::claimed_runs(session, schema, life.worker, &runs).await?
+        };
+        let arrived = self.learn(&mut answer, &choices, bases);
+        self.count_in(&answer, &choices, &mut runs, life);
+        let waits = runs.is_empty() && !self.turns.is_empty();
+        self.patience = waits.then(|| answer.wait.unwrap_or(OTHERS));
+        life.slots.blocked.fetch_or(waits, Ordering::AcqRel);
+        Ok(Dispatched { runs, nudged: answer.nudged, arrived })
+    }
+
+    /// The safety net. What is unknown may have come a moment ago; what is still there, and unknown, at the next look was lost.
+    /// That it finds something is a bug.
+    async fn look(&mut self, session: &Session, schema: &Schema, bases: &[String]) -> Result<()> {
+        self.looked = Instant::now();
+        let mut found = claim_queue::all_lanes(session, schema, &self.queue).await?;
+        found.retain(|(lane, priority, _)| !self.turns.knows(lane, *priority, bases));
+        for lost in self.unknown.drain(..).filter(|lost| found.contains(lost)) {
+            tracing::error!(
+                queue = &*self.queue,
+                lane = lost.0,
+                seq = lost.2 + 1,
+                "a run stood in a lane that was not known"
+            );
+            telemetry::sweep_found();
+            self.turns.arrive(&lost.0, lost.1, lost.2, bases, Instant::now());
+        }
+        self.unknown = found;
+        Ok(())
+    }
+
+    fn choose(&mut self, life: &Life, limit: usize) -> Vec<Choice> {
+        let queue = self.queue.clone();
+        let mine = |group: &str| life.slots.of_groups(&queue, std::iter::once(Some(group)))[0];
+        self.turns.choose(
+            LANES.min(limit + FREE),
+            self.group_limit,
+            self.ageing,
+            &self.shares,
+            mine,
+            Instant::now(),
+        )
+    }
+
+    /// Takes over what the answer tells of lanes, slots and settings. Says whether a lane is new.
+    fn learn(&mut self, answer: &mut Answer, choices: &[Choice], bases: &[String]) -> bool {
+        let now = Instant::now();
+        let served: HashSet<usize> = answer.given.iter().map(|given| given.lane).collect();
+        self.turns.update(choices, &answer.lows, &served, &answer.passed, now);
+        let mut arrived = false;
+        for (lane, priority, low) in answer.arrivals.drain(..) {
+            arrived |= self.turns.arrive(&lane, priority, low, bases, now);
+        }
+        self.since = Some(std::mem::take(&mut answer.upto));
+        self.others = std::mem::take(&mut answer.others);
+        self.seen = answer.seen;
+        self.group_limit = answer.group_limit;
+        self.ordered = answer.ordered.as_deref().map(Into::into);
+        self.ageing = answer.ageing;
+        self.shares = answer.shares.drain(..).collect();
+        arrived
+    }
+
+    /// Counts the runs that were given. Where the order of a group is kept a slot outlives what this worker knows of its run:
+    /// there the database tells each time, as of the slots of others.
+    fn count_in(&mut self, answer: &Answer, choices: &[Choice], runs: &mut [ClaimedRun], life: &Life) {
+        let by_run: HashMap<Uuid, usize> =
+            answer.given.iter().enumerate().map(|(n, given)| (given.run, n)).collect();
+        if self.ordered.is_some() {
+            self.others.extend(answer.given.iter().filter_map(|given| given.slot));
+        }
+        for run in runs {
+            let Some(given) = by_run.get(&run.id).map(|n| &answer.given[*n]) else { continue };
+            let group = choices.get(given.lane).and_then(|choice| group(&choice.lane));
+            if given.slot.is_none() && self.ordered.is_none() {
+                continue;
+            }
+            let slot = Slot {
+                queue: self.queue.clone(),
+                group: group.map(Into::into),
+                weight: if self.ordered.is_some() { 0 } else { given.weight },
+                count: self.count,
+                ordered: self.ordered.clone(),
+            };
+            life.slots.take(&slot);
+            run.slot = Some(slot);
+        }
+    }
+}

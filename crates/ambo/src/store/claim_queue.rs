@@ -1,0 +1,212 @@
+//! The claim of a managed queue: what a worker knows of it goes in, what it is given comes out.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::claim::{ClaimedRun, add_history};
+use super::connect::{Session, from_driver};
+use super::schema::Schema;
+use super::types::JsonText;
+use crate::error::Result;
+
+/// A lane that is to be tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) lane: String,
+    pub(crate) priority: i16,
+    pub(crate) low: i64,
+    /// How many of its runs are taken in a turn.
+    pub(crate) share: i16,
+    /// The weight of its group that is in execution in this worker.
+    pub(crate) mine: i32,
+}
+
+/// What the worker knows.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) worker: i64,
+    pub(crate) queue: &'a str,
+    pub(crate) limit: i32,
+    /// The snapshot of the last call; none: all lanes are to be named.
+    pub(crate) since: Option<&'a str>,
+    pub(crate) choices: &'a [Choice],
+    /// The weight that is in execution in this worker.
+    pub(crate) mine: i32,
+    pub(crate) others: &'a [i64],
+    pub(crate) seen: i64,
+}
+
+/// A run that was given, with what it takes of the limits.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) run: Uuid,
+    /// None: nothing is counted, or the run held its slot before.
+    pub(crate) slot: Option<i64>,
+    /// The index of its lane among the choices.
+    pub(crate) lane: usize,
+    pub(crate) weight: i32,
+}
+
+/// What a call answers.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) given: Vec<Given>,
+    pub(crate) nudged: Vec<Uuid>,
+    /// The marks of the choices; none: nothing is left in the lane.
+    pub(crate) lows: Vec<Option<i64>>,
+    /// The indexes of the choices that had no turn, for want of room.
+    pub(crate) passed: Vec<usize>,
+    pub(crate) upto: String,
+    /// Lanes in which something has come to be visible, with the mark below it.
+    pub(crate) arrivals: Vec<(String, i16, i64)>,
+    pub(crate) others: Vec<i64>,
+    pub(crate) seen: i64,
+    /// Until the rate allows another run.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) ordered: Option<String>,
+    pub(crate) ageing: Option<Duration>,
+    pub(crate) group_limit: Option<i32>,
+    /// Groups whose share is not 1.
+    pub(crate) shares: Vec<(String, i16)>,
+}
+
+pub(crate) async fn claim_queue(
+    session: &Session,
+    schema: &Schema,
+    question: &Question<'_>,
+) -> Result<Answer> {
+    let choices = question.choices;
+    let lanes: Vec<&str> = choices.iter().map(|choice| choice.lane.as_str()).collect();
+    let priorities: Vec<i16> = choices.iter().map(|choice| choice.priority).collect();
+    let lows: Vec<i64> = choices.iter().map(|choice| choice.low).collect();
+    let shares: Vec<i16> = choices.iter().map(|choice| choice.share).collect();
+    let mine: Vec<i32> = choices.iter().map(|choice| choice.mine).collect();
+    let row = session
+        .query_one(
+            &schema.sql("select * from ambo.claim_queue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
+            &[
+                (&question.worker, Type::INT8),
+                (&question.queue, Type::TEXT),
+                (&question.limit, Type::INT4),
+                (&question.since, Type::TEXT),
+                (&lanes, Type::TEXT_ARRAY),
+                (&priorities, Type::INT2_ARRAY),
+                (&lows, Type::INT8_ARRAY),
+                (&shares, Type::INT2_ARRAY),
+                (&mine, Type::INT4_ARRAY),
+                (&question.mine, Type::INT4),
+                (&question.others, Type::INT8_ARRAY),
+                (&question.seen, Type::INT8),
+            ],
+        )
+        .await?;
+    read(&row).map_err(from_driver)
+}
+
+/// What SQL counts from 1.
+fn index(number: i32) -> usize {
+    usize::try_from(number - 1).unwrap_or(usize::MAX)
+}
+
+fn read(row: &Row) -> Result<Answer, tokio_postgres::Error> {
+    let milliseconds = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+    let runs: Vec<Uuid> = list(row, "runs")?;
+    let slots: Vec<Option<i64>> = list(row, "slots")?;
+    let lanes: Vec<i32> = list(row, "run_lanes")?;
+    let weights: Vec<i16> = list(row, "weights")?;
+    let given = runs.into_iter().zip(slots).zip(lanes).zip(weights);
+    let new_lanes: Vec<String> = list(row, "new_lanes")?;
+    let new_priorities: Vec<i16> = list(row, "new_priorities")?;
+    let new_lows: Vec<i64> = list(row, "new_lows")?;
+    let arrivals = new_lanes.into_iter().zip(new_priorities).zip(new_lows);
+    let group_keys: Vec<String> = list(row, "group_keys")?;
+    Ok(Answer {
+        given: given
+            .map(|(((run, slot), lane), weight)| Given {
+                run,
+                slot,
+                lane: index(lane),
+                weight: weight.into(),
+            })
+            .collect(),
+        nudged: list(row, "nudged")?,
+        lows: list(row, "lows")?,
+        passed: list::<i32>(row, "passed")?.into_iter().map(index).collect(),
+        upto: row.try_get("upto")?,
+        arrivals: arrivals.map(|((lane, priority), low)| (lane, priority, low)).collect(),
+        others: list(row, "others")?,
+        seen: row.try_get("seen")?,
+        wait: row.try_get::<_, Option<i32>>("wait_ms")?.map(|ms| milliseconds(ms.into())),
+        ordered: row.try_get("ordered")?,
+        ageing: row.try_get::<_, Option<i64>>("ageing_ms")?.map(milliseconds),
+        group_limit: row.try_get("group_limit")?,
+        shares: group_keys.into_iter().zip(list::<i16>(row, "shares")?).collect(),
+    })
+}
+
+fn list<'a, T>(row: &'a Row, column: &str) -> Result<Vec<T>, tokio_postgres::Error>
+where
+    Vec<T>: tokio_postgres::types::FromSql<'a>,
+{
+    Ok(row.try_get::<_, Option<Vec<T>>>(column)?.unwrap_or_default())
+}
+
+/// What is needed to execute runs that were given.
+pub(crate) async fn claimed_runs(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    given: &[Uuid],
+) -> Result<Vec<ClaimedRun>> {
+    let rows = session
+        .query(
+            &schema.sql("select * from ambo.claimed_runs($1, $2)"),
+            &[(&worker, Type::INT8), (&given, Type::UUID_ARRAY)],
+        )
+        .await?;
+    let mut runs = rows
+        .iter()
+        .map(|row| {
+            Ok(ClaimedRun {
+                id: row.try_get(0)?,
+                workflow: row.try_get(1)?,
+                queue: row.try_get(2)?,
+                input: row.try_get::<_, JsonText<Box<str>>>(3)?.0,
+                attempt: row.try_get(4)?,
+                losses: row.try_get(5)?,
+                key: row.try_get(7)?,
+                attempts_max: row.try_get(8)?,
+                time_left: row
+                    .try_get::<_, Option<i64>>(9)?
+                    .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
+                cancelled: row.try_get(10)?,
+                parent: row.try_get(11)?,
+                too_late: row.try_get::<_, Option<_>>(12)?.unwrap_or_default(),
+                slot: None,
+                history: Vec::new(),
+            })
+        })
+        .collect::<Result<Vec<_>, tokio_postgres::Error>>()
+        .map_err(from_driver)?;
+    add_history(session, schema, &mut runs).await?;
+    Ok(runs)
+}
+
+/// All lanes of a queue that hold something, each with the mark below it.
+pub(crate) async fn all_lanes(
+    session: &Session,
+    schema: &Schema,
+    queue: &str,
+) -> Result<Vec<(String, i16, i64)>> {
+    let sql = schema.sql("select lanes, priorities, lows from ambo.arrivals($1, null)");
+    let row = session.query_one(&sql, &[(&queue, Type::TEXT)]).await?;
+    let read = || -> Result<_, tokio_postgres::Error> {
+        let (lanes, lows) = (list::<String>(&row, "lanes")?, list::<i64>(&row, "lows")?);
+        let named = lanes.into_iter().zip(list::<i16>(&row, "priorities")?).zip(lows);
+        Ok(named.map(|((lane, priority), low)| (lane, priority, low)).collect())
+    };
+    read().map_err(from_driver)
+}
