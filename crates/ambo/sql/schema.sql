@@ -151,6 +151,7 @@ table queue
     name text not null
     created_at timestamp with time zone not null default now()
     paused boolean not null default false
+    draining boolean not null default false
     managed boolean not null default false
     concurrency integer
     worker_concurrency integer
@@ -210,7 +211,9 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     timeout interval
     deadline timestamp with time zone
     wakes boolean not null default false
+    start_by timestamp with time zone
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
+    index ready_start_by btree (start_by) WHERE (start_by IS NOT NULL)
     index ready_xid btree (xid)
 
 sequence ready_seq
@@ -228,6 +231,7 @@ partitioned table run
     timeout interval
     attributes jsonb
     parent_id uuid
+    start_by timestamp with time zone
     UNIQUE index run_pkey btree (id)
 
 table run_carried
@@ -243,16 +247,19 @@ table run_carried
     timeout interval
     attributes jsonb
     parent_id uuid
+    start_by timestamp with time zone
     UNIQUE index run_carried_pkey btree (id)
 
 table run_key
     workflow text not null
     key text not null
+    rule "char" not null default 'k'::"char"
     run_id uuid not null
     input_digest bytea not null
     expires_at timestamp with time zone not null
+    CHECK ((rule = ANY (ARRAY['k'::"char", 'd'::"char", 't'::"char", 'b'::"char"])))
     index run_key_expiry btree (expires_at)
-    UNIQUE index run_key_pkey btree (workflow, key)
+    UNIQUE index run_key_pkey btree (workflow, key, rule)
 
 table schedule
     name text not null
@@ -350,6 +357,16 @@ table worker
 
 sequence worker_seq
 
+table workflow
+    name text not null
+    declared_at timestamp with time zone not null default now()
+    version text not null
+    input text not null
+    output text not null
+    tries bigint not null
+    graph json
+    UNIQUE index workflow_pkey btree (name)
+
 function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text)
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -389,21 +406,26 @@ function check_installation()
 function check_terms(p_runs json, p_names text[])
     returns void
     stable
+
 function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT nudged uuid[], OUT lows bigint[], OUT passed integer[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
 function claimed_runs(p_worker bigint, p_runs uuid[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid)
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid, too_late boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint)
     returns TABLE(run_id uuid, attempt integer)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function complete_run(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
 
 function create_queue(name text)
     returns boolean
@@ -425,6 +447,10 @@ function delete_schedule(name text)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function drain_queue(p_queue text, p_draining boolean DEFAULT true)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function drop_partition()
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on
@@ -437,7 +463,7 @@ function enqueue_fan_in(members json, then_run json)
     returns json
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function enqueue_one_by_one(p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[], p_ats timestamp with time zone[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[], p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[], p_start_bys timestamp with time zone[], p_start_withins interval[], p_batch uuid)
+function enqueue_one_by_one(p_workflows text[], p_inputs json[], p_queues text[], p_keys text[], p_priorities integer[], p_delays interval[], p_ats timestamp with time zone[], p_attributes jsonb[], p_timeouts interval[], p_attempts integer[], p_key_lifetimes interval[], p_groups text[], p_weights integer[], p_dedups boolean[], p_throttles interval[], p_debounces interval[], p_debounce_maxes interval[], p_start_bys timestamp with time zone[], p_start_withins interval[], p_batch uuid)
     returns TABLE(run_id uuid, is_new boolean)
     volatile
 
@@ -445,16 +471,15 @@ function enqueue_tick(p_name text, p_tick timestamp with time zone, p_at timesta
     returns uuid
     volatile
 
-function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], dedups boolean[] DEFAULT NULL::boolean[], throttles interval[] DEFAULT NULL::interval[], debounces interval[] DEFAULT NULL::interval[], debounce_maxes interval[] DEFAULT NULL::interval[], start_bys timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], start_withins interval[] DEFAULT NULL::interval[], batch uuid DEFAULT NULL::uuid)
-function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], group_keys text[] DEFAULT NULL::text[], weights integer[] DEFAULT NULL::integer[])
+function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAULT NULL::text[], keys text[] DEFAULT NULL::text[], priorities integer[] DEFAULT NULL::integer[], delays interval[] DEFAULT NULL::interval[], ats timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], attributes jsonb[] DEFAULT NULL::jsonb[], timeouts interval[] DEFAULT NULL::interval[], attempts integer[] DEFAULT NULL::integer[], key_lifetimes interval[] DEFAULT NULL::interval[], group_keys text[] DEFAULT NULL::text[], weights integer[] DEFAULT NULL::integer[], dedups boolean[] DEFAULT NULL::boolean[], throttles interval[] DEFAULT NULL::interval[], debounces interval[] DEFAULT NULL::interval[], debounce_maxes interval[] DEFAULT NULL::interval[], start_bys timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], start_withins interval[] DEFAULT NULL::interval[], batch uuid DEFAULT NULL::uuid)
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
-function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval, group_key text DEFAULT NULL::text, weight integer DEFAULT 1)
+function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval, group_key text DEFAULT NULL::text, weight integer DEFAULT 1, dedup boolean DEFAULT false, throttle interval DEFAULT NULL::interval, debounce interval DEFAULT NULL::interval, debounce_max interval DEFAULT NULL::interval, start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, start_within interval DEFAULT NULL::interval)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1, OUT run_id uuid, OUT is_new boolean)
+function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1, p_dedup boolean DEFAULT false, p_throttle interval DEFAULT NULL::interval, p_debounce interval DEFAULT NULL::interval, p_debounce_max interval DEFAULT NULL::interval, p_start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, p_start_within interval DEFAULT NULL::interval, OUT run_id uuid, OUT is_new boolean)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -463,6 +488,14 @@ function expire_dead(p_limit integer)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
 
 function expire_keys(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function expire_runs(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+
+function expire_slots(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -494,12 +527,13 @@ function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function gather_members(p_runs uuid[])
-    returns uuid[]
-    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 function free_slots(p_runs uuid[], p_ended boolean)
     returns void
     volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off, jit=off
+
+function gather_members(p_runs uuid[])
+    returns uuid[]
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
     returns void
@@ -550,7 +584,7 @@ function list_query(p_source text)
     immutable
 
 function list_queues()
-    returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone, settings json)
+    returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone, settings json, draining boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
@@ -563,6 +597,10 @@ function list_schedules()
 
 function list_workers()
     returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function list_workflows(p_name text DEFAULT NULL::text)
+    returns TABLE(name text, declared_at timestamp with time zone, version text, input text, output text, tries bigint, graph json, workers bigint, versions text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
@@ -650,15 +688,18 @@ function redrive_dead(p_runs uuid[], p_queue text DEFAULT NULL::text, p_per_seco
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function refuse_draining(p_queues text[])
+    returns void
+    stable
+
 function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1)
     returns void
     stable
 
-function refuse_queue(p_queue text)
+function refuse_living(p_run uuid)
     returns void
     stable
 
-function refuse_living(p_run uuid)
+function refuse_queue(p_queue text)
     returns void
     stable
 
@@ -669,6 +710,10 @@ function refuse_schedule(p_name text)
 function refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text)
     returns void
     volatile
+
+function refuse_terms(p_key text, p_dedup boolean, p_throttle interval, p_debounce interval, p_debounce_max interval, p_delay interval, p_at timestamp with time zone, p_start_by timestamp with time zone, p_start_within interval)
+    returns void
+    stable
 
 function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, OUT worker_id bigint)
     returns bigint
@@ -746,7 +791,7 @@ function start(p_worker bigint, p_workflows text[], p_inputs json[], p_queues te
     returns TABLE(run_id uuid, is_new boolean)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off
 
-function step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text)
+function step_fate(p_backend integer, p_xid xid8, p_run uuid, p_position text, p_attempt integer DEFAULT NULL::integer)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -761,6 +806,10 @@ function step_is_open(p_run uuid, p_position text)
 function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
     returns bigint
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off, enable_bitmapscan=off
+
+function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
+    returns record
+    volatile
 
 function take_key(p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record

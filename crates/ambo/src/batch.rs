@@ -66,6 +66,13 @@ struct Gathering<I> {
     taken: u64,
 }
 
+impl<I> Gathering<I> {
+    fn take(&mut self) -> Vec<Waiting<I>> {
+        self.taken += 1;
+        std::mem::take(&mut self.waiting)
+    }
+}
+
 /// The body that all runs of a batch workflow share.
 pub(crate) struct Collector<F, I>(Arc<Shared<F, I>>);
 
@@ -113,19 +120,25 @@ where
     O: Serialize + Send + 'static,
     E: ApplicationError,
 {
-    /// The first to come waits for the time to be over, the last to fit in does not.
+    /// The first to come waits for the time to be over, the last to fit in does not. A batch that is full is taken at once, so
+    /// that nobody else comes into it.
     fn add(self: Arc<Self>, one: Waiting<I>, states: &States) {
         let mut gathering = self.gathering();
         gathering.waiting.push(one);
         let (count, taken) = (gathering.waiting.len(), gathering.taken);
+        let full = (count >= self.max).then(|| gathering.take());
         drop(gathering);
         let states = states.clone();
-        if count >= self.max {
-            tokio::spawn(async move { self.handle(taken, states).await });
+        if let Some(waiting) = full {
+            tokio::spawn(async move { self.handle(waiting, states).await });
         } else if count == 1 {
             tokio::spawn(async move {
                 tokio::time::sleep(self.within).await;
-                self.handle(taken, states).await;
+                let waiting = {
+                    let mut gathering = self.gathering();
+                    if gathering.taken == taken { gathering.take() } else { Vec::new() }
+                };
+                self.handle(waiting, states).await;
             });
         }
     }
@@ -134,25 +147,15 @@ where
         self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn handle(&self, number: u64, states: States) {
-        let mut waiting = {
-            let mut gathering = self.gathering();
-            if gathering.taken != number {
-                return;
-            }
-            gathering.taken += 1;
-            std::mem::take(&mut gathering.waiting)
-        };
+    async fn handle(&self, mut waiting: Vec<Waiting<I>>, states: States) {
         // Those that were cancelled, or handed back, meanwhile.
         waiting.retain(|one| !one.answer.is_closed());
-        // More may have come before the one that filled it was here; they are handled by parts.
-        while !waiting.is_empty() {
-            let rest = waiting.split_off(self.max.min(waiting.len()));
-            let (items, answers): (Vec<_>, Vec<_>) =
-                waiting.into_iter().map(|one| (one.item, one.answer)).unzip();
-            self.call(Batch { items, states: states.clone() }, answers).await;
-            waiting = rest;
+        if waiting.is_empty() {
+            return;
         }
+        let (items, answers): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|one| (one.item, one.answer)).unzip();
+        self.call(Batch { items, states }, answers).await;
     }
 
     async fn call(&self, batch: Batch<I>, answers: Vec<oneshot::Sender<Result<Json>>>) {

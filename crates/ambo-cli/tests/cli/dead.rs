@@ -59,7 +59,7 @@ fn a_queue_is_drained_purged_and_resumed() {
     db.ambo(&["run", "enqueue", "other", "--start-within", "1h"]).done();
     db.ambo(&["queue", "drain", "default"]).done();
     expect![[r#"
-        QUEUE    STATE     READY  OLDEST
+        QUEUE    STATE     READY  OLDEST  LIMITS
         default  draining      2  AGE
     "#]]
     .assert_eq(&db.ambo(&["queue", "list"]).shown());

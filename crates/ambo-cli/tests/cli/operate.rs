@@ -220,8 +220,8 @@ fn queues_are_listed_created_paused_and_resumed() {
     "#]]
     .assert_eq(&db.ambo(&["queue", "list"]).shown());
     expect![[r#"
-        {"name":"default","paused":false,"ready":0,"ready_is_capped":false,"oldest_ready_at":null,"settings":{}}
-        {"name":"mail","paused":true,"ready":1,"ready_is_capped":false,"oldest_ready_at":"TIME","settings":{}}
+        {"name":"default","paused":false,"draining":false,"ready":0,"ready_is_capped":false,"oldest_ready_at":null,"settings":{}}
+        {"name":"mail","paused":true,"draining":false,"ready":1,"ready_is_capped":false,"oldest_ready_at":"TIME","settings":{}}
     "#]]
     .assert_eq(&db.ambo(&["queue", "list", "--json"]).shown());
     expect![[r#"
