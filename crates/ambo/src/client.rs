@@ -108,6 +108,12 @@ impl Client {
         Ok((before, migrate::SCHEMA_VERSION))
     }
 
+    /// [`migrate`](Client::migrate), with a clock that a test can move.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn migrate_to_test(&self) -> Result<()> {
+        migrate::install_to_test(&self.session().await?).await
+    }
+
     /// The version of the schema that this program works with.
     pub const SCHEMA_VERSION: i32 = migrate::SCHEMA_VERSION;
 
@@ -124,7 +130,7 @@ impl Client {
     /// # Errors
     /// `AMBO040` if the database is away.
     pub async fn now(&self) -> Result<jiff::Timestamp> {
-        admin::now(&self.session().await?).await
+        admin::now(&self.session().await?, self.schema()).await
     }
 
     /// The SQL that [`migrate`](Client::migrate) would run on an empty database.

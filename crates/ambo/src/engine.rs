@@ -15,6 +15,7 @@ pub(crate) mod keeper;
 pub(crate) mod life;
 pub(crate) mod rehearse;
 pub(crate) mod run;
+pub(crate) mod script;
 pub(crate) mod slots;
 pub(crate) mod turns;
 pub(crate) mod wait;
@@ -56,6 +57,8 @@ pub(crate) struct Engine {
     pub(crate) runtime: tokio::runtime::Handle,
     /// Those in this process who wait for outcomes.
     pub(crate) waiter: Arc<Waiter>,
+    /// What a test has told this worker to do otherwise.
+    pub(crate) rig: script::Rig,
     /// The present life, once registered.
     pub(crate) life: watch::Sender<Option<Arc<Life>>>,
     /// No more claims: finish or hand back.
@@ -83,7 +86,7 @@ pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sende
     let mut first = Some(first);
     let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
     let mut control = Link::new(engine.target.clone(), "ambo worker control").with_notices(sender);
-    while !engine.stop.is_cancelled() {
+    while !engine.stop.is_cancelled() && !engine.rig.is_killed() {
         match life::begin(&engine, &mut control).await {
             Ok(next) => {
                 if let Some(first) = first.take() {

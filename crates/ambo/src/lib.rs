@@ -68,6 +68,7 @@
 //! | `macros` | `#[ambo::workflow]`, `#[ambo::graph]`, `#[ambo::step]` | yes |
 //! | `tls` | TLS with rustls and the system's roots | yes |
 //! | `sqlx`, `diesel-async`, `sea-orm` | enqueue and transaction steps on that driver | no |
+//! | `testing` | [`testing`]: a PostgreSQL of a test's own, time that is skipped, steps that are answered for, crashes | no |
 //! | `failpoints` | points at which crash tests end the process | no |
 
 pub mod admin;
@@ -90,6 +91,8 @@ mod schedule;
 mod signal;
 mod store;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod worker;
 mod workflow;
 
@@ -146,6 +149,13 @@ mod shown {
     struct Graphs;
     #[doc = include_str!("../../../docs/guide/sagas.md")]
     struct Sagas;
+    #[doc = include_str!("../../../docs/guide/retries.md")]
+    struct Retries;
+    #[doc = include_str!("../../../docs/guide/changes.md")]
+    struct Changes;
+    #[cfg(feature = "testing")]
+    #[doc = include_str!("../../../docs/guide/testing.md")]
+    struct Testing;
     #[doc = include_str!("../../../docs/guide/schedules.md")]
     struct Schedules;
     #[doc = include_str!("../../../docs/guide/queues.md")]

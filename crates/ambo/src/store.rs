@@ -12,6 +12,8 @@ pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod signal;
 pub(crate) mod start;
+#[cfg(feature = "testing")]
+pub(crate) mod testing;
 pub(crate) mod transaction;
 pub(crate) mod types;
 pub(crate) mod why;

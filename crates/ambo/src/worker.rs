@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, Collector};
 use crate::client::Client;
+use crate::engine::script::Rig;
 use crate::engine::wait::MOMENT;
 use crate::engine::{self, Engine, Life, failpoint};
 use crate::enqueue::Enqueued;
@@ -40,6 +41,7 @@ pub struct WorkerBuilder {
     park_after: Duration,
     history_max: usize,
     is_pinned: bool,
+    rig: Rig,
 }
 
 impl WorkerBuilder {
@@ -56,6 +58,7 @@ impl WorkerBuilder {
             park_after: MOMENT,
             history_max: 100_000,
             is_pinned: false,
+            rig: Rig::default(),
         }
     }
 
@@ -192,6 +195,12 @@ impl WorkerBuilder {
         self
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn rig(mut self, rig: Rig) -> Self {
+        self.rig = rig;
+        self
+    }
+
     /// How many runs are in memory at once, at least 1. Default: 1000.
     pub fn max_in_flight(mut self, runs: usize) -> Self {
         self.max_in_flight = runs.max(1);
@@ -278,6 +287,7 @@ impl WorkerBuilder {
             history_max: self.history_max,
             poll: self.poll,
             park_after: self.park_after,
+            rig: self.rig,
             runtime: tokio::runtime::Handle::current(),
             waiter: self.client.waiter().clone(),
             life: watch::channel(None).0,
@@ -299,7 +309,11 @@ async fn spawn_thread(engine: Arc<Engine>) -> Result<oneshot::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("ambo-engine".to_owned()).spawn(move || {
         let local = tokio::task::LocalSet::new();
+        let rig = engine.rig.clone();
         local.block_on(&runtime, engine::live(engine, first));
+        // With them go the connections, and only then is the worker gone for the others.
+        drop((local, runtime));
+        rig.gone();
         let _ = end.send(());
     })?;
     registered.await.map_err(|_| Error::new(Code::Stopping, "the engine's thread ended"))??;
@@ -375,6 +389,17 @@ impl Worker {
         };
         let _ = tokio::time::timeout(limit, emptied).await;
         self.engine.stop.cancel();
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.await;
+        }
+    }
+
+    /// Ends as SIGKILL would: nothing is handed back, and nothing more is recorded.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn kill(mut self) {
+        if let Some(id) = self.id() {
+            self.engine.rig.kill(id.0);
+        }
         if let Some(ended) = self.ended.take() {
             let _ = ended.await;
         }

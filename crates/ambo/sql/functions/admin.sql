@@ -144,7 +144,7 @@ begin
     -- The xids of the old server mean nothing here.
     update ambo.ready r set xid = pg_current_xact_id();
     delete from ambo.transaction_marker m where m.xid > pg_current_xact_id();
-    update ambo.keeper k set server = '', worker_id = null, renewed_at = now();
+    update ambo.keeper k set server = '', worker_id = null, renewed_at = pg_catalog.now();
 end $$;
 
 -- One run with its input and output, in the columns of list_runs and four more.
@@ -179,7 +179,7 @@ returns table (id bigint, name text, version text, pid integer, started_at times
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select w.id, w.name, w.version, w.pid, w.started_at,
-           (extract(epoch from clock_timestamp() - h.at) * 1000)::bigint, h.in_flight, h.draining,
+           (extract(epoch from pg_catalog.clock_timestamp() - h.at) * 1000)::bigint, h.in_flight, h.draining,
            k.worker_id is not distinct from w.id, w.queues, w.workflows
     from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id cross join ambo.keeper k
     order by w.id

@@ -6,7 +6,7 @@ as $$
     with alive as (
         select w.queues, w.workflows
         from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
-        where w.dead_at is null and h.at > clock_timestamp() - interval '5 seconds'
+        where w.dead_at is null and h.at > pg_catalog.clock_timestamp() - interval '5 seconds'
     ), unserved as (
         select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow
         from (select * from ambo.lanes() limit 1000) l
@@ -15,7 +15,7 @@ as $$
         limit 20
     ), oldest as (
         -- What vacuum has to wait for: a snapshot or a transaction that has written, of this database.
-        select (extract(epoch from clock_timestamp() - s.since))::bigint as seconds, s.holder
+        select (extract(epoch from pg_catalog.clock_timestamp() - s.since))::bigint as seconds, s.holder
         from (
             select a.xact_start as since,
                    concat_ws(', ', 'process ' || a.pid, 'user ' || a.usename, nullif(a.application_name, ''), a.state)
@@ -47,7 +47,7 @@ as $$
         from ambo.history_partition p where now() >= p.starts_at and now() < p.ends_at
     union all select 'workers_registered', count(*)::text from ambo.worker
     union all select 'workers_alive', count(*)::text from alive
-    union all select 'keeper_silent_ms', (extract(epoch from clock_timestamp() - k.renewed_at) * 1000)::bigint::text
+    union all select 'keeper_silent_ms', (extract(epoch from pg_catalog.clock_timestamp() - k.renewed_at) * 1000)::bigint::text
         from ambo.keeper k where k.worker_id is not null and k.renewed_at > '-infinity'
     union all select 'paused_queue', q.name from ambo.queue q where q.paused
     union all select 'unserved_lane', json_build_array(u.queue, u.workflow)::text from unserved u

@@ -33,8 +33,8 @@ begin
     where w.id = p_worker
       and (w.dead_at is not null
            or exists (select from ambo.heartbeat h where h.worker_id = p_worker
-                      and (h.at < clock_timestamp() - v_lease
-                           or w.session and h.at < clock_timestamp() - interval '2.5 seconds'
+                      and (h.at < pg_catalog.clock_timestamp() - v_lease
+                           or w.session and h.at < pg_catalog.clock_timestamp() - interval '2.5 seconds'
                               and pg_try_advisory_xact_lock(hashtext('ambo.worker'), p_worker::integer))));
     if not found then
         return;

@@ -1,5 +1,10 @@
 -- Workers: registration under an id never used before, one heartbeat a second, and leaving.
 
+-- The clock that decides.
+create or replace function ambo.database_time() returns timestamptz
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$ select clock_timestamp() $$;
+
 -- Refuses a database that was restored or cloned until `ambo adopt` has been run on it.
 create or replace function ambo.check_installation() returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
@@ -28,7 +33,7 @@ begin
     worker_id := nextval('ambo.worker_seq');
     insert into ambo.worker (id, name, version, pid, queues, workflows, session, pinned)
     values (worker_id, p_name, p_version, p_pid, p_queues, p_workflows, p_session, p_pinned);
-    insert into ambo.heartbeat (worker_id, at) values (worker_id, clock_timestamp());
+    insert into ambo.heartbeat (worker_id, at) values (worker_id, pg_catalog.clock_timestamp());
 end $$;
 
 -- The session lock that shows at once when a worker's connection died.
@@ -49,6 +54,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now timestamptz := clock_timestamp();
+    -- Signs of life are dated by the server's own clock, which a test cannot move.
+    v_alive timestamptz := pg_catalog.clock_timestamp();
     v_keeper ambo.keeper%rowtype;
     v_server text;
     v_lease interval := (select i.lease from ambo.installation i);
@@ -57,7 +64,7 @@ begin
     is_keeper := false;
     lease_ms := extract(epoch from v_lease) * 1000;
     now_us := extract(epoch from v_now) * 1000000;
-    update ambo.heartbeat h set at = v_now, in_flight = p_in_flight, draining = p_draining
+    update ambo.heartbeat h set at = v_alive, in_flight = p_in_flight, draining = p_draining
     where h.worker_id = p_worker
       and exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null);
     alive := found;
@@ -76,7 +83,7 @@ begin
     managed := array(select q.name from ambo.queue q join ambo.worker w on q.name = any (w.queues)
                      where w.id = p_worker and q.managed);
     select * into v_keeper from ambo.keeper for update skip locked;
-    if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_now - interval '2.5 seconds')
+    if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_alive - interval '2.5 seconds')
        or (p_draining and v_keeper.worker_id is distinct from p_worker)
     then
         return;
@@ -86,18 +93,18 @@ begin
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
     if v_keeper.server <> '' and v_keeper.server <> v_server then
-        v_keeper.grace_until := v_now + v_lease;
+        v_keeper.grace_until := v_alive + v_lease;
     end if;
     update ambo.keeper k
-    set worker_id = p_worker, renewed_at = v_now, server = v_server, grace_until = v_keeper.grace_until,
+    set worker_id = p_worker, renewed_at = v_alive, server = v_server, grace_until = v_keeper.grace_until,
         epoch = k.epoch + (k.worker_id is distinct from p_worker)::integer;
     dead := array(select w.id from ambo.worker w where w.dead_at is not null);
-    if v_now > v_keeper.grace_until then
+    if v_alive > v_keeper.grace_until then
         for r in
             select h.worker_id, h.at, w.session from ambo.heartbeat h join ambo.worker w on w.id = h.worker_id
-            where w.dead_at is null and h.at < v_now - interval '2.5 seconds'
+            where w.dead_at is null and h.at < v_alive - interval '2.5 seconds'
         loop
-            if r.at < v_now - v_lease
+            if r.at < v_alive - v_lease
                or (r.session and pg_try_advisory_xact_lock(hashtext('ambo.worker'), r.worker_id::integer))
             then
                 dead := dead || r.worker_id;

@@ -111,10 +111,10 @@ async fn receive<T: DeserializeOwned>(
     }
 }
 
-/// Returns when the time has come by the database's clock, or it is to be looked at again.
+/// Returns when the time has come by the database's clock.
 pub(crate) async fn until(run: &Run, due: Option<jiff::Timestamp>) {
     match due {
-        Some(due) => tokio::time::sleep(run.clock.until(due).min(Duration::from_secs(60))).await,
+        Some(due) => run.clock.sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

@@ -13,9 +13,6 @@ use crate::engine::wait::For;
 use crate::error::{Error, Result};
 use crate::payload;
 
-/// No timer of this process runs for longer: the database's clock is looked at again.
-const LOOK: Duration = Duration::from_secs(60);
-
 /// A sleep that was built. See [`Ctx::sleep`](crate::Ctx::sleep).
 #[must_use = "a sleep does nothing until it is awaited"]
 pub struct Sleep<'a>(Call<'a, (), Result<()>>);
@@ -65,14 +62,13 @@ async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
         nudged.as_mut().enable();
-        let left = run.clock.until(due);
-        if left.is_zero() {
+        if run.clock.until(due).is_zero() {
             return Ok(());
         }
         run.check_cancel()?;
         let _waits = run.waits.wait(For::Time, Some(due));
         tokio::select! {
-            () = tokio::time::sleep(left.min(LOOK)) => {}
+            () = run.clock.sleep_until(due) => {}
             () = nudged => {}
         }
     }

@@ -175,7 +175,7 @@ where
 }
 
 /// What stands before every durable call: a recorded answer, or a reason not to act. In a rehearsal that is where it ends.
-pub(crate) async fn replay<T, E>(run: &Run, position: &str, name: &str) -> Option<Result<T, Failure<E>>>
+pub(crate) async fn replay<T, E>(run: &Arc<Run>, position: &str, name: &str) -> Option<Result<T, Failure<E>>>
 where
     T: DeserializeOwned,
     E: ApplicationError,
@@ -188,7 +188,11 @@ where
 }
 
 /// [`replay`] for a call that acts only through others.
-pub(crate) async fn recorded<T, E>(run: &Run, position: &str, name: &str) -> Option<Result<T, Failure<E>>>
+pub(crate) async fn recorded<T, E>(
+    run: &Arc<Run>,
+    position: &str,
+    name: &str,
+) -> Option<Result<T, Failure<E>>>
 where
     T: DeserializeOwned,
     E: ApplicationError,
@@ -205,7 +209,10 @@ where
         None if run.refuses_calls() => {
             Some(Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled"))))
         }
-        None => None,
+        None => {
+            run.rig.before(run, position, name).await;
+            None
+        }
     }
 }
 
@@ -232,14 +239,19 @@ async fn attempts<T, E, F, Fut>(
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
-    E: 'static,
+    T: DeserializeOwned,
+    E: ApplicationError,
 {
     let Options { retry, retry_if, timeout } = options;
     let mut attempt = Attempt { number: 1, run: run.id.into(), position: position.clone() };
     loop {
         run.barrier().await;
         failpoint::reach("step-before");
-        let failure = match one(&mut body, &attempt, timeout).await {
+        let ended = match scripted(run, position, name) {
+            Some(answer) => answer,
+            None => one(&mut body, &attempt, timeout).await,
+        };
+        let failure = match ended {
             Ok(value) => return Ok(value),
             Err(failure) => failure,
         };
@@ -254,7 +266,7 @@ where
         };
         run.meters.step_retried();
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
-        tokio::time::sleep(pause).await;
+        run.clock.sleep(pause).await;
         if run.refuses_calls() {
             return Err(Failure::Ambo(Error::new(
                 Code::Cancelled,
@@ -263,6 +275,18 @@ where
         }
         attempt.number += 1;
     }
+}
+
+/// What a test has an attempt answer.
+pub(crate) fn scripted<T, E>(run: &Run, position: &str, name: &str) -> Option<Result<T, Failure<E>>>
+where
+    T: DeserializeOwned,
+    E: ApplicationError,
+{
+    Some(match run.rig.answer(position, name)? {
+        Ok(json) => payload::decode("the scripted result", &json).map_err(Failure::Ambo),
+        Err(error) => Err(to_failure(error)),
+    })
 }
 
 /// Whether an error says of itself that to try again is no use.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument as _;
 
-use super::step::replay;
+use super::step::{replay, scripted};
 use crate::engine::run::Run;
 use crate::engine::{clock, executor};
 use crate::error::{ApplicationError, Code, Error, Failure, Result, to_error, to_failure};
@@ -175,7 +175,15 @@ impl<'a> TransactionStep<'a> {
         let (mut tried, mut troubled, mut cuts) = (1, 0u32, 0u32);
         let failure = loop {
             self.run.barrier().await;
-            match attempt.run(database, body).await {
+            let ended = match scripted::<serde_json::Value, E>(self.run, &self.position, &self.name) {
+                Some(Ok(value)) => Ended::Found(value.to_string().into()),
+                Some(Err(failure)) => Ended::Failed(failure),
+                None => attempt.run(database, body).await,
+            };
+            match ended {
+                Ended::Committed(..) if self.run.rig.loses(self.run.worker, &self.position, &self.name) => {
+                    std::future::pending().await
+                }
                 Ended::Committed(value, json) => {
                     self.run.meters.step_ended(true, started.elapsed());
                     match self.record {
@@ -206,7 +214,7 @@ impl<'a> TransactionStep<'a> {
                         tried += 1;
                         self.run.meters.step_retried();
                         tracing::debug!(attempt = tried, ?pause, "the transaction failed; trying again");
-                        tokio::time::sleep(pause).await;
+                        self.run.clock.sleep(pause).await;
                     }
                     _ => break failure,
                 },

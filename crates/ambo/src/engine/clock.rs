@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// A number in `[0, 1)`, to keep processes that started together from polling together.
@@ -25,16 +26,27 @@ pub(crate) struct DatabaseClock {
     began: Instant,
     /// The database's time when the process began, in microseconds since 1970.
     began_us: AtomicI64,
+    /// It has jumped: whoever sleeps by it looks again.
+    jumped: Notify,
 }
+
+/// What is no drift.
+const JUMP_US: i64 = 100_000;
+/// No timer of this process runs for longer: the database's clock is looked at again.
+const LOOK: Duration = Duration::from_secs(60);
 
 impl DatabaseClock {
     pub(crate) fn new() -> Self {
-        DatabaseClock { began: Instant::now(), began_us: AtomicI64::new(0) }
+        DatabaseClock { began: Instant::now(), began_us: AtomicI64::new(0), jumped: Notify::new() }
     }
 
     /// The database has just said its time, in microseconds since 1970.
     pub(crate) fn set(&self, now_us: i64) {
-        self.began_us.store(now_us - self.elapsed_us(), Ordering::Release);
+        let began_us = now_us - self.elapsed_us();
+        let before = self.began_us.swap(began_us, Ordering::AcqRel);
+        if (began_us - before).abs() > JUMP_US {
+            self.jumped.notify_waiters();
+        }
     }
 
     fn elapsed_us(&self) -> i64 {
@@ -50,6 +62,29 @@ impl DatabaseClock {
     pub(crate) fn until(&self, then: Timestamp) -> Duration {
         let left = then.as_microsecond().saturating_sub(self.now().as_microsecond());
         Duration::from_micros(u64::try_from(left).unwrap_or(0))
+    }
+
+    /// Sleeps until a time of the database's clock, wherever that jumps meanwhile.
+    pub(crate) async fn sleep_until(&self, then: Timestamp) {
+        loop {
+            let jumped = self.jumped.notified();
+            tokio::pin!(jumped);
+            jumped.as_mut().enable();
+            let left = self.until(then);
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left.min(LOOK)) => {}
+                () = jumped => {}
+            }
+        }
+    }
+
+    /// Sleeps for so long, by the database's clock.
+    pub(crate) async fn sleep(&self, span: Duration) {
+        let span = jiff::SignedDuration::try_from(span).unwrap_or(jiff::SignedDuration::MAX);
+        self.sleep_until(self.now().saturating_add(span).unwrap_or(Timestamp::MAX)).await;
     }
 
     /// A run id of now, as the database makes them: it falls into a partition that there is.

@@ -28,6 +28,8 @@ pub(crate) enum End {
     Fenced,
     /// The worker stops.
     Stopped,
+    /// A test ended it as a crash would.
+    Killed,
 }
 
 /// The state of the control loop.
@@ -166,6 +168,8 @@ pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
     loop {
         tokio::select! {
             () = engine.stop.cancelled() => return End::Stopped,
+            () = engine.rig.killed() => return End::Killed,
+            () = engine.rig.beat() => {}
             Some(notice) = control.notices.recv() => {
                 control.notice(&notice);
                 if matches!(notice, Notice::Lost) {

@@ -25,6 +25,8 @@ enum Ending {
     Outcome(&'static str, Result<Json, Error>),
     HandBack,
     Fenced,
+    /// Its end is recorded already.
+    Gone,
     /// It waits for longer than a moment, until then at most.
     Park(Option<Timestamp>),
     /// It failed, and its body is tried again after a pause.
@@ -41,10 +43,10 @@ pub(crate) async fn execute(
     life: Arc<Life>,
     run: Arc<Run>,
     input: Json,
-    time_left: Option<Duration>,
+    deadline: Option<Timestamp>,
 ) {
     let span = tracing::info_span!("run", run = %run.id, workflow = run.workflow, attempt = run.attempt);
-    let ending = drive(&engine, &run, &input, time_left).instrument(span.clone()).await;
+    let ending = drive(&engine, &run, &input, deadline).instrument(span.clone()).await;
     // A transaction step that was dropped is run to a known end first: the outcome must not wait for its locks.
     if !matches!(ending, Ending::Fenced) {
         run.decided().await;
@@ -52,6 +54,7 @@ pub(crate) async fn execute(
     let was_stopped = run.reason().is_some();
     match ending {
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
+        Ending::Gone => {}
         Ending::HandBack => hand_back(&engine, &life, &run).await,
         Ending::Park(due) => park(&run, NewPark { due, ..NewPark::default() }),
         Ending::Retry(pause, error) => retry(&run, pause, &error),
@@ -80,14 +83,14 @@ pub(crate) async fn execute(
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.lose(&run),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
-                Stop::HandBack | Stop::Continue(_) | Stop::Completed(_) => {}
+                Stop::HandBack | Stop::Continue(_) | Stop::Completed(_) | Stop::Overdue => {}
             },
             () = run.settled() => {}
         }
     }
 }
 
-async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Option<Duration>) -> Ending {
+async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, deadline: Option<Timestamp>) -> Ending {
     // A run that had begun sees the cancel at its next durable call, so that it can compensate.
     if run.is_cancelled() && run.attempt == 1 {
         return Ending::Outcome("cancelled", Err(cancelled()));
@@ -105,6 +108,10 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
         // Something woke it between two tries.
         return Ending::Park(run.history.not_before);
     }
+    if run.is_overdue() {
+        // Its time was up while nobody had it in memory, as after the death of its worker.
+        return Ending::Outcome("failed", Err(overdue()));
+    }
     let input = run.history.continued.as_ref().map_or(input, |continued| continued.input.get());
     let body = async {
         let ctx = Ctx::new(run);
@@ -114,8 +121,8 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
         conclude(run, &workflow.retry, ended).await
     };
     let deadline = async {
-        match time_left {
-            Some(left) => tokio::time::sleep(left).await,
+        match deadline {
+            Some(deadline) => run.clock.sleep_until(deadline).await,
             None => std::future::pending().await,
         }
     };
@@ -124,14 +131,13 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, time_left: Opt
         reason = run.stopped() => match reason {
             Stop::Fenced => Ending::Fenced,
             Stop::HandBack => Ending::HandBack,
+            Stop::Overdue => Ending::Gone,
             Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
             Stop::Continue(state) => Ending::Continue(state.clone()),
             Stop::Completed(output) => Ending::Completed(output.clone()),
         },
         ending = body => ending,
-        () = deadline => {
-            Ending::Outcome("failed", Err(Error::new(Code::RunTimeout, "the run took longer than its timeout")))
-        }
+        () = deadline => Ending::Outcome("failed", Err(overdue())),
         due = run.waits.long(&run.clock) => Ending::Park(due),
     }
 }
@@ -259,6 +265,19 @@ pub(crate) fn encode_error(error: &Error) -> Json {
         let bare = Error::new(error.code(), format!("{short} (details were too large to record)"));
         serde_json::to_string(&bare).unwrap_or_else(|_| "{}".into()).into()
     })
+}
+
+/// Ends a run whose time is up and whose code keeps its thread, so that it cannot be told.
+pub(crate) fn end_overdue(run: &Arc<Run>) {
+    if run.stop(Stop::Overdue) {
+        tracing::warn!(run = %run.id, workflow = run.workflow, "the time of this run is up while it blocks its thread");
+        record_outcome(run, "failed", Err(overdue()));
+        run.send_pending();
+    }
+}
+
+fn overdue() -> Error {
+    Error::new(Code::RunTimeout, "the run took longer than its timeout")
 }
 
 fn cancelled() -> Error {

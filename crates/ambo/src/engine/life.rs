@@ -65,12 +65,12 @@ impl Life {
             deadline: claimed.time_left.map(|left| engine.clock.now() + left),
             too_late: claimed.too_late,
         };
+        let deadline = identity.deadline;
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
         run.meters.run_started();
-        let execution =
-            executor::execute(engine.clone(), self.clone(), run, claimed.input, claimed.time_left);
+        let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input, deadline);
         engine.runtime.spawn(execution);
     }
 
@@ -97,6 +97,9 @@ impl Life {
             let Some(busy) = run.blocks_since(limit) else { continue };
             // Its poll does not end, and what it has recorded shall not wait for that.
             run.send_pending();
+            if run.is_overdue() {
+                executor::end_overdue(run);
+            }
             if !run.reported() {
                 tracing::warn!(run = %run.id, workflow = run.workflow, ?busy,
                     "this run blocks its thread; put blocking code into tokio::task::spawn_blocking within a step");
@@ -162,7 +165,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
     let holds = !engine.target.pooled;
     let id = worker::register(&session, &schema, &engine.registration, holds).await?;
     workflow::declare(&session, &schema, &engine.registration.version, &engine.registry).await?;
-    engine.clock.set(worker::database_time(&session).await?);
+    engine.clock.set(worker::database_time(&session, &schema).await?);
     if holds && !worker::hold(&session, &schema, id).await? {
         return Err(Error::new(Code::Database, format!("the session lock of worker {id} is taken")));
     }
@@ -203,6 +206,12 @@ pub(crate) async fn lead(
     let claims = tokio::task::spawn_local(claimer::claim_loop(engine.clone(), life.clone()));
     let mut control = Control::new(engine.clone(), life.clone(), control, notices);
     let end = control::control_loop(&mut control).await;
+    if let control::End::Killed = end {
+        flushers.abort_all();
+        for run in life.all_runs() {
+            run.stop(Stop::Fenced);
+        }
+    }
     life.over.cancel();
     let _ = claims.await;
     engine.life.send_replace(None);
@@ -212,11 +221,14 @@ pub(crate) async fn lead(
             "this worker was declared dead; it drops its runs and begins anew"
         );
         telemetry::fenced();
+    }
+    if let control::End::Stopped = end {
+        settle_down(engine, &life, &mut control).await;
+    } else {
+        // Also what a claim has brought since.
         for run in life.all_runs() {
             run.stop(Stop::Fenced);
         }
-    } else {
-        settle_down(engine, &life, &mut control).await;
     }
     // The runs hold the last senders of the journal; the lanes end with them. A run that does not yield is left.
     flushers.abort_all();

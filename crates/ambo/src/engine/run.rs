@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::clock;
 use super::history::{self, Continued, History};
 use super::journal::{Fact, Journal};
+use super::script::Rig;
 use super::slots::Slot;
 use super::wait::Waits;
 use crate::client::waiter::Waiter;
@@ -38,6 +39,8 @@ pub(crate) enum Stop {
     Continue(String),
     /// A transaction of its body has ended it, with this output: that is durable.
     Completed(Json),
+    /// Its time was up, its code did not come back to hear of it, and its end was recorded meanwhile.
+    Overdue,
 }
 
 /// A run in execution.
@@ -65,6 +68,7 @@ pub(crate) struct Run {
     pub(crate) lease_ms: Arc<AtomicI32>,
     pub(crate) clock: Arc<clock::DatabaseClock>,
     pub(crate) waits: Arc<Waits>,
+    pub(crate) rig: Rig,
     /// Those in this process who wait for outcomes and events.
     pub(crate) waiter: Arc<Waiter>,
     /// The worker's session for questions; `None` while it is cut.
@@ -158,6 +162,7 @@ impl Run {
             lease_ms: engine.lease_ms.clone(),
             clock: engine.clock.clone(),
             waits: Arc::new(Waits::new(engine.park_after)),
+            rig: engine.rig.clone(),
             waiter: engine.waiter.clone(),
             sessions: life.control.subscribe(),
             consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
@@ -219,6 +224,11 @@ impl Run {
         let since = self.busy_since.load(Ordering::Relaxed);
         let busy = std::time::Duration::from_millis(clock::monotonic_ms().saturating_sub(since));
         (since != 0 && busy > limit).then_some(busy)
+    }
+
+    /// Whether its time is up.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.deadline.is_some_and(|deadline| self.clock.until(deadline).is_zero())
     }
 
     /// Whether it was said before that this run blocks; from now on it was.
@@ -289,6 +299,12 @@ impl Run {
 
     /// Records a fact: it goes to the journal at the end of the present poll.
     pub(crate) fn give(self: &Arc<Self>, fact: Fact) {
+        if self.rig.is_killed() {
+            return;
+        }
+        if fact.checkpoint().is_some_and(|fact| self.rig.loses(self.worker, &fact.position, &fact.name)) {
+            return;
+        }
         if fact.checkpoint().is_some() && self.history.grow() > self.history_max {
             self.stop(Stop::Dead(Error::new(
                 Code::HistoryLimit,
@@ -368,7 +384,7 @@ impl Run {
         self.send_pending();
         let target = self.sent.load(Ordering::Acquire);
         loop {
-            if self.stop.get().is_some() {
+            if self.stop.get().is_some() || self.rig.is_killed() {
                 std::future::pending::<()>().await;
             }
             if self.durable.load(Ordering::Acquire) >= target {
@@ -453,12 +469,14 @@ impl Run {
         self.is_cancelled() && !self.compensating.load(Ordering::Acquire)
     }
 
-    /// Takes the run from its body; the first reason counts.
-    pub(crate) fn stop(&self, reason: Stop) {
-        if self.stop.set(reason).is_ok() {
+    /// Takes the run from its body; the first reason counts. Answers whether this one is.
+    pub(crate) fn stop(&self, reason: Stop) -> bool {
+        let is_first = self.stop.set(reason).is_ok();
+        if is_first {
             self.stopped.notify_waiters();
             self.moved.notify_waiters();
         }
+        is_first
     }
 
     pub(crate) fn reason(&self) -> Option<&Stop> {

@@ -311,6 +311,7 @@ pub(crate) async fn adopt(session: &Session, schema: &Schema) -> Result<()> {
 }
 
 /// The database's clock.
-pub(crate) async fn now(session: &Session) -> Result<jiff::Timestamp> {
-    session.query_one("select clock_timestamp()", &[]).await?.try_get(0).map_err(from_driver)
+pub(crate) async fn now(session: &Session, schema: &Schema) -> Result<jiff::Timestamp> {
+    let row = session.query_one(&schema.sql("select ambo.database_time()"), &[]).await?;
+    row.try_get(0).map_err(from_driver)
 }

@@ -77,6 +77,50 @@ fn body(schema: &Schema, from: i32) -> String {
     out
 }
 
+/// Installs all of it in an empty database of a test: with a clock that can be moved, and room in the history for wherever it is
+/// moved to.
+#[cfg(feature = "testing")]
+pub(crate) async fn install_to_test(session: &Session) -> Result<()> {
+    let clock = include_str!("../../sql/testing.sql");
+    let years = "update ambo.installation set partition_width = '36500 days', partitions_ahead = 2;";
+    let body = test_time(&body(&Schema::default(), 0))
+        .replacen("create schema if not exists ambo;", &format!("create schema ambo;\n{clock}"), 1)
+        .replacen("select ambo.make_partitions();", &format!("{years}\nselect ambo.make_partitions();"), 1);
+    session.batch(&format!("begin;\n{body}\ncommit;")).await
+}
+
+/// Whether a test may move the clock here: it still may after a program under test has migrated its database.
+#[cfg(feature = "testing")]
+async fn has_test_clock(session: &Session, schema: &Schema) -> Result<bool> {
+    let sql = "select to_regclass($1 || '.test_clock') is not null";
+    session.query_one(sql, &[(&schema.name(), Type::TEXT)]).await?.try_get(0).map_err(from_driver)
+}
+
+/// Has SQL ask the clock of tests, except where it names that of the server.
+#[cfg(feature = "testing")]
+fn test_time(sql: &str) -> String {
+    let mut out = String::with_capacity(sql.len() + 1000);
+    let mut rest = sql;
+    while let Some(at) = rest.find("()") {
+        let (before, after) = rest.split_at(at + 2);
+        let clock = ["clock_timestamp()", "now()"].into_iter().find(|clock| {
+            let word = before.strip_suffix(clock).map(|start| start.chars().next_back());
+            word.is_some_and(|c| !c.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '.'))
+        });
+        match clock {
+            Some(clock) => {
+                out.push_str(&before[..before.len() - clock.len()]);
+                out.push_str("ambo.");
+                out.push_str(clock);
+            }
+            None => out.push_str(before),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
 /// The version that the database holds; 0 if it holds none.
 pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
     let row = session
@@ -105,7 +149,13 @@ pub(crate) async fn migrate(session: &Session, schema: &Schema) -> Result<i32> {
         session.batch("rollback").await?;
         return Err(mismatch(from));
     }
-    let applied = session.batch(&format!("{}\ncommit;", body(schema, from))).await;
+    #[cfg_attr(not(feature = "testing"), allow(unused_mut))]
+    let mut body = body(schema, from);
+    #[cfg(feature = "testing")]
+    if has_test_clock(session, schema).await? {
+        body = test_time(&body);
+    }
+    let applied = session.batch(&format!("{body}\ncommit;")).await;
     if applied.is_err() {
         let _ = session.batch("rollback").await;
     }

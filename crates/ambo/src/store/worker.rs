@@ -90,10 +90,8 @@ pub(crate) struct Pulse {
 }
 
 /// The time of the database, in microseconds since 1970.
-pub(crate) async fn database_time(session: &Session) -> Result<i64> {
-    let row =
-        session.query_one("select (extract(epoch from clock_timestamp()) * 1000000)::int8", &[]).await?;
-    row.try_get(0).map_err(from_driver)
+pub(crate) async fn database_time(session: &Session, schema: &Schema) -> Result<i64> {
+    super::admin::now(session, schema).await.map(|now| now.as_microsecond())
 }
 
 pub(crate) async fn heartbeat(

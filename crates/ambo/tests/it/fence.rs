@@ -57,6 +57,26 @@ async fn nothing_that_a_worker_paused_past_its_lease_writes_lands() {
 }
 
 #[tokio::test]
+async fn the_timeout_of_a_run_ends_it_though_its_worker_is_paused() {
+    let db = impatient().await;
+    let (mut paused, _) = Child::worker(&db.url, &[]).await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('gated', timeout => '1 second')").await.unwrap();
+    paused.says("gate").await;
+    paused.signal("STOP");
+    let (_heir, _) = Child::worker(&db.url, &[]).await;
+    db.until("select count(*) = 1 from ambo.outcome").await;
+    // Nobody has begun it again.
+    let ended = "before by attempt 1, failed by attempt 2";
+    assert_eq!(story(&db).await, ended);
+    let code = db.sql.query_one("select error->>'code' from ambo.outcome", &[]).await.unwrap();
+    assert_eq!(code.get::<_, &str>(0), "AMBO024");
+    paused.signal("CONT");
+    open_gate(&db).await;
+    paused.says("worker").await;
+    assert_eq!(story(&db).await, ended);
+}
+
+#[tokio::test]
 async fn a_pause_shorter_than_the_lease_costs_nothing_while_the_connection_stands() {
     let db = database().await;
     Ledger::prepare(&db).await;

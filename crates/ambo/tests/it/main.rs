@@ -7,6 +7,8 @@ mod crash;
 mod dead;
 mod docs;
 mod drain;
+#[cfg(feature = "testing")]
+mod examples;
 mod expiry;
 mod family;
 mod fan_in;
@@ -44,6 +46,10 @@ mod search;
 mod smoke;
 #[cfg(feature = "sqlx")]
 mod stage;
+#[cfg(feature = "testing")]
+mod testbed;
+#[cfg(feature = "testing")]
+mod time_limits;
 #[cfg(feature = "sqlx")]
 mod transaction;
 #[cfg(feature = "sqlx")]
