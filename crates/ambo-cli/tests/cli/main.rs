@@ -4,6 +4,7 @@ mod dead;
 mod dev;
 mod doctor;
 mod harness;
+mod limits;
 mod many;
 mod migrate;
 mod operate;

@@ -15,6 +15,7 @@ declare
     v_count bigint;
     v_weight bigint;
     v_tokens double precision;
+    v_told boolean := false;
 begin
     select * into r from ambo.run k where k.id = p_run;
     if not found then
@@ -64,13 +65,16 @@ begin
             when v_pin is null then format('no live worker of the queue knows the workflow %s', quote_literal(r.workflow))
             else format('no live worker of version %s, to which it is pinned, is left', quote_literal(v_pin)) end,
             null::uuid, null::timestamptz;
+        v_told := v_told or found;
     end if;
     if q.paused then
         return query select 'queue paused', format('the queue %s is paused', quote_literal(q.name)), null::uuid, null::timestamptz;
+        v_told := v_told or found;
     end if;
     if exists (select from ambo.queue_group g where g.queue = q.name and g.group_key = r.group_key and g.paused) then
         return query select 'group paused', format('the group %s is paused', quote_literal(r.group_key)),
             null::uuid, null::timestamptz;
+        v_told := v_told or found;
     end if;
     if q.ordered is not null and r.group_key is not null then
         return query
@@ -79,6 +83,7 @@ begin
                s.run_id, null::timestamptz
         from ambo.slot s left join ambo.outcome o on o.run_id = s.run_id
         where s.queue = q.name and s.group_key = r.group_key and s.run_id <> p_run;
+        v_told := v_told or found;
     elsif q.group_concurrency is not null and r.group_key is not null then
         select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name and s.group_key = r.group_key;
         if v_weight + least(r.weight, q.group_concurrency) > q.group_concurrency then
@@ -86,6 +91,7 @@ begin
             select 'group limit', format('its group has %s of %s in execution', v_weight, q.group_concurrency),
                    (select s.run_id from ambo.slot s where s.queue = q.name and s.group_key = r.group_key order by s.seq limit 1),
                    null::timestamptz;
+            v_told := v_told or found;
         end if;
     end if;
     if q.concurrency is not null then
@@ -94,6 +100,7 @@ begin
             return query
             select 'queue limit', format('the queue has %s of %s in execution', v_weight, q.concurrency),
                    (select s.run_id from ambo.slot s where s.queue = q.name order by s.seq limit 1), null::timestamptz;
+            v_told := v_told or found;
         end if;
     end if;
     if q.rate_limit is not null then
@@ -101,6 +108,7 @@ begin
         if v_tokens < least(r.weight, q.rate_burst) then
             return query select 'rate', format('the rate of the queue, %s in %s, is used up', q.rate_limit, q.rate_period),
                 null::uuid, clock_timestamp() + q.rate_period * ((least(r.weight, q.rate_burst) - v_tokens) / q.rate_limit);
+            v_told := v_told or found;
         end if;
     end if;
     if q.group_rate_limit is not null and r.group_key is not null then
@@ -110,6 +118,7 @@ begin
             select 'group rate', format('the rate of its group, %s in %s, is used up', q.group_rate_limit, q.group_rate_period),
                    null::uuid,
                    clock_timestamp() + q.group_rate_period * ((least(r.weight, q.group_rate_burst) - v_tokens) / q.group_rate_limit);
+            v_told := v_told or found;
         end if;
     end if;
     select count(*) into v_count from (
@@ -122,11 +131,13 @@ begin
                (select y.run_id from ambo.ready y
                 where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and not y.wakes
                 order by y.seq limit 1), null::timestamptz;
+        v_told := v_told or found;
     end if;
     if exists (select from ambo.ready y where y.queue = r.queue and y.workflow = v_ready.workflow
                  and y.priority < r.priority and not y.wakes) then
         return query select 'less urgent', 'more urgent runs of its workflow wait too', null::uuid, null::timestamptz;
+        v_told := v_told or found;
     end if;
     return query select 'ready', 'it waits for its turn: workers claim it when they have room', null::uuid, null::timestamptz
-    where not exists (select from ambo.queue k where k.name = r.queue and k.paused);
+    where not v_told;
 end $$;

@@ -58,5 +58,6 @@ mod update;
 mod wait;
 mod wake;
 #[cfg(feature = "sqlx")]
+mod why;
 mod witness;
 mod workflows;

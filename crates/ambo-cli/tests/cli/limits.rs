@@ -1,0 +1,63 @@
+//! Queues with groups and limits, as an operator sets and questions them.
+
+use expect_test::expect;
+
+use crate::harness::Database;
+
+#[test]
+fn limits_are_set_listed_taken_away_and_explained() {
+    let db = Database::migrated();
+    let settings = ["--concurrency", "50", "--rate", "1000/1m:100", "--ordered", "block", "--ageing", "30s"];
+    expect![[r#"
+        stderr: queue mail: set, from the next claim on
+    "#]]
+    .assert_eq(&db.ambo(&[&["queue", "set", "mail"], &settings[..]].concat()).shown());
+    expect![[r#"
+        {"name":"mail","settings":{"rate":null,"ageing":null}}
+        stderr: queue mail: set, from the next claim on
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "set", "mail", "--rate", "none", "--ageing", "none", "--json"]).shown());
+    expect![[r#"
+        QUEUE    STATE   READY  OLDEST  LIMITS
+        default  active      0
+        mail     active      0          concurrency 50, groups, ordered block
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "list"]).shown());
+    expect![[r#"
+        stderr: error: invalid value 'fast' for '--rate <RATE|none>': write it as 100/1m, or with what is allowed at once as 100/1m:10
+        stderr: 
+        stderr: For more information, try '--help'.
+        exit status: 2
+    "#]].assert_eq(&db.ambo(&["queue", "set", "mail", "--rate", "fast"]).shown());
+    expect![[r#"
+        stderr: error: AMBO008: queue 'default' has no groups (Give it groups, once: select ambo.set_queue('default', '{"groups": true}').)
+        stderr:   see docs/errors/AMBO008.md
+        exit status: 1
+    "#]].assert_eq(&db.ambo(&["run", "enqueue", "w", "--group", "a"]).shown());
+    let id = db.ambo(&["run", "enqueue", "w", "--queue", "mail", "--group", "a", "--weight", "3"]).done();
+    expect![[r#"
+        stderr: queue mail, group a: paused; runs in execution go on
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "pause", "mail", "--group", "a"]).shown());
+    expect![[r#"
+        no worker: no live worker serves the queue 'mail'
+        group paused: the group 'a' is paused
+    "#]]
+    .assert_eq(&db.ambo(&["run", "why", id.trim()]).shown());
+    expect![[r#"
+        {"reason":"no worker","explanation":"no live worker serves the queue 'mail'","run":null,"until":null}
+        {"reason":"group paused","explanation":"the group 'a' is paused","run":null,"until":null}
+    "#]].assert_eq(&db.ambo(&["run", "why", id.trim(), "--json"]).shown());
+    expect![[r#"
+        stderr: queue mail, group a: its share is set
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "share", "mail", "a", "5"]).shown());
+    expect![[r#"
+        stderr: no group is blocked
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "blocked"]).shown());
+    expect![[r#"
+        stderr: queue mail, group a: was not blocked
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "unblock", "mail", "a"]).shown());
+}
