@@ -47,7 +47,8 @@ fn limits_are_set_listed_taken_away_and_explained() {
     expect![[r#"
         {"reason":"no worker","explanation":"no live worker serves the queue 'mail'","run":null,"until":null}
         {"reason":"group paused","explanation":"the group 'a' is paused","run":null,"until":null}
-    "#]].assert_eq(&db.ambo(&["run", "why", id.trim(), "--json"]).shown());
+    "#]]
+    .assert_eq(&db.ambo(&["run", "why", id.trim(), "--json"]).shown());
     expect![[r#"
         stderr: queue mail, group a: its share is set
     "#]]
