@@ -148,11 +148,10 @@ impl Testbed {
     /// # Errors
     /// `AMBO040` if the database is away.
     pub async fn kill(&self, worker: Worker) -> Result<()> {
-        let id = worker.id();
-        worker.kill().await;
+        let worker = worker.kill().await;
         self.bury().await?;
-        match id {
-            Some(id) => self.disown(id.0).await,
+        match worker {
+            Some(worker) => self.disown(worker).await,
             None => Ok(()),
         }
     }

@@ -394,15 +394,20 @@ impl Worker {
         }
     }
 
-    /// Ends as SIGKILL would: nothing is handed back, and nothing more is recorded.
+    /// Ends as SIGKILL would: nothing is handed back, and nothing more is recorded. Answers who has died, unless it had ended.
     #[cfg(feature = "testing")]
-    pub(crate) async fn kill(mut self) {
-        if let Some(id) = self.id() {
-            self.engine.rig.kill(id.0);
+    pub(crate) async fn kill(mut self) -> Option<i64> {
+        let mut ended = self.ended.take()?;
+        // It may be about to be born.
+        let life = tokio::select! {
+            life = self.life() => life.ok().map(|life| life.worker),
+            _ = &mut ended => return None,
+        };
+        if let Some(worker) = life {
+            self.engine.rig.kill(worker);
         }
-        if let Some(ended) = self.ended.take() {
-            let _ = ended.await;
-        }
+        let _ = ended.await;
+        life
     }
 
     /// Starts a run at once: durable with its claim when this returns.
@@ -410,7 +415,7 @@ impl Worker {
         if run.delay.is_some() || run.at.is_some() || run.terms != Terms::default() {
             return Err(Error::new(
                 Code::InvalidOption,
-                "a run that starts at once has no delay, no time to start by, and no rule of its key; enqueue it",
+                "a run that starts at once has no delay, no time to start by, no group, and no rule of its key; enqueue it",
             ));
         }
         if !self.engine.registry.contains(&run.workflow) {
