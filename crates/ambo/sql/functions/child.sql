@@ -15,7 +15,7 @@ begin
     from unnest(p_workflows, p_inputs, p_queues, p_priorities, p_delays, p_timeouts, p_attempts, p_groups, p_weights)
         as u (w, i, q, p, d, o, m, g, h)
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
-        and u.q = 'default' and u.p = 0 and u.d is null and u.o is null and u.m = 5 and u.g is null
+        and u.q = any (array(select q.name from ambo.queue q)) and u.p between -32768 and 32767 and u.d is null and u.o is null and u.m = 5 and u.g is null
         and u.h = 1) is not true;
     with made as (
         insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes,

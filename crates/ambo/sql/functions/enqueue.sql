@@ -153,9 +153,10 @@ begin
         and (p_timeout is null or p_timeout > interval '0')
         and p_attempts between 1 and 1000
         and (p_key_lifetime is null or p_key_lifetime > interval '0')
+        and (p_group is null or octet_length(p_group) between 1 and 200 and strpos(p_group, chr(31)) = 0)
         and p_weight between 1 and 10000);
     select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;
-    if v_managed is null or v_good is not true or p_group is not null
+    if v_managed is null or v_good is not true or p_group is not null and not v_managed
     then
         perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
                                     p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
@@ -278,8 +279,11 @@ begin
         and octet_length(u.i::text) <= 2097152
         and (u.k is null or octet_length(u.k) between 1 and 512)
         and coalesce(u.p, 0) between -32768 and 32767
-        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null and u.g is null
-        and u.h is null and coalesce(u.q, 'default') = 'default') is not true;
+        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
+        and (u.g is null or octet_length(u.g) between 1 and 200 and strpos(u.g, chr(31)) = 0
+             and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q where q.managed)))
+        and (u.h is null or u.h between 1 and 10000)
+        and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q))) is not true;
     perform ambo.refuse_draining(coalesce(queues, '{default}'));
 
     select array_agg(ambo.new_run_id() order by g), array_agg(true)

@@ -115,6 +115,7 @@ async fn a_debounced_run_is_not_started_while_its_next_input_is_uncommitted() {
     db.until("select clock_timestamp() > max(due_at) from ambo.timer").await;
     assert_eq!(db.number("select ambo.fire_timers(10)::int8").await, 0, "it is held");
     tx.commit().await.unwrap();
+    db.until("select clock_timestamp() > max(due_at) from ambo.timer").await;
     assert_eq!(db.number("select ambo.fire_timers(10)::int8").await, 1);
     assert_eq!(db.number("select (input::text)::int8 from ambo.run").await, 2);
     // And the other way round: who comes after the start waits for that, and has a run of its own.
