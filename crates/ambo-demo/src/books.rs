@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::front::{Way, order, way};
+use crate::front::{Kind, Way, kind, order, way};
 
 /// What happened to the shop while it worked.
 #[derive(Debug, Default)]
@@ -45,6 +45,9 @@ impl Books {
         let placed = (1..=orders).filter(|id| way(*id) != Way::RolledBack).count() as i64;
         let imported = (1..=orders).filter(|id| way(*id) == Way::Imported).count() as i64;
         let rolled_back = orders as i64 - placed;
+        let unapproved = of_kind(orders, Kind::Unapproved).count() as i64;
+        let unshippable = of_kind(orders, Kind::Unshippable).count() as i64;
+        let sold_orders = placed - unapproved - unshippable;
         let count = async |sql: &'static str| -> Result<i64> {
             sqlx::query_scalar(sql).fetch_one(pool).await.context(sql)
         };
@@ -67,13 +70,20 @@ impl Books {
         );
         let fulfilled = count("select count(*) from ambo.outcome where status = 'succeeded'").await?;
         let runs = count("select count(*) from ambo.run").await?;
-        books.check("orders fulfilled", fulfilled, fulfilled == placed && runs == placed, "one run each");
+        books.check(
+            "orders fulfilled",
+            fulfilled,
+            fulfilled == sold_orders && runs == placed,
+            "one run each",
+        );
+        books.check_kinds(pool, orders).await?;
 
-        books.check_ledger(ledger, requests, placed, orders)?;
+        books.check_ledger(ledger, requests, orders)?;
 
         let wrong_items = count(
             "select count(*) from item i where i.remaining <> i.stocked
-             - coalesce((select sum(o.quantity) from orders o where o.item = i.id), 0)",
+             - coalesce((select sum(o.quantity) from orders o where o.item = i.id
+                         and not exists (select from given_back g where g.order_id = o.id)), 0)",
         )
         .await?;
         let sold = count("select coalesce(sum(stocked - remaining), 0)::bigint from item").await?;
@@ -85,7 +95,7 @@ impl Books {
         );
         let shipped = count("select count(*) from shipment").await?;
         let distinct = count("select count(distinct order_id) from shipment").await?;
-        books.check("shipments", shipped, shipped == placed && distinct == placed, "one each");
+        books.check("shipments", shipped, shipped == sold_orders && distinct == sold_orders, "one each");
         let left =
             count("select (select count(*) from ambo.claim) + (select count(*) from ambo.ready)").await?;
         books.check("runs left over", left, left == 0, "");
@@ -108,20 +118,72 @@ impl Books {
         Ok(books)
     }
 
-    fn check_ledger(&mut self, ledger: &Path, requests: u64, placed: i64, orders: u64) -> Result<()> {
+    /// The orders that waited for an approval, and those that could not be shipped: by the ids that must be there.
+    async fn check_kinds(&mut self, pool: &PgPool, orders: u64) -> Result<()> {
+        let ended = async |of: Kind, sql: &'static str| -> Result<(i64, bool)> {
+            let ids: Vec<i64> = of_kind(orders, of).map(|id| id as i64).collect();
+            let found: Vec<i64> = sqlx::query_scalar(sql).fetch_all(pool).await.context(sql)?;
+            Ok((found.len() as i64, found == ids))
+        };
+        let (approved, right) = ended(
+            Kind::Approved,
+            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
+             join ambo.outcome e on e.run_id = r.id join shipment s on s.order_id = o.id
+             where o.approved and e.status = 'succeeded' order by 1",
+        )
+        .await?;
+        self.check("orders approved", approved, right, "by a signal in a transaction; then shipped");
+        let (timed_out, right) = ended(
+            Kind::Unapproved,
+            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
+             join ambo.outcome e on e.run_id = r.id join given_back g on g.order_id = o.id
+             where e.status = 'failed' and e.error::text like '%AMBO042%' order by 1",
+        )
+        .await?;
+        self.check("orders timed out", timed_out, right, "nobody approved; their stock was given back");
+        let (compensated, right) = ended(
+            Kind::Unshippable,
+            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
+             join ambo.outcome e on e.run_id = r.id join given_back g on g.order_id = o.id
+             where e.status = 'failed' and e.error::text like '%no carrier%' order by 1",
+        )
+        .await?;
+        self.check("orders compensated", compensated, right, "not shippable; their stock was given back");
+        Ok(())
+    }
+
+    /// A refund is a line with less than nothing.
+    fn check_ledger(&mut self, ledger: &Path, requests: u64, orders: u64) -> Result<()> {
         let text = std::fs::read_to_string(ledger).context("the ledger")?;
         let mut keys = HashSet::new();
-        let (mut charges, mut cents) = (0i64, 0i64);
+        let (mut charges, mut refunds) = (Vec::new(), Vec::new());
         for line in text.lines() {
             let mut words = line.split_whitespace().skip(1);
             keys.insert(words.next().unwrap_or("").to_owned());
-            cents += words.next().unwrap_or("").parse::<i64>().context("a line of the ledger")?;
-            charges += 1;
+            let cents: i64 = words.next().unwrap_or("").parse().context("a line of the ledger")?;
+            if cents < 0 { refunds.push(-cents) } else { charges.push(cents) }
         }
-        let owed: i64 = (1..=orders).filter(|id| way(*id) != Way::RolledBack).map(|id| order(id).cents).sum();
-        let right = charges == placed && keys.len() as i64 == placed && cents == owed;
-        let repeated = requests as i64 - charges;
-        self.check("cards charged", charges, right, &format!("once each; {repeated} more requests came"));
+        let sorted = |mut cents: Vec<i64>| {
+            cents.sort_unstable();
+            cents
+        };
+        let to_refund: Vec<i64> = of_kind(orders, Kind::Unshippable).map(|id| order(id).cents).collect();
+        let to_charge = (1..=orders)
+            .filter(|id| way(*id) != Way::RolledBack && kind(*id) != Kind::Unapproved)
+            .map(|id| order(id).cents)
+            .collect();
+        let (charged, refunded) = (charges.len(), refunds.len());
+        let unique = keys.len() == charged + refunded;
+        let repeated = requests as i64 - (charged + refunded) as i64;
+        let right = unique && sorted(charges) == sorted(to_charge);
+        self.check(
+            "cards charged",
+            charged as i64,
+            right,
+            &format!("once each; {repeated} more requests came"),
+        );
+        let right = unique && sorted(refunds) == sorted(to_refund);
+        self.check("charges refunded", refunded as i64, right, "once each, for what was not shippable");
         Ok(())
     }
 
@@ -164,4 +226,9 @@ impl Books {
         );
         Ok(())
     }
+}
+
+/// The orders of a kind that were not rolled back, in order.
+fn of_kind(orders: u64, of: Kind) -> impl Iterator<Item = u64> {
+    (1..=orders).filter(move |id| way(*id) != Way::RolledBack && kind(*id) == of)
 }

@@ -10,13 +10,17 @@ use std::time::Duration;
 use anyhow::Result;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use crate::worker::{Order, fulfil};
+use crate::worker::{APPROVAL, Order, fulfil};
 
 /// Of a hundred orders, so many are placed at once; the others when a line comes by standard input.
 const AT_ONCE: u64 = 75;
 /// Customers who order at the same time.
 const CUSTOMERS: u64 = 16;
+/// From the order to its approval: longer than a run waits in memory, so that it is parked.
+const DELIBERATION: Duration = Duration::from_secs(2);
 
 /// How an order is placed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,29 @@ pub(crate) fn way(id: u64) -> Way {
     }
 }
 
+/// What becomes of an order that is placed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It is charged and shipped.
+    Plain,
+    /// It waits for an approval, which comes.
+    Approved,
+    /// It waits for an approval that never comes.
+    Unapproved,
+    /// It cannot be shipped: it is refunded.
+    Unshippable,
+}
+
+/// Which kind order `id` is. Each kind is placed in each way.
+pub(crate) fn kind(id: u64) -> Kind {
+    match id % 25 {
+        6 => Kind::Approved,
+        11 => Kind::Unapproved,
+        21 => Kind::Unshippable,
+        _ => Kind::Plain,
+    }
+}
+
 /// The order with this id.
 pub(crate) fn order(id: u64) -> Order {
     let id = id as i64;
@@ -53,9 +80,11 @@ pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
         .connect(url)
         .await?;
     let next = Arc::new(AtomicU64::new(1));
+    let (ask, asked) = mpsc::unbounded_channel();
+    let approver = tokio::spawn(approve_all(pool.clone(), asked));
     let mut customers = tokio::task::JoinSet::new();
     for _ in 0..CUSTOMERS {
-        let (pool, next, mut told) = (pool.clone(), next.clone(), told.clone());
+        let (pool, next, mut told, ask) = (pool.clone(), next.clone(), told.clone(), ask.clone());
         customers.spawn(async move {
             loop {
                 let id = next.fetch_add(1, Ordering::Relaxed);
@@ -71,10 +100,47 @@ pub(crate) async fn place(url: &str, orders: u64) -> Result<()> {
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
+                if kind(id) == Kind::Approved && way(id) != Way::RolledBack {
+                    // It is there as long as the front is.
+                    let _ = ask.send((id, Instant::now() + DELIBERATION));
+                }
             }
         });
     }
+    drop(ask);
     customers.join_all().await;
+    approver.await?;
+    Ok(())
+}
+
+/// Approves what is asked for, each when its time has come, until nobody asks any more.
+async fn approve_all(pool: PgPool, mut asked: mpsc::UnboundedReceiver<(u64, Instant)>) {
+    while let Some((id, due)) = asked.recv().await {
+        tokio::time::sleep_until(due).await;
+        while let Err(error) = approve(&pool, id as i64).await {
+            if std::env::var_os("AMBO_DEMO_LOG").is_some() {
+                eprintln!("approval of {id} again: {error}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// The order is marked and its run is told, both or neither: one that is marked already needs no second signal.
+async fn approve(pool: &PgPool, id: i64) -> ambo::Result<()> {
+    let mut tx = pool.begin().await?;
+    let marked = sqlx::query("update orders set approved = true where id = $1 and not approved")
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
+    if marked.rows_affected() == 1 {
+        let run: uuid::Uuid = sqlx::query_scalar("select id from ambo.run where key = $1")
+            .bind(format!("order-{id}"))
+            .fetch_one(&mut *tx)
+            .await?;
+        ambo::SendSignal::new(run.into(), APPROVAL, &true).key(format!("approval-{id}")).on(&mut *tx).await?;
+    }
+    tx.commit().await?;
     Ok(())
 }
 

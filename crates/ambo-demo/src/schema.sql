@@ -11,11 +11,16 @@ create table orders (
     item integer not null references item,
     quantity integer not null,
     cents bigint not null,
-    imported boolean not null
+    imported boolean not null,
+    approved boolean not null default false
 );
 create table shipment (
     order_id bigint not null,
     charge bigint not null
+);
+-- Orders whose stock was given back: the key makes the compensation, which may be tried twice, work once.
+create table given_back (
+    order_id bigint primary key
 );
 
 -- Orders that another program imports by plain SQL get their run from a trigger, in the same transaction.

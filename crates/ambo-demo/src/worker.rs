@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use std::time::Duration;
 
+use crate::front::{Kind, kind};
 use crate::payment;
 
 /// What a run is given; the trigger writes the same with `row_to_json`.
@@ -24,17 +25,16 @@ struct Shop {
     payment: String,
 }
 
-/// Charge at the outside, then stock and shipment in the shop's own database.
+/// The topic of the signal that approves an order.
+pub(crate) const APPROVAL: &str = "approval";
+/// How long an order waits that nobody approves. One that is approved waits as long as it takes.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Stock in the shop's own database, the charge at the outside, and the shipment; what fails is undone in reverse.
 #[ambo::workflow]
 pub(crate) async fn fulfil(cx: Ctx, order: Order) -> Result<()> {
     let shop = cx.state::<Shop>()?;
-
-    // At least once, with a key that is the same each time: the payment service charges it once.
-    let charge = cx
-        .step_with("charge", |attempt| payment::charge(&shop.payment, attempt.idempotency_key(), order.cents))
-        .retry(Retry::exponential().max_attempts(20).initial(Duration::from_millis(10)))
-        .timeout(Duration::from_secs(2))
-        .await?;
+    let kind = kind(order.id.unsigned_abs());
 
     // Exactly once: the stock and the record of the step commit together.
     cx.transaction("reserve stock")
@@ -47,6 +47,26 @@ pub(crate) async fn fulfil(cx: Ctx, order: Order) -> Result<()> {
             Ok::<_, ambo::Error>(())
         })
         .await?;
+    let (pool, unsold) = (shop.pool.clone(), order.clone());
+    cx.compensate("give stock back", move |_| give_back(pool.clone(), unsold.clone()));
+
+    match kind {
+        Kind::Approved => drop(cx.signal::<bool>(APPROVAL).await?),
+        Kind::Unapproved => drop(cx.signal::<bool>(APPROVAL).timeout(PATIENCE).await?),
+        Kind::Plain | Kind::Unshippable => {}
+    }
+
+    // At least once, with a key that is the same each time: the payment service charges it once.
+    let charge = cx
+        .step_with("charge", |attempt| payment::charge(&shop.payment, attempt.idempotency_key(), order.cents))
+        .retry(insistent())
+        .timeout(Duration::from_secs(2))
+        .await?;
+    let (service, cents) = (shop.payment.clone(), order.cents);
+    cx.compensate_with("refund", insistent(), move |attempt| {
+        let service = service.clone();
+        async move { payment::charge(&service, attempt.idempotency_key(), -cents).await.map(drop) }
+    });
 
     cx.transaction("ship")
         .run(&shop.pool, async |mut tx| {
@@ -55,9 +75,31 @@ pub(crate) async fn fulfil(cx: Ctx, order: Order) -> Result<()> {
                 .bind(charge as i64)
                 .execute(&mut *tx)
                 .await?;
-            Ok::<_, ambo::Error>(())
+            if kind == Kind::Unshippable {
+                return Err(ambo::Error::message("no carrier goes there"));
+            }
+            Ok(())
         })
         .await?;
+    Ok(())
+}
+
+/// The payment service fails often.
+fn insistent() -> Retry {
+    Retry::exponential().max_attempts(20).initial(Duration::from_millis(10))
+}
+
+/// In one statement, so that a second attempt finds the first one's row and gives nothing back.
+async fn give_back(pool: PgPool, order: Order) -> Result<()> {
+    sqlx::query(
+        "with given as (insert into given_back (order_id) values ($1) on conflict do nothing returning order_id)
+         update item set remaining = remaining + $2 where id = $3 and exists (select from given)",
+    )
+    .bind(order.id)
+    .bind(order.quantity)
+    .bind(order.item)
+    .execute(&pool)
+    .await?;
     Ok(())
 }
 
