@@ -76,10 +76,10 @@ pub(crate) enum Command {
     /// which finds the URL in DATABASE_URL, has ended. Other commands typed in the same directory find it by
     /// themselves. If DATABASE_URL is set, that database is migrated and used instead.
     Dev(Dev),
-    /// List, show, enqueue, cancel, retry, rewind and fork runs
+    /// List, show, enqueue, cancel, retry, rewind and fork runs; say why one waits
     #[command(subcommand)]
     Run(Run),
-    /// List, create, pause, resume, drain and purge queues
+    /// List, create, limit, pause, drain, unblock and purge queues
     #[command(subcommand)]
     Queue(Queue),
     /// List, set, pause, trigger and backfill schedules
