@@ -481,7 +481,7 @@ function enqueue_workflows(workflows text[], inputs json[], queues text[] DEFAUL
 
 function enqueue_workflow(workflow text, input json DEFAULT 'null'::json, queue text DEFAULT 'default'::text, key text DEFAULT NULL::text, priority integer DEFAULT 0, delay interval DEFAULT NULL::interval, at timestamp with time zone DEFAULT NULL::timestamp with time zone, attributes jsonb DEFAULT NULL::jsonb, timeout interval DEFAULT NULL::interval, attempts integer DEFAULT 5, key_lifetime interval DEFAULT NULL::interval, group_key text DEFAULT NULL::text, weight integer DEFAULT 1, dedup boolean DEFAULT false, throttle interval DEFAULT NULL::interval, debounce interval DEFAULT NULL::interval, debounce_max interval DEFAULT NULL::interval, start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, start_within interval DEFAULT NULL::interval)
     returns uuid
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile
 
 function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval, p_at timestamp with time zone, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval, p_group text DEFAULT NULL::text, p_weight integer DEFAULT 1, p_dedup boolean DEFAULT false, p_throttle interval DEFAULT NULL::interval, p_debounce interval DEFAULT NULL::interval, p_debounce_max interval DEFAULT NULL::interval, p_start_by timestamp with time zone DEFAULT NULL::timestamp with time zone, p_start_within interval DEFAULT NULL::interval, OUT run_id uuid, OUT is_new boolean)
     returns record

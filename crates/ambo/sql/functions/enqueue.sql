@@ -215,14 +215,11 @@ create or replace function ambo.enqueue_workflow(
     dedup boolean default false, throttle interval default null, debounce interval default null,
     debounce_max interval default null, start_by timestamptz default null, start_within interval default null)
 returns uuid
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-    -- Not in SQL: the body of a SQL function is planned anew on every call.
-    return (ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts,
-                         key_lifetime, group_key, weight, dedup, throttle, debounce, debounce_max, start_by,
-                         start_within)).run_id;
-end $$;
+language sql volatile
+-- One expression without settings or rights of its own, bound to what it names when it is created: it dissolves in the statement
+-- that calls it and costs nothing. Whoever may execute it must be allowed to execute ambo.enqueue.
+return (ambo.enqueue(workflow, input, queue, key, priority, delay, at, attributes, timeout, attempts, key_lifetime,
+                     group_key, weight, dedup, throttle, debounce, debounce_max, start_by, start_within)).run_id;
 
 -- Many runs in one call; `batch` is for enqueue_fan_in alone. An array that is not given, or an element that is null, means the default.
 -- Keys are taken in sorted order, so that two bulk calls cannot deadlock on them.
