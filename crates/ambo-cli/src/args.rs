@@ -152,8 +152,8 @@ pub(crate) enum Run {
     /// List runs, newest first
     #[command(visible_alias = "ls")]
     List(RunList),
-    /// Show one run: what it was given, its steps, its result
-    Show(OneRun),
+    /// Show one run: how it stands, and its steps; with --payload what it was given and what came of it
+    Show(RunShow),
     /// Enqueue a run and print its id
     Enqueue(RunEnqueue),
     /// Ask runs to end: at once if they wait, else at their next durable call
@@ -321,6 +321,19 @@ pub(crate) enum State {
 pub(crate) struct OneRun {
     /// The id of the run
     pub(crate) id: RunId,
+}
+
+/// `ambo run show`
+#[derive(Debug, Args)]
+pub(crate) struct RunShow {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// Show payloads: input, output, results of steps, and the details of errors; without it only how large they are
+    ///
+    /// Those that are encrypted are opened with the keys in AMBO_KEYRING (ID:BASE64,...), those that are stored apart from the
+    /// folder in AMBO_OBJECTS.
+    #[arg(long)]
+    pub(crate) payload: bool,
 }
 
 /// `ambo run cancel`

@@ -8,6 +8,9 @@ use crate::args::Global;
 use crate::dev_home::DevHome;
 use crate::failure::Failure;
 
+/// What the CLI sends itself goes into the folder above so many bytes.
+const OVER: usize = 64 * 1024;
+
 /// A database and the schema in it.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -62,7 +65,9 @@ impl Database {
 
     /// A client of an installation that fits.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
-        Client::connect_in(&self.url, &self.schema).await.map_err(|error| self.explain(&error))
+        let client =
+            Client::connect_in(&self.url, &self.schema).await.map_err(|error| self.explain(&error))?;
+        Ok(client.with_vault(vault().map_err(|error| self.explain(&error))?))
     }
 
     /// A client, whatever the database holds.
@@ -100,6 +105,21 @@ impl Database {
         let name = config.get_dbname().or_else(|| config.get_user()).unwrap_or_default();
         format!("postgres://{user}{}/{name}", hosts.join(","))
     }
+}
+
+/// What the environment says of payloads: a ring of keys, and the folder that large ones lie in.
+fn vault() -> ambo::Result<ambo::Vault> {
+    let set = |name| std::env::var(name).ok().filter(|value: &String| !value.trim().is_empty());
+    let mut vault = ambo::Vault::new();
+    if let Some(keys) = set("AMBO_KEYRING") {
+        vault = vault.keyring(ambo::Keyring::parse(&keys)?);
+    }
+    if let Some(folder) = set("AMBO_OBJECTS") {
+        let store =
+            object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(ambo::Error::other)?;
+        vault = vault.objects(std::sync::Arc::new(store), OVER);
+    }
+    Ok(vault)
 }
 
 #[cfg(test)]

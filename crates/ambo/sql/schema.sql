@@ -5,6 +5,7 @@ partitioned table attribute
     run_id uuid not null
     attributes jsonb not null
     index attribute_attributes gin (attributes jsonb_path_ops)
+    index attribute_forks btree (run_id) WHERE (attributes ? 'forked_from'::text)
     UNIQUE index attribute_pkey btree (run_id)
 
 table attribute_carried
@@ -12,6 +13,7 @@ table attribute_carried
     attributes jsonb not null
     index attribute_carried_attributes_idx gin (attributes jsonb_path_ops)
     UNIQUE index attribute_carried_pkey btree (run_id)
+    index attribute_carried_run_id_idx btree (run_id) WHERE (attributes ? 'forked_from'::text)
 
 table cancel_request
     run_id uuid not null
@@ -487,6 +489,10 @@ function enqueue(p_workflow text, p_input json, p_queue text, p_key text, p_prio
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function envelope_digests(p_input json)
+    returns bytea[]
+    immutable
+
 function expire_dead(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
@@ -567,6 +573,14 @@ function is_awaited(p_lock integer)
     returns boolean
     volatile
 
+function is_same_payload(p_one json, p_other json)
+    returns boolean
+    immutable
+
+function kept_objects()
+    returns SETOF text
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off
+
 function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_holds boolean DEFAULT false)
     returns text
     immutable
@@ -631,6 +645,10 @@ function next_signal(p_run uuid, p_topic text, p_consumed bigint[], OUT again bo
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
+function object_horizon()
+    returns timestamp with time zone
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function outcomes(p_runs uuid[], p_new uuid[])
     returns TABLE(run_id uuid, status text, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
@@ -646,6 +664,10 @@ function pause_queue(p_queue text, p_paused boolean)
 function pause_schedule(name text, paused boolean DEFAULT true)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function payload_digests(p_payload json)
+    returns text[]
+    immutable
 
 function pin_of(p_worker bigint)
     returns text

@@ -20,6 +20,7 @@ use crate::engine::executor::panicked;
 use crate::error::{ApplicationError, Code, Error, Result};
 use crate::id::RunId;
 use crate::payload::{self, Json};
+use crate::vault::Vault;
 use crate::workflow::{Body, States, seal};
 
 /// One run of a [`Batch`].
@@ -105,7 +106,7 @@ where
             let (answer, answered) = oneshot::channel();
             let key = cx.key().map(str::to_owned);
             let item = BatchItem { run: cx.run_id(), key, attempt: cx.attempt(), input };
-            shared.add(Waiting { item, answer }, cx.states());
+            shared.add(Waiting { item, answer }, cx.states(), cx.vault());
             let gone = |_| Err(Error::new(Code::Stopping, "the handler of the batch was dropped"));
             answered.await.unwrap_or_else(gone)
         })
@@ -122,15 +123,15 @@ where
 {
     /// The first to come waits for the time to be over, the last to fit in does not. A batch that is full is taken at once, so
     /// that nobody else comes into it.
-    fn add(self: Arc<Self>, one: Waiting<I>, states: &States) {
+    fn add(self: Arc<Self>, one: Waiting<I>, states: &States, vault: &Vault) {
         let mut gathering = self.gathering();
         gathering.waiting.push(one);
         let (count, taken) = (gathering.waiting.len(), gathering.taken);
         let full = (count >= self.max).then(|| gathering.take());
         drop(gathering);
-        let states = states.clone();
+        let (states, vault) = (states.clone(), vault.clone());
         if let Some(waiting) = full {
-            tokio::spawn(async move { self.handle(waiting, states).await });
+            tokio::spawn(async move { self.handle(waiting, states, &vault).await });
         } else if count == 1 {
             tokio::spawn(async move {
                 tokio::time::sleep(self.within).await;
@@ -138,7 +139,7 @@ where
                     let mut gathering = self.gathering();
                     if gathering.taken == taken { gathering.take() } else { Vec::new() }
                 };
-                self.handle(waiting, states).await;
+                self.handle(waiting, states, &vault).await;
             });
         }
     }
@@ -147,7 +148,7 @@ where
         self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn handle(&self, mut waiting: Vec<Waiting<I>>, states: States) {
+    async fn handle(&self, mut waiting: Vec<Waiting<I>>, states: States, vault: &Vault) {
         // Those that were cancelled, or handed back, meanwhile.
         waiting.retain(|one| !one.answer.is_closed());
         if waiting.is_empty() {
@@ -155,15 +156,15 @@ where
         }
         let (items, answers): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|one| (one.item, one.answer)).unzip();
-        self.call(Batch { items, states }, answers).await;
+        self.call(Batch { items, states }, answers, vault).await;
     }
 
-    async fn call(&self, batch: Batch<I>, answers: Vec<oneshot::Sender<Result<Json>>>) {
+    async fn call(&self, batch: Batch<I>, answers: Vec<oneshot::Sender<Result<Json>>>, vault: &Vault) {
         let handled = AssertUnwindSafe(async { (self.handler)(batch).await }).catch_unwind().await;
         let refuse = |code, text: String| move || Err(Error::new(code, text.clone()));
         let results: Vec<Result<Json>> = match handled {
             Ok(results) if results.len() == answers.len() => {
-                results.into_iter().map(|result| seal(result, |_| false)).collect()
+                results.into_iter().map(|result| seal(vault, result, |_| false)).collect()
             }
             Ok(results) => {
                 let text = format!(

@@ -23,6 +23,8 @@ use crate::store::admin::{self, Outcome};
 use crate::store::connect::{Link, Session, Target};
 use crate::store::enqueue::NewRun;
 use crate::store::{Schema, migrate, why, workflow};
+use crate::vault::Vault;
+use crate::vault::place::Place;
 use enqueuer::Enqueuer;
 use waiter::Waiter;
 
@@ -43,6 +45,7 @@ use waiter::Waiter;
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    vault: Vault,
 }
 
 /// Between two looks for what a run publishes: from, to.
@@ -87,14 +90,25 @@ impl Client {
     pub async fn connect_unchecked(url: &str, schema: &str) -> Result<Self> {
         let mut target = Target::parse(url, Schema::new(schema)?)?;
         target.detect_pooler().await?;
-        Ok(Client {
-            inner: Arc::new(Inner {
-                link: Mutex::new(Link::new(target.clone(), "ambo client")),
-                enqueuer: Enqueuer::new(target.clone()),
-                waiter: Arc::new(Waiter::new(target.clone())),
-                target,
-            }),
-        })
+        let inner = Arc::new(Inner {
+            link: Mutex::new(Link::new(target.clone(), "ambo client")),
+            enqueuer: Enqueuer::new(target.clone()),
+            waiter: Arc::new(Waiter::new(target.clone())),
+            target,
+        });
+        Ok(Client { inner, vault: Vault::of_process() })
+    }
+
+    /// What becomes of payloads before they are recorded: of those that go through this client, its handles and the workers
+    /// that are built with it. Default: the [default of the program](Vault::make_default).
+    #[must_use]
+    pub fn with_vault(mut self, vault: Vault) -> Self {
+        self.vault = vault;
+        self
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     /// Installs or upgrades the schema; safe from any number of processes at once. Answers the version before, 0 if
@@ -179,19 +193,38 @@ impl Client {
         self.inner.waiter.outcome(run.as_uuid()).await
     }
 
-    /// Runs, newest first.
+    /// Runs, newest first. Errors that are encrypted or stored apart are shown as they are recorded if they cannot be opened.
     ///
     /// # Errors
     /// `AMBO005` for a state that there is not.
     pub async fn list_runs(&self, filter: &Filter) -> Result<Vec<RunSummary>> {
-        admin::list_runs(&self.session().await?, self.schema(), filter).await
+        let mut runs = admin::list_runs(&self.session().await?, self.schema(), filter).await?;
+        for run in &mut runs {
+            self.vault.show(&Place::Error(run.id.as_uuid()), &mut run.error).await;
+        }
+        Ok(runs)
     }
 
-    /// One run, with its payloads and steps.
+    /// One run, with its payloads and steps. What is encrypted or stored apart is shown as it is recorded if it cannot be
+    /// opened.
     ///
     /// # Errors
     /// `AMBO033` if there is no such run.
     pub async fn show_run(&self, run: RunId) -> Result<RunDetail> {
+        let mut detail = self.show_recorded(run).await?;
+        let id = run.as_uuid();
+        self.vault.show(&Place::Input { keyed: false }, &mut detail.input).await;
+        self.vault.show(&Place::Output(id), &mut detail.output).await;
+        self.vault.show(&Place::Error(id), &mut detail.summary.error).await;
+        for step in &mut detail.steps {
+            self.vault.show(&Place::Step(&step.position), &mut step.output).await;
+            self.vault.show(&Place::Failure(&step.position), &mut step.error).await;
+        }
+        Ok(detail)
+    }
+
+    /// One run as it is recorded.
+    pub(crate) async fn show_recorded(&self, run: RunId) -> Result<RunDetail> {
         let detail = admin::show_run(&self.session().await?, self.schema(), run.as_uuid()).await?;
         detail.ok_or_else(|| unknown(run))
     }
@@ -225,10 +258,12 @@ impl Client {
         let after = i32::try_from(after).unwrap_or(i32::MAX);
         let values = crate::store::signal::events(&session, self.schema(), run.as_uuid(), key, after).await?;
         let what = format!("the event {key:?}");
-        values
-            .into_iter()
-            .map(|(number, value)| Ok((number.unsigned_abs(), crate::payload::decode(&what, &value)?)))
-            .collect()
+        let mut events = Vec::with_capacity(values.len());
+        for (number, value) in values {
+            let value = self.vault.open(&Place::Event(key), &value).await?;
+            events.push((number.unsigned_abs(), crate::payload::decode(&what, &value)?));
+        }
+        Ok(events)
     }
 
     /// [`events`](Client::events), but waits until there is one. Empty: the run has ended, and nothing more will come.
@@ -431,6 +466,11 @@ impl sealed::Enqueue for &Client {
         args: &[Option<String>],
     ) -> Result<Vec<Option<String>>> {
         self.session().await?.call(&self.schema().sql(sql), args).await
+    }
+
+    #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+    fn vault(&self) -> Vault {
+        self.vault.clone()
     }
 
     #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]

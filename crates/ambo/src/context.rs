@@ -24,6 +24,7 @@ use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Failure, Result};
 use crate::id::RunId;
 use crate::retry::Retry;
+use crate::vault::Vault;
 use crate::workflow::{States, Workflow};
 pub use child::{Child, ChildResult, StartChild};
 pub use event::Event;
@@ -78,6 +79,11 @@ pub struct Ctx<'run> {
 impl<'run> Ctx<'run> {
     pub(crate) fn new(run: &'run Arc<Run>) -> Self {
         Ctx { run, branch: "".into(), index: run.history.from() }
+    }
+
+    /// What becomes of the payloads of this run.
+    pub(crate) fn vault(&self) -> &'run Vault {
+        &self.run.vault
     }
 
     /// The next position: an index within the branch, behind the path of the branch.

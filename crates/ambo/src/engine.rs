@@ -16,6 +16,7 @@ pub(crate) mod life;
 pub(crate) mod rehearse;
 pub(crate) mod run;
 pub(crate) mod script;
+pub(crate) mod sealing;
 pub(crate) mod slots;
 pub(crate) mod turns;
 pub(crate) mod wait;
@@ -31,6 +32,7 @@ use crate::client::waiter::Waiter;
 use crate::error::Result;
 use crate::store::connect::{Link, Target};
 use crate::store::worker::Registration;
+use crate::vault::Vault;
 use crate::workflow::{Registry, States};
 pub(crate) use life::Life;
 
@@ -59,6 +61,8 @@ pub(crate) struct Engine {
     pub(crate) waiter: Arc<Waiter>,
     /// What a test has told this worker to do otherwise.
     pub(crate) rig: script::Rig,
+    /// What becomes of payloads.
+    pub(crate) vault: Vault,
     /// The present life, once registered.
     pub(crate) life: watch::Sender<Option<Arc<Life>>>,
     /// No more claims: finish or hand back.

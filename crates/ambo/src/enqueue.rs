@@ -15,6 +15,8 @@ use crate::on::On;
 use crate::payload;
 use crate::store::Schema;
 use crate::store::enqueue::{NewRun, Terms};
+use crate::vault::Vault;
+use crate::vault::place::Place;
 use crate::worker::Worker;
 use crate::workflow::Workflow;
 
@@ -111,6 +113,7 @@ impl<W> Enqueue<W> {
             attempts: 5,
             key_lifetime: None,
             terms: Terms::default(),
+            vault: None,
         });
         Enqueue { run, workflow: PhantomData }
     }
@@ -132,6 +135,13 @@ impl<W> Enqueue<W> {
                 self
             }
         }
+    }
+
+    /// What becomes of the input before it is recorded. Default: the vault of the client or worker, or in a transaction of the
+    /// caller's the [default of the program](Vault::make_default). A child's and a schedule's is always that of their worker or
+    /// client.
+    pub fn vault(self, vault: &Vault) -> Self {
+        self.set(|run| run.vault = Some(vault.clone()))
     }
 
     /// The queue in which the run waits. Default: `default`. It must exist.
@@ -225,7 +235,8 @@ impl<W> Enqueue<W> {
 
     /// Attributes to find the run by: a JSON object. They are stored as `jsonb`.
     pub fn attributes(mut self, attributes: &impl Serialize) -> Self {
-        match payload::encode("the attributes", attributes) {
+        // They stay in the database, as they are: it searches them.
+        match Vault::new().encode("the attributes", attributes) {
             Ok(json) => self.set(|run| run.attributes = Some(json)),
             Err(error) => {
                 self.run = Err(error);
@@ -246,8 +257,8 @@ impl<W> Enqueue<W> {
     /// # Cancel safety
     /// If the future is dropped the run may have been enqueued.
     pub async fn on(self, connection: impl On) -> Result<Enqueued> {
-        let run = self.run?;
-        check(&run)?;
+        let mut run = self.run?;
+        run.seal(&connection.vault()).await?;
         connection.enqueue(run).await
     }
 
@@ -256,20 +267,33 @@ impl<W> Enqueue<W> {
     }
 }
 
-/// What PostgreSQL could not even be sent: text has no NUL there.
-pub(crate) fn check(run: &NewRun) -> Result<()> {
-    let texts = [
-        ("workflow", Some(&run.workflow)),
-        ("queue", Some(&run.queue)),
-        ("key", run.key.as_ref()),
-        ("group", run.terms.group.as_ref()),
-    ];
-    for (what, text) in texts {
-        if text.is_some_and(|text| text.contains('\0')) {
-            return Err(Error::new(Code::InvalidName, format!("the {what} holds a NUL byte")));
+impl NewRun {
+    /// What PostgreSQL could not even be sent, for text has no NUL there; and what is too large.
+    pub(crate) fn check(&self, vault: &Vault) -> Result<()> {
+        let texts = [
+            ("workflow", Some(&self.workflow)),
+            ("queue", Some(&self.queue)),
+            ("key", self.key.as_ref()),
+            ("group", self.terms.group.as_ref()),
+        ];
+        for (what, text) in texts {
+            if text.is_some_and(|text| text.contains('\0')) {
+                return Err(Error::new(Code::InvalidName, format!("the {what} holds a NUL byte")));
+            }
         }
+        vault.check("the input", &self.input)
     }
-    Ok(())
+
+    /// Checks it, and puts what is recorded in the place of the input: by the run's own vault, or by that of where it goes.
+    pub(crate) async fn seal(&mut self, vault: &Vault) -> Result<()> {
+        let own = self.vault.take();
+        let vault = own.as_ref().unwrap_or(vault);
+        self.check(vault)?;
+        if !vault.is_empty() {
+            self.input = vault.seal(&Place::Input { keyed: self.key.is_some() }, &self.input).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Enqueues many runs in one call, each with its own options; answers in their order. For up to 100,000 runs.
@@ -282,8 +306,8 @@ pub async fn enqueue_all<W>(
 ) -> Result<Vec<Enqueued>> {
     let mut new = Vec::new();
     for run in runs {
-        let run = run.into_run()?;
-        check(&run)?;
+        let mut run = run.into_run()?;
+        run.seal(client.vault()).await?;
         new.push(run);
     }
     client.enqueue_all(new).await

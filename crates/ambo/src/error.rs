@@ -108,6 +108,12 @@ codes! {
     Stopping = "043",
     /// The database refused a statement for a reason of its own.
     Database = "050",
+    /// A payload is encrypted or stored apart, and this program has not the key or the store.
+    NoVault = "060",
+    /// A payload cannot be encrypted or decrypted.
+    Undecipherable = "061",
+    /// The object store does not hold a payload.
+    ObjectMissing = "062",
 }
 
 impl fmt::Display for Code {
@@ -134,7 +140,7 @@ impl fmt::Display for Code {
 /// assert_eq!(replayed.code(), ambo::Code::Application);
 /// assert_eq!(replayed.details::<Declined>(), Some(Declined { reason: "limit".into() }));
 /// ```
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Error {
     #[serde(with = "code_as_text")]
     code: Code,
@@ -247,6 +253,21 @@ impl fmt::Display for Error {
     }
 }
 
+/// Without the application's details, which are payloads, and without the source, which may quote one.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Error");
+        shown.field("code", &self.code).field("message", &self.message);
+        if let Some(sqlstate) = &self.sqlstate {
+            shown.field("sqlstate", sqlstate);
+        }
+        if self.permanent {
+            shown.field("permanent", &true);
+        }
+        shown.finish_non_exhaustive()
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| source.as_ref() as _)
@@ -261,9 +282,8 @@ impl From<std::io::Error> for Error {
 
 impl From<serde_json::Error> for Error {
     fn from(error: serde_json::Error) -> Self {
-        // The text of a serde error may quote the payload: only where it stands is told.
+        // The text of a serde error may quote the payload: only where it stands is told, and it is no source.
         Error::new(Code::NotEncodable, format!("JSON, line {} column {}", error.line(), error.column()))
-            .with_source(error)
     }
 }
 

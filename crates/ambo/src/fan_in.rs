@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::enqueue::{self, Enqueue, Enqueued};
+use crate::enqueue::{Enqueue, Enqueued};
 use crate::error::Result;
 use crate::id::RunId;
 use crate::on::On;
@@ -105,9 +105,9 @@ impl FanInThen {
     /// # Cancel safety
     /// If the future is dropped it may have been enqueued; with a key of the run that comes last, asking again finds it.
     pub async fn on(self, connection: impl On) -> Result<FannedIn> {
-        let (members, then) = (self.members?, self.then?);
-        for run in members.iter().chain([&then]) {
-            enqueue::check(run)?;
+        let (mut members, mut then, vault) = (self.members?, self.then?, connection.vault());
+        for run in members.iter_mut().chain([&mut then]) {
+            run.seal(&vault).await?;
         }
         let schema = then.schema.clone();
         let members: Result<Vec<String>> = members.iter().map(NewRun::json).collect();

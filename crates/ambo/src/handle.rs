@@ -10,6 +10,7 @@ use crate::client::Client;
 use crate::error::{ApplicationError, Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
 use crate::payload;
+use crate::vault::place::Place;
 use crate::workflow::Workflow;
 
 /// A run seen from outside. Cheap; it does not keep the run alive, and dropping it does not end the run.
@@ -63,11 +64,15 @@ impl<W> Handle<W> {
     /// As [`result`](Handle::result).
     pub async fn result_as<O: DeserializeOwned, E: ApplicationError>(&self) -> Result<O, Failure<E>> {
         let outcome = self.client.outcome(self.run).await.map_err(Failure::Ambo)?;
+        let (vault, id) = (self.client.vault(), self.run.as_uuid());
         if outcome.status == "succeeded" {
             let text = outcome.output.as_deref().unwrap_or("null");
-            return payload::decode("the result of the run", text).map_err(Failure::Ambo);
+            let text = vault.open(&Place::Output(id), text).await.map_err(Failure::Ambo)?;
+            return payload::decode("the result of the run", &text).map_err(Failure::Ambo);
         }
-        let error: Error = payload::decode("the error of the run", outcome.error.as_deref().unwrap_or("{}"))
+        let error = outcome.error.as_deref().unwrap_or("{}");
+        let error = vault.open(&Place::Error(id), error).await.map_err(Failure::Ambo)?;
+        let error: Error = payload::decode("the error of the run", &error)
             .unwrap_or_else(|_| Error::new(Code::Application, format!("the run is {}", outcome.status)));
         Err(to_failure(error))
     }

@@ -69,6 +69,8 @@
 //! | `tls` | TLS with rustls and the system's roots | yes |
 //! | `sqlx`, `diesel-async`, `sea-orm` | enqueue and transaction steps on that driver | no |
 //! | `testing` | [`testing`]: a PostgreSQL of a test's own, time that is skipped, steps that are answered for, crashes | no |
+//! | `encryption` | payloads encrypted, with a ring of keys | no |
+//! | `object-store` | large payloads in an object store | no |
 //! | `failpoints` | points at which crash tests end the process | no |
 
 pub mod admin;
@@ -93,6 +95,7 @@ mod store;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod vault;
 mod worker;
 mod workflow;
 
@@ -118,6 +121,9 @@ pub use queue::{BlockedGroup, Ordered, QueueSettings, Rate};
 pub use retry::Retry;
 pub use schedule::{Overlap, Schedule, ScheduleSummary};
 pub use signal::SendSignal;
+#[cfg(feature = "encryption")]
+pub use vault::Keyring;
+pub use vault::{OBJECT_BYTES_MAX, Vault};
 pub use worker::{DRAIN, Worker, WorkerBuilder};
 pub use workflow::{Workflow, WorkflowFn};
 
@@ -162,4 +168,7 @@ mod shown {
     struct Queues;
     #[doc = include_str!("../../../docs/guide/operate.md")]
     struct Operate;
+    #[cfg(all(feature = "encryption", feature = "object-store"))]
+    #[doc = include_str!("../../../docs/guide/payloads.md")]
+    struct Payloads;
 }

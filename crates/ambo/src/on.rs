@@ -160,6 +160,7 @@ pub(crate) mod sealed {
     use crate::enqueue::Enqueued;
     use crate::store::Schema;
     use crate::store::enqueue::NewRun;
+    use crate::vault::Vault;
 
     /// The columns of a row as text.
     pub(crate) type Row = Vec<Option<String>>;
@@ -184,6 +185,12 @@ pub(crate) mod sealed {
             sql: &str,
             args: &[Option<String>],
         ) -> impl Future<Output = Result<Row>> + Send;
+
+        /// What becomes of payloads that go there.
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        fn vault(&self) -> Vault {
+            Vault::of_process()
+        }
 
         /// Enqueues one run.
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]

@@ -1,12 +1,13 @@
-//! Payloads: JSON as text, with a limit on its size.
+//! Payloads: JSON as text. What becomes of it on the way to the database is the vault's affair, and so is its size.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error};
 
-/// The largest input, output or error that is recorded, in bytes of JSON. A claim brings up to 500 inputs at once,
-/// and the journal holds outputs in memory: without a limit one payload could end a worker.
+/// The largest input, output or error that is recorded in the database, in bytes of JSON. A claim brings up to 500 inputs at
+/// once, and the journal holds outputs in memory: without a limit one payload could end a worker. A [`Vault`](crate::Vault)
+/// with an object store takes larger ones.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// The deepest nesting that is recorded: what is deeper could be written but not read back.
@@ -19,11 +20,8 @@ pub(crate) fn encode(what: &str, value: &impl Serialize) -> Result<Json, Error> 
     let text = serde_json::to_string(value).map_err(|error| {
         Error::new(Code::NotEncodable, format!("{what} cannot be written as JSON")).with_source(error)
     })?;
-    if text.len() > PAYLOAD_BYTES_MAX {
-        return Err(Error::new(
-            Code::TooLarge,
-            format!("{what} has {} bytes; the limit is {PAYLOAD_BYTES_MAX}", text.len()),
-        ));
+    if crate::vault::envelope::is_one(&text) {
+        crate::vault::place::refuse(what)?;
     }
     // What is shorter cannot be so deep: each level has two brackets.
     if text.len() > 2 * DEPTH_MAX && depth(&text) > DEPTH_MAX {

@@ -157,7 +157,7 @@ impl Client {
         loop {
             let runs = self.list_runs(&page).await?;
             for run in &runs {
-                let run = self.show_run(run.id).await?;
+                let run = self.show_recorded(run.id).await?;
                 let has_begun = run.summary.attempt > 0 || !run.steps.is_empty();
                 if has_begun && histories.len() < filter.limit as usize {
                     histories.push(run.into());

@@ -16,6 +16,7 @@ use crate::error::{Code, Error, Result};
 use crate::id::RunId;
 use crate::store;
 use crate::store::schedule::NewSchedule;
+use crate::vault::place::Place;
 
 /// Ticks that one backfill makes up for.
 const BACKFILL_MAX: usize = 10_000;
@@ -142,7 +143,12 @@ impl<W> Schedule<W> {
     /// `AMBO001` for the name, `AMBO005` for a pattern that cannot be read or never comes, a time zone that there is not, a
     /// span below a second, or an option that a schedule does not take (key, delay); those of [`Enqueue::on`].
     pub async fn set(self, client: &Client) -> Result<bool> {
-        let run = self.enqueue.into_run()?;
+        let mut run = self.enqueue.into_run()?;
+        // It outlives every retention, and so stays in the database.
+        let limit = crate::Vault::new();
+        limit.check("the input", &run.input)?;
+        run.input = client.vault().seal_inline(&Place::Input { keyed: false }, &run.input)?;
+        limit.check("the input, encrypted,", &run.input)?;
         if run.key.is_some() || run.key_lifetime.is_some() || run.delay.is_some() || run.at.is_some() {
             let text = "a schedule's run takes no key and no delay: its key is the schedule and the time";
             return Err(Error::new(Code::InvalidOption, text));

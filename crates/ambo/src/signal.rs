@@ -9,6 +9,8 @@ use crate::id::RunId;
 use crate::on::On;
 use crate::payload::{self, Json};
 use crate::store::Schema;
+use crate::vault::Vault;
+use crate::vault::place::Place;
 
 /// The statement that sends one signal on a connection of the user's: text in, text out (see `on`).
 const SEND: &str = "select ambo.send_signal($1::text::uuid, $2::text, $3::text::json, $4::text)::text";
@@ -31,13 +33,21 @@ pub struct SendSignal {
     payload: Result<Json>,
     key: Option<String>,
     schema: Result<Schema>,
+    vault: Option<Vault>,
 }
 
 impl SendSignal {
     /// A signal to a run, under a topic of 1 to 200 bytes.
     pub fn new(run: RunId, topic: impl Into<String>, payload: &impl Serialize) -> Self {
         let payload = payload::encode("the payload", payload);
-        SendSignal { run, topic: topic.into(), payload, key: None, schema: Ok(Schema::default()) }
+        SendSignal {
+            run,
+            topic: topic.into(),
+            payload,
+            key: None,
+            schema: Ok(Schema::default()),
+            vault: None,
+        }
     }
 
     /// An idempotency key, 1 to 512 bytes: for this run it means one signal.
@@ -50,6 +60,13 @@ impl SendSignal {
     /// own.
     pub fn schema(mut self, name: &str) -> Self {
         self.schema = Schema::new(name);
+        self
+    }
+
+    /// What becomes of the payload before it is recorded, in a transaction of the caller's. Default: the
+    /// [default of the program](Vault::make_default). The client knows its own.
+    pub fn vault(mut self, vault: &Vault) -> Self {
+        self.vault = Some(vault.clone());
         self
     }
 
@@ -66,7 +83,11 @@ impl SendSignal {
         if self.topic.contains('\0') || self.key.as_ref().is_some_and(|key| key.contains('\0')) {
             return Err(Error::new(Code::InvalidName, "the topic or key holds a NUL byte"));
         }
-        let args = [Some(self.run.to_string()), Some(self.topic), Some(self.payload?.to_string()), self.key];
+        let (vault, payload) = (self.vault.unwrap_or_else(|| connection.vault()), self.payload?);
+        vault.check("the payload", &payload)?;
+        let place = Place::Signal { topic: &self.topic, keyed: self.key.is_some() };
+        let payload = vault.seal(&place, &payload).await?;
+        let args = [Some(self.run.to_string()), Some(self.topic), Some(payload.into()), self.key];
         let row = connection.ask(&self.schema?, SEND, &args).await?;
         Ok(row.first() == Some(&Some("true".to_owned())))
     }

@@ -7,6 +7,8 @@ pub(crate) mod connect;
 pub(crate) mod enqueue;
 pub(crate) mod flush;
 pub(crate) mod migrate;
+#[cfg(feature = "object-store")]
+pub(crate) mod object;
 pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod schema;

@@ -290,6 +290,7 @@ impl WorkerBuilder {
             rig: self.rig,
             runtime: tokio::runtime::Handle::current(),
             waiter: self.client.waiter().clone(),
+            vault: self.client.vault().clone(),
             life: watch::channel(None).0,
             clock: Arc::new(engine::clock::DatabaseClock::new()),
             // The default, until the first heartbeat says what it is.
@@ -423,7 +424,8 @@ impl Worker {
             return Err(Error::new(Code::Registration, text));
         }
         let life = self.life().await?;
-        let new = run.clone();
+        let (new, mut run) = (run.clone(), run);
+        run.seal(self.client.vault()).await?;
         let doubt = Doubt(Some(&life));
         let answer = self.client.enqueuer().start(run, life.worker).await;
         failpoint::reach("start-answered");

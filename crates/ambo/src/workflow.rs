@@ -17,6 +17,7 @@ use crate::graph::{Plan, Shape, short_name};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
 use crate::telemetry::WorkflowMeters;
+use crate::vault::Vault;
 
 /// A registered async function whose runs are durable. Made by [`#[ambo::workflow]`](macro@crate::workflow), or by hand.
 pub trait Workflow: Send + Sync + 'static {
@@ -62,7 +63,8 @@ impl<W: Workflow> Body for Typed<W> {
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
         Box::pin(async move {
             let input = payload::decode("the input of the run", input)?;
-            seal(W::run(cx, input).await, W::is_permanent)
+            let vault = cx.vault();
+            seal(vault, W::run(cx, input).await, W::is_permanent)
         })
     }
 }
@@ -77,8 +79,9 @@ where
     E: ApplicationError,
 {
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
+        let vault = cx.vault();
         let called = payload::decode("the input of the run", input).map(|input| self.0.call(cx, input));
-        Box::pin(async move { seal(called?.await, |_| false) })
+        Box::pin(async move { seal(vault, called?.await, |_| false) })
     }
 }
 
@@ -91,17 +94,19 @@ where
     E: ApplicationError + From<Error>,
 {
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
+        let vault = cx.vault();
         let running = payload::decode("the input of the run", input).map(|input| self.0.run(cx, input));
-        Box::pin(async move { seal(running?.await, |_| false) })
+        Box::pin(async move { seal(vault, running?.await, |_| false) })
     }
 }
 
 pub(crate) fn seal<O: Serialize, E: ApplicationError>(
+    vault: &Vault,
     result: Result<O, E>,
     is_permanent: impl FnOnce(&E) -> bool,
 ) -> Result<Json> {
     match result {
-        Ok(output) => payload::encode("the result of the run", &output),
+        Ok(output) => vault.encode("the result of the run", &output),
         Err(error) if is_permanent(&error) => Err(to_error(error).permanent()),
         Err(error) => Err(to_error(error)),
     }

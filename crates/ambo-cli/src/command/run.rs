@@ -36,7 +36,7 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
     let client = database.connect().await?;
     match wanted {
         Run::List(wanted) => list(&wanted, &client, output).await,
-        Run::Show(run) => show::show(run.id, &client, output).await,
+        Run::Show(wanted) => show::show(&wanted, &client, output).await,
         Run::Enqueue(wanted) => {
             let run = Enqueue::named(&wanted.workflow, &input);
             enqueue(options(run, &wanted), &client, output).await
@@ -115,8 +115,9 @@ async fn events(wanted: &RunEvents, client: &Client, output: Output) -> Result<(
 
 async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
     let filter = Filter { before: wanted.before, limit: wanted.limit, ..filter(&wanted.selection) };
-    let runs = client.list_runs(&filter).await?;
+    let mut runs = client.list_runs(&filter).await?;
     if output.is_json {
+        runs.iter_mut().for_each(|run| show::redact_error(&mut run.error));
         return Ok(runs.iter().try_for_each(|run| output.json(run))?);
     }
     if runs.is_empty() {

@@ -52,7 +52,7 @@ fn runs_are_found_by_what_they_are() {
         input       {"note": "Fragile"}
         stderr: no step is recorded
     "#]]
-    .assert_eq(&db.ambo(&["run", "show", &one]).shown());
+    .assert_eq(&db.ambo(&["run", "show", &one, "--payload"]).shown());
 }
 
 #[test]

@@ -87,10 +87,24 @@ fn runs_are_listed_newest_first() {
 }
 
 #[test]
+fn payloads_are_shown_only_when_asked_for() {
+    let db = stage();
+    let failed = id(&db, "failed");
+    for form in [&["run", "show", &failed][..], &["run", "show", &failed, "--json"]] {
+        let shown = db.ambo(form).shown();
+        assert!(!shown.contains("a text that goes on") && !shown.contains("\"left\""), "{shown}");
+        assert!(
+            shown.contains("84 bytes") || shown.contains("{\"ambo:redacted\":{\"bytes\":84}}"),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
 fn a_run_is_shown_with_its_steps() {
     let db = stage();
     let failed = id(&db, "failed");
-    let show = db.ambo(&["run", "show", &failed]);
+    let show = db.ambo(&["run", "show", &failed, "--payload"]);
     assert!(show.stdout.lines().all(|line| line.chars().count() <= 80), "{show:?}");
     expect![[r#"
         run         00000000-0000-0000-0000-000000000000
@@ -112,7 +126,7 @@ fn a_run_is_shown_with_its_steps() {
     .assert_eq(&show.shown());
     expect![[r#"
         {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
-    "#]].assert_eq(&db.ambo(&["run", "show", &failed, "--json"]).shown());
+    "#]].assert_eq(&db.ambo(&["run", "show", &failed, "--json", "--payload"]).shown());
     expect![[r#"
         run         00000000-0000-0000-0000-000000000000
         workflow    fulfil
@@ -125,7 +139,7 @@ fn a_run_is_shown_with_its_steps() {
         input       {"id": 1002}
         stderr: no step is recorded
     "#]]
-    .assert_eq(&db.ambo(&["run", "show", &id(&db, "running")]).shown());
+    .assert_eq(&db.ambo(&["run", "show", &id(&db, "running"), "--payload"]).shown());
     let missing = "00000000-0000-7000-8000-000000000000";
     expect![[r#"
         stderr: error: AMBO033: there is no run 00000000-0000-0000-0000-000000000000

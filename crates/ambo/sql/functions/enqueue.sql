@@ -95,6 +95,14 @@ begin
     end if;
 end $$;
 
+-- The same for an input in an envelope, which brings one for each key that its writer knows; the first is kept.
+create or replace function ambo.envelope_digests(p_input json) returns bytea[]
+language sql immutable
+return coalesce(
+    (select array_agg(sha256(convert_to(d.digest, 'UTF8')) order by d.n)
+     from unnest(ambo.payload_digests(p_input)) with ordinality as d (digest, n)),
+    array[ambo.input_digest(p_input)]);
+
 -- Takes a key for a run, or finds the run that has it. Two open transactions with one key: the second waits.
 create or replace function ambo.take_key(
     p_workflow text, p_key text, p_input json, p_lifetime interval, p_run_id uuid,
@@ -102,13 +110,14 @@ create or replace function ambo.take_key(
 language plpgsql volatile
 as $$
 declare
-    v_digest bytea := ambo.input_digest(p_input);
+    v_digests bytea[] := case when starts_with(p_input::text, '{"ambo:') then ambo.envelope_digests(p_input)
+                              else array[ambo.input_digest(p_input)] end;
     v_known bytea;
 begin
     run_id := p_run_id;
     is_new := true;
     insert into ambo.run_key (workflow, key, run_id, input_digest, expires_at)
-    values (p_workflow, p_key, p_run_id, v_digest,
+    values (p_workflow, p_key, p_run_id, v_digests[1],
             now() + coalesce(p_lifetime, (select i.key_lifetime from ambo.installation i)))
     on conflict do nothing;
     if found then
@@ -120,7 +129,7 @@ begin
     if not found then
         raise exception 'AMBO003: the key was released while it was looked up; enqueue again'
             using errcode = '40001';
-    elsif v_known <> v_digest then
+    elsif v_known <> all (v_digests) then
         raise exception 'AMBO003: key % of workflow % names run %, which has another input',
             quote_literal(p_key), quote_literal(p_workflow), run_id
             using errcode = 'AM003', hint = 'A key means one run: use another key for another input.';

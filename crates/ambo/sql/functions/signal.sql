@@ -28,7 +28,7 @@ begin
     end if;
     if key is not null then
         -- Before the question whether the run has ended: the same signal again is no error then.
-        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload::text as payload
+        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload
         into v_known
         from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
     end if;
@@ -43,11 +43,11 @@ begin
             perform ambo.send_wakes(array[run_id]);
             return true;
         end if;
-        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload::text as payload
+        select case when octet_length(s.topic) > 200 then right(s.topic, -201) else s.topic end as topic, s.payload
         into v_known
         from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
     end if;
-    if v_known.topic is distinct from topic or v_known.payload is distinct from payload::text then
+    if v_known.topic is distinct from topic or ambo.is_same_payload(v_known.payload, payload) is not true then
         raise exception 'AMBO003: key % of run % names another signal', quote_literal(key), run_id
             using errcode = 'AM003', hint = 'A key means one signal: use another key for another one.';
     end if;

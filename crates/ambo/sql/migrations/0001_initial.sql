@@ -74,6 +74,8 @@ create table ambo.attribute (
     primary key (run_id)
 ) partition by range (run_id);
 create index attribute_attributes on ambo.attribute using gin (attributes jsonb_path_ops);
+-- Forks, which may refer to objects that are older than they are.
+create index attribute_forks on ambo.attribute (run_id) where attributes ? 'forked_from';
 
 -- What was done: append-only. A position is a path: `3`, or `3.1` for the first call of the branch made at 3.
 create table ambo.checkpoint (

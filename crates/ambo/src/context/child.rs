@@ -17,6 +17,7 @@ use crate::id::RunId;
 use crate::payload;
 use crate::store::enqueue::Terms;
 use crate::store::flush::NewChild;
+use crate::vault::place::Place;
 use crate::workflow::Workflow;
 
 /// A child that was started. Give it to [`Ctx::result_of`](crate::Ctx::result_of).
@@ -101,6 +102,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         }
         run.check_cancel()?;
         let mut new = enqueue.into_run()?;
+        new.check(&run.vault)?;
         if let Some(at) = new.at.take() {
             new.delay = Some(run.clock.until(at));
         }
@@ -171,11 +173,19 @@ async fn receive<W: Workflow>(
         };
         if outcome.status == "succeeded" {
             let output = outcome.output.unwrap_or_else(|| "null".into());
+            let output: payload::Json = match run.open(&Place::Output(child.run.as_uuid()), &output).await {
+                Ok(output) => output.into(),
+                Err(error) => return run.die(error).await,
+            };
             let decoded = payload::decode("the result of a child", &output);
             run.record(position, name.into(), Ok(output), Duration::ZERO);
             return decoded.map_err(Failure::Ambo);
         }
         let recorded = outcome.error.unwrap_or_else(|| "{}".into());
+        let recorded: payload::Json = match run.open(&Place::Error(child.run.as_uuid()), &recorded).await {
+            Ok(recorded) => recorded.into(),
+            Err(error) => return run.die(error).await,
+        };
         let error: Error = payload::decode("the error of a child", &recorded)
             .unwrap_or_else(|_| Error::new(Code::Application, format!("the child is {}", outcome.status)));
         run.record(position, name.into(), Err(recorded), Duration::ZERO);

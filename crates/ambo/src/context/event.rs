@@ -20,6 +20,7 @@ use crate::payload;
 use crate::store;
 use crate::store::claim::Checkpoint;
 use crate::store::flush::NewEvent;
+use crate::vault::place::Place;
 
 /// Between two looks of a run in memory, from the first to the later ones.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -60,7 +61,7 @@ pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &st
         return Err(Error::new(Code::InvalidName, text));
     }
     let name = format!("{NAME}{key}");
-    let value = payload::encode("the value of an event", value)?;
+    let value = run.vault.encode("the value of an event", value)?;
     match run.replay(&position, &name) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => {}
@@ -100,8 +101,13 @@ async fn receive<T: DeserializeOwned>(
         tokio::pin!(nudged);
         nudged.as_mut().enable();
         if let Some(value) = look(run, of, &key).await {
+            // Recorded as its own: the other run may leave earlier, and its objects with it.
+            let value = match run.open(&Place::Event(&key), &value).await {
+                Ok(value) => value,
+                Err(error) => return run.die(error).await,
+            };
             let read = payload::decode(&format!("the event {key:?}"), &value);
-            run.record(position, name.into(), Ok(value), Duration::ZERO);
+            run.record(position, name.into(), Ok(value.into()), Duration::ZERO);
             return read;
         }
         run.check_cancel()?;

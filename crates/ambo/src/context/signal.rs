@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::payload;
 use crate::store;
 use crate::store::claim::Checkpoint;
+use crate::vault::place::Place;
 
 /// What the names of consumed signals begin with.
 const NAME: &str = "ambo:signal ";
@@ -73,7 +74,7 @@ async fn receive<T: DeserializeOwned>(
     }
     let name = format!("{NAME}{topic}");
     if let Some(recorded) = replay::<Consumed, Error>(run, &position, &name).await {
-        return read(&recorded?.payload, &topic);
+        return read(run, &recorded?.payload, &topic).await;
     }
     let due = match timeout {
         Some(limit) => {
@@ -94,7 +95,7 @@ async fn receive<T: DeserializeOwned>(
             let consumed = Consumed { seq, payload };
             let json = payload::encode("a signal", &consumed)?;
             run.record(position, name.into(), Ok(json), Duration::ZERO);
-            return read(&consumed.payload, &topic);
+            return read(run, &consumed.payload, &topic).await;
         }
         run.check_cancel()?;
         if due.is_some_and(|due| run.clock.until(due).is_zero()) {
@@ -119,8 +120,13 @@ pub(crate) async fn until(run: &Run, due: Option<jiff::Timestamp>) {
     }
 }
 
-fn read<T: DeserializeOwned>(payload: &RawValue, topic: &str) -> Result<T> {
-    payload::decode(&format!("the signal {topic:?}"), payload.get())
+/// Reads what was sent, as it was: an envelope stays one in the record.
+async fn read<T: DeserializeOwned>(run: &Run, payload: &RawValue, topic: &str) -> Result<T> {
+    let payload = match run.open(&Place::Signal { topic, keyed: false }, payload.get()).await {
+        Ok(payload) => payload,
+        Err(error) => return run.die(error).await,
+    };
+    payload::decode(&format!("the signal {topic:?}"), &payload)
 }
 
 /// The next signal that nobody in this run has taken, and takes it. Asks until the database answers.

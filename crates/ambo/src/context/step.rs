@@ -21,6 +21,7 @@ use crate::id::RunId;
 use crate::payload;
 use crate::retry::Retry;
 use crate::store::claim::Checkpoint;
+use crate::vault::place::Place;
 
 /// What a step's body is told: which attempt it is, and the key to hand to the outside.
 #[derive(Debug, Clone)]
@@ -152,7 +153,7 @@ where
     let span = tracing::info_span!("step", position = &*position, name = %name);
     let result = attempts(run, &position, &name, body, options).instrument(span).await;
     // A value that cannot be recorded is a failure of the step for good: its effect has happened.
-    let result = result.and_then(|value| match payload::encode("the result of the step", &value) {
+    let result = result.and_then(|value| match run.vault.encode("the result of the step", &value) {
         Ok(json) => Ok((value, json)),
         Err(error) => Err(Failure::Ambo(error)),
     });
@@ -202,7 +203,7 @@ where
         Err(error) => run.die(error).await,
     };
     match recorded {
-        Some(checkpoint) => Some(match answer(&checkpoint, position) {
+        Some(checkpoint) => Some(match answer(run, &checkpoint, position).await {
             Ok(answer) => answer,
             Err(error) => run.die(error).await,
         }),
@@ -216,17 +217,23 @@ where
     }
 }
 
-fn answer<T, E>(checkpoint: &Checkpoint, position: &str) -> Result<Result<T, Failure<E>>, Error>
+async fn answer<T, E>(
+    run: &Run,
+    checkpoint: &Checkpoint,
+    position: &str,
+) -> Result<Result<T, Failure<E>>, Error>
 where
     T: DeserializeOwned,
     E: ApplicationError,
 {
     if let Some(error) = &checkpoint.error {
-        let error: Error = payload::decode("a recorded error", error)?;
+        let error = run.open(&Place::Failure(position), error).await?;
+        let error: Error = payload::decode("a recorded error", &error)?;
         return Ok(Err(to_failure(error)));
     }
     let what = format!("the recorded result of {:?} at position {position}", checkpoint.name);
-    payload::decode(&what, checkpoint.output.as_deref().unwrap_or("null")).map(Ok)
+    let output = checkpoint.output.as_deref().unwrap_or("null");
+    payload::decode(&what, &run.open(&Place::Step(position), output).await?).map(Ok)
 }
 
 async fn attempts<T, E, F, Fut>(

@@ -23,6 +23,7 @@ use crate::error::{ApplicationError, Code, Error, Failure, Result, to_error, to_
 use crate::on::{Database, Isolation};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
+use crate::vault;
 use attempt::{Attempt, Ended};
 use place::{Place, Record};
 pub use tx::Tx;
@@ -258,7 +259,8 @@ impl<'a> TransactionStep<'a> {
         E: ApplicationError,
     {
         let what = format!("the witnessed result of {:?} at position {}", self.name, self.position);
-        match payload::decode(&what, &output) {
+        let opened = self.run.open(&vault::place::Place::Step(&self.position), &output).await;
+        match opened.and_then(|opened| payload::decode(&what, &opened)) {
             Ok(value) => {
                 self.run.record(self.position, self.name, Ok(output), Duration::ZERO);
                 Ok(value)

@@ -131,6 +131,9 @@ impl<'a> Control<'a> {
         if pulse.is_keeper && self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
             self.life.hint.notify_one();
         }
+        if pulse.is_keeper {
+            self.engine.vault.sweep(&session, &schema);
+        }
         if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > RECONCILE {
             life::reconcile(&self.engine, &self.life, &session, &mut self.unknown).await?;
             self.reconciled = Instant::now();

@@ -16,9 +16,10 @@ use super::run::{Run, Stop};
 use super::{Engine, Life, failpoint};
 use crate::context::{Ctx, compensate};
 use crate::error::{Code, Error};
-use crate::payload::{self, Json};
+use crate::payload::{self, Json, PAYLOAD_BYTES_MAX};
 use crate::retry::Retry;
 use crate::store::flush::{NewOutcome, NewPark};
+use crate::vault::place::Place;
 
 /// How a run left its body.
 enum Ending {
@@ -114,8 +115,12 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, deadline: Opti
     }
     let input = run.history.continued.as_ref().map_or(input, |continued| continued.input.get());
     let body = async {
+        let input = match run.open(&Place::Input { keyed: false }, input).await {
+            Ok(input) => input,
+            Err(error) => return Ending::Outcome("dead", Err(error)),
+        };
         let ctx = Ctx::new(run);
-        let mut body = AssertUnwindSafe(workflow.body.run(ctx, input)).catch_unwind();
+        let mut body = AssertUnwindSafe(workflow.body.run(ctx, &input)).catch_unwind();
         let ended = std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await;
         drop(body);
         conclude(run, &workflow.retry, ended).await
@@ -166,7 +171,9 @@ async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
         match run.replay(UNDO, UNDO_NAME) {
             Ok(Some(checkpoint)) => {
                 let recorded = checkpoint.error.as_deref().unwrap_or("{}");
-                error = payload::decode("the recorded failure", recorded).unwrap_or(error);
+                let opened = run.open(&Place::Failure(UNDO), recorded).await;
+                let decoded = opened.and_then(|opened| payload::decode("the recorded failure", &opened));
+                error = decoded.unwrap_or(error);
             }
             _ => run.record(UNDO.into(), UNDO_NAME.into(), Err(encode_error(&error)), Duration::ZERO),
         }
@@ -254,13 +261,17 @@ fn encode_failure(run: &Run, error: &Error) -> Json {
         at: Vec<Arc<str>>,
     }
     let at = run.history.unhandled();
-    let encoded = payload::encode("the error", &At { error, at });
-    encoded.unwrap_or_else(|_| encode_error(error))
+    let encoded = payload::encode("the error", &At { error, at }).ok();
+    encoded.filter(|json| json.len() <= ERROR_BYTES_MAX).unwrap_or_else(|| encode_error(error))
 }
+
+/// The largest error that is recorded whole, in bytes of JSON; encrypted it is a third larger.
+const ERROR_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 
 /// The recorded form of an error; one that is too large keeps its code and loses its details.
 pub(crate) fn encode_error(error: &Error) -> Json {
-    payload::encode("the error", error).unwrap_or_else(|_| {
+    let whole = payload::encode("the error", error).ok().filter(|json| json.len() <= ERROR_BYTES_MAX);
+    whole.unwrap_or_else(|| {
         let short: String = error.text().chars().take(1000).collect();
         let bare = Error::new(error.code(), format!("{short} (details were too large to record)"));
         serde_json::to_string(&bare).unwrap_or_else(|_| "{}".into()).into()

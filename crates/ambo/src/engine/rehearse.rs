@@ -17,6 +17,7 @@ use crate::context::Ctx;
 use crate::error::{Code, Error, Result};
 use crate::payload::Json;
 use crate::replay_check::{Difference, History};
+use crate::vault::place::Place;
 use crate::worker::WorkerBuilder;
 
 /// How long a body may do nothing once it has come to a call that is not recorded.
@@ -74,7 +75,11 @@ impl Stage {
         let run = Arc::new(run);
         let input = history.input.as_ref().map_or("null", |input| input.get()).to_owned();
         let input = run.history.continued.as_ref().map_or(&*input, |continued| continued.input.get());
-        let body = workflow.body.run(Ctx::new(&run), input);
+        let input = match run.vault.open(&Place::Input { keyed: false }, input).await {
+            Ok(input) => input,
+            Err(error) => return differ((None, error.text().to_owned())),
+        };
+        let body = workflow.body.run(Ctx::new(&run), &input);
         let rest = tokio::select! {
             biased;
             reason = run.stopped() => match reason {
@@ -87,7 +92,12 @@ impl Stage {
         if let Some(Stop::Dead(error)) = run.reason() {
             return differ((position(error), error.text().to_owned()));
         }
-        compare(history, &run, rest).and_then(differ)
+        let output = history.output.as_ref().map_or("null", |output| output.get());
+        let output = match run.vault.open(&Place::Output(run.id), output).await {
+            Ok(output) => output,
+            Err(error) => return differ((None, error.text().to_owned())),
+        };
+        compare(history, &output, &run, rest).and_then(differ)
     }
 }
 
@@ -117,7 +127,7 @@ async fn settle(body: BoxFuture<'_, Result<Json>>, history: &Recorded) -> Rest {
 
 type Found = Option<(Option<String>, String)>;
 
-fn compare(history: &History, run: &Run, rest: Rest) -> Found {
+fn compare(history: &History, output: &str, run: &Run, rest: Rest) -> Found {
     let beyond = run.history.beyond();
     let has_ended = match history.state.as_str() {
         "succeeded" => true,
@@ -148,7 +158,7 @@ fn compare(history: &History, run: &Run, rest: Rest) -> Found {
         return Some((Some(position), text));
     }
     match rest {
-        Rest::Ended(ended) if has_ended => compare_ends(history, ended).map(|text| (None, text)),
+        Rest::Ended(ended) if has_ended => compare_ends(history, output, ended).map(|text| (None, text)),
         Rest::Continued if has_ended => {
             Some((None, "the run had ended, and the code continues as new".into()))
         }
@@ -158,7 +168,7 @@ fn compare(history: &History, run: &Run, rest: Rest) -> Found {
 }
 
 /// Compares how the run ended with how the code ends.
-fn compare_ends(history: &History, ended: Result<Json>) -> Option<String> {
+fn compare_ends(history: &History, recorded: &str, ended: Result<Json>) -> Option<String> {
     let succeeded = history.state == "succeeded";
     match ended {
         Ok(_) if !succeeded => Some("the run had failed, and the code succeeds".into()),
@@ -173,7 +183,6 @@ fn compare_ends(history: &History, ended: Result<Json>) -> Option<String> {
         }
         Ok(output) => {
             let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
-            let recorded = history.output.as_ref().map_or("null", |output| output.get());
             (value(recorded) != value(&output))
                 .then(|| "the code returns another result than the run did".into())
         }

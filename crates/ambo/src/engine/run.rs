@@ -13,6 +13,7 @@ use super::clock;
 use super::history::{self, Continued, History};
 use super::journal::{Fact, Journal};
 use super::script::Rig;
+use super::sealing::{self, Staged};
 use super::slots::Slot;
 use super::wait::Waits;
 use crate::client::waiter::Waiter;
@@ -24,6 +25,8 @@ use crate::store::claim::Checkpoint;
 use crate::store::connect::Session;
 use crate::store::flush::NewCheckpoint;
 use crate::telemetry::WorkflowMeters;
+use crate::vault::Vault;
+use crate::vault::place::Place;
 use crate::workflow::States;
 
 /// Why a run is taken from its body.
@@ -71,6 +74,10 @@ pub(crate) struct Run {
     pub(crate) rig: Rig,
     /// Those in this process who wait for outcomes and events.
     pub(crate) waiter: Arc<Waiter>,
+    /// What becomes of payloads.
+    pub(crate) vault: Vault,
+    /// Where user code runs.
+    pub(crate) runtime: tokio::runtime::Handle,
     /// The worker's session for questions; `None` while it is cut.
     sessions: watch::Receiver<Option<Session>>,
     /// The signals that were consumed, by their numbers.
@@ -106,6 +113,7 @@ pub(crate) struct Run {
 struct Pending {
     polling: bool,
     facts: Vec<Fact>,
+    staged: Staged,
 }
 
 /// What the run does not go past until it is dropped: a commit on its way whose step was dropped.
@@ -164,6 +172,8 @@ impl Run {
             waits: Arc::new(Waits::new(engine.park_after)),
             rig: engine.rig.clone(),
             waiter: engine.waiter.clone(),
+            vault: engine.vault.clone(),
+            runtime: engine.runtime.clone(),
             sessions: life.control.subscribe(),
             consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
             published: Mutex::new(last_numbers(&history)),
@@ -206,6 +216,13 @@ impl Run {
     /// Gives what was recorded to the journal.
     pub(crate) fn send_pending(self: &Arc<Self>) {
         let mut pending = self.pending();
+        if !self.vault.is_empty() {
+            let facts = std::mem::take(&mut pending.facts);
+            if !facts.is_empty() {
+                sealing::stage(self, facts, &mut pending.staged);
+            }
+            return;
+        }
         // Mostly there is one, and the vector keeps its room.
         let (first, rest) = match pending.facts.len() {
             0 => return,
@@ -217,6 +234,32 @@ impl Run {
         };
         // Under the lock: facts of a run reach the journal in their order.
         self.journal.record(self.clone(), first, rest);
+    }
+
+    /// Gives facts to the journal that are sealed.
+    pub(crate) fn send(self: &Arc<Self>, mut facts: Vec<Fact>) {
+        let first = facts.remove(0);
+        self.journal.record(self.clone(), first, facts);
+    }
+
+    /// The next facts to be sealed, as `take` finds them.
+    pub(crate) fn next_staged<T>(&self, take: impl FnOnce(&mut Staged) -> T) -> T {
+        take(&mut self.pending().staged)
+    }
+
+    /// The payload behind what was recorded; waits for as long as the object store does not answer.
+    pub(crate) async fn open<'t>(&self, place: &Place<'_>, recorded: &'t str) -> Result<Cow<'t, str>, Error> {
+        let mut pause = std::time::Duration::from_millis(20);
+        loop {
+            match self.vault.open(place, recorded).await {
+                Err(error) if error.is_unavailable() => {
+                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
+                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
+                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// How long the body has kept its thread, if it is more than `limit`.
@@ -344,9 +387,26 @@ impl Run {
         self.waits.nudge();
     }
 
+    /// What is recorded of a payload; waits for as long as the object store does not answer.
+    pub(crate) async fn seal(&self, place: &Place<'_>, json: &str) -> Result<Json, Error> {
+        let mut pause = std::time::Duration::from_millis(20);
+        loop {
+            match self.vault.seal(place, json).await {
+                Err(error) if error.is_unavailable() => {
+                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
+                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
+                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                }
+                sealed => return sealed,
+            }
+        }
+    }
+
     /// Ends this history of the run and begins another, with `input`. Never returns.
     pub(crate) async fn continue_as_new<T>(&self, input: &str) -> Result<T, Error> {
         self.check_cancel()?;
+        self.vault.check("the input of the run", input)?;
+        let input = &self.seal(&Place::Input { keyed: false }, input).await?;
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.stop(Stop::Continue(history::continued(&self.history, input, published)?));
         std::future::pending().await

@@ -275,7 +275,8 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
         (_, Some(hint)) => format!("{} ({hint})", db.message()),
         _ => db.message().to_owned(),
     };
-    Error::new(code, text).with_sqlstate(&sqlstate).with_source(error)
+    // Not as the source: its detail may hold the row that was refused, payload and all.
+    Error::new(code, text).with_sqlstate(&sqlstate)
 }
 
 /// The code for a SQLSTATE of the server.

@@ -10,6 +10,7 @@ use super::schema::Schema;
 use super::types::{Interval, JsonText};
 use crate::error::Result;
 use crate::payload::Json;
+use crate::vault::Vault;
 
 /// A run to be enqueued or started. `None` means the default of the SQL function.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub(crate) struct NewRun {
     pub(crate) attempts: i32,
     pub(crate) key_lifetime: Option<Duration>,
     pub(crate) terms: Terms,
+    /// What becomes of the input; `None`: what the connection says.
+    pub(crate) vault: Option<Vault>,
 }
 
 /// What most runs are not given: the rule of the key, and by when to start.

@@ -17,6 +17,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/run_id.sql"),
     include_str!("../../sql/functions/wake.sql"),
     include_str!("../../sql/functions/queue.sql"),
+    include_str!("../../sql/functions/object.sql"),
     include_str!("../../sql/functions/enqueue.sql"),
     include_str!("../../sql/functions/key.sql"),
     include_str!("../../sql/functions/expiry.sql"),

@@ -33,11 +33,14 @@ mod on_sqlx;
 mod on_tokio_postgres;
 mod outage;
 mod partition;
+#[cfg(all(feature = "encryption", feature = "object-store"))]
+mod payload;
 mod program;
 mod proxy;
 mod purge;
 mod random;
 mod recovery;
+mod redaction;
 mod replay_check;
 mod retry;
 mod schedule;

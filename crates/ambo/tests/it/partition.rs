@@ -5,7 +5,7 @@ use ambo::{Ctx, Error, Failure, Result, RunId, Worker};
 use crate::harness::{Database, database};
 
 /// A partition of forty days ago, with one run that ended then and one that is still waiting.
-const OLD_PARTITION: &str = "
+pub(crate) const OLD_PARTITION: &str = "
     do $$
     declare
         v_from timestamptz := date_trunc('day', now(), 'UTC') - interval '41 days';

@@ -1,5 +1,7 @@
 //! Random programs of durable calls, run by workers that are killed all the time, against a model that never crashes: the
-//! same results, and every effect as often as it may be. `AMBO_PROGRAMS` says how many; 10,000 make a night.
+//! same results, and every effect as often as it may be. `AMBO_PROGRAMS` says how many, in batches of 200; 10,000 make a night.
+
+mod tale;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use crate::child::Child;
 use crate::harness::{Database, database};
 use crate::random::Random;
 use crate::workflows::Ledger;
+use tale::{Tale, Teller};
 
 /// A durable call, or several at once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,10 +29,13 @@ enum Op {
     Race(String, u64),
     Child(Vec<Op>),
     Join(Vec<Op>, Vec<Op>),
+    Map(Vec<Vec<Op>>, usize),
+    Patch,
+    Tale(Tale),
 }
 
 pub(crate) fn register(builder: WorkerBuilder, ledger: Arc<Ledger>) -> WorkerBuilder {
-    builder.workflow::<Program>().state(ledger)
+    builder.workflow::<Program>().workflow::<Teller>().state(ledger)
 }
 
 struct Program;
@@ -106,6 +112,29 @@ async fn act(cx: &mut Ctx<'_>, op: &Op) -> Result<String> {
             let (one, two) = tokio::join!(play(&mut one, left), play(&mut two, right));
             format!("({})({})", one?.join("+"), two?.join("+"))
         }
+        Op::Map(items, limit) => {
+            let played =
+                cx.map(items.clone(), *limit, |mut cx, ops| async move { play(&mut cx, &ops).await });
+            let said: Result<Vec<Vec<String>>> = played.await.into_iter().collect();
+            said?.concat().join("*")
+        }
+        Op::Patch => {
+            cx.set_attribute("patched", &true)?;
+            let name = if cx.patched("new")? { "new" } else { "old" };
+            cx.step(name, async || Ok::<_, Error>(name.to_owned())).await?
+        }
+        Op::Tale(tale) => {
+            let child = cx.child::<Teller>(*tale).start()?;
+            let published = match tale {
+                Tale::Watched => cx.event::<String>(child.run_id(), "told").await? + " ",
+                _ => String::new(),
+            };
+            match cx.result_of(child).await.map_err(Error::from) {
+                Ok(said) => published + &said,
+                Err(error) if error.code() == ambo::Code::Application => "undone".to_owned(),
+                Err(error) => return Err(error),
+            }
+        }
     })
 }
 
@@ -122,6 +151,9 @@ fn model(ops: &[Op]) -> Vec<String> {
         Op::Race(..) => "raced".to_owned(),
         Op::Child(ops) => model(ops).join("+"),
         Op::Join(left, right) => format!("({})({})", model(left).join("+"), model(right).join("+")),
+        Op::Map(items, _) => items.iter().map(|ops| model(ops)).collect::<Vec<_>>().concat().join("*"),
+        Op::Patch => "new".to_owned(),
+        Op::Tale(tale) => tale.model(),
     };
     ops.iter().map(one).collect()
 }
@@ -131,7 +163,7 @@ fn program(random: &mut Random, depth: usize, topics: &mut Vec<String>, is_child
     let mut ops = Vec::new();
     for _ in 0..1 + random.below(4) {
         let topic = format!("topic {}", topics.len());
-        ops.push(match random.below(if depth == 0 { 8 } else { 10 }) {
+        ops.push(match random.below(if depth == 0 { 10 } else { 13 }) {
             0 => Op::Step,
             1 => Op::Transaction,
             2 => Op::FailingStep,
@@ -146,8 +178,19 @@ fn program(random: &mut Random, depth: usize, topics: &mut Vec<String>, is_child
                 topics.push(topic.clone());
                 Op::Race(topic, 50)
             }
-            8 => Op::Child(program(random, depth - 1, &mut Vec::new(), true)),
-            9 => {
+            8 => Op::Patch,
+            9 => Op::Tale(match random.below(4) {
+                0 => Tale::Undone(random.below(4)),
+                1 => Tale::Retried(random.below(3) as u32),
+                2 => Tale::Continued(random.below(4)),
+                _ => Tale::Watched,
+            }),
+            10 => Op::Child(program(random, depth - 1, &mut Vec::new(), true)),
+            11 => {
+                let items = (0..1 + random.below(4)).map(|_| program(random, depth - 1, topics, is_child));
+                Op::Map(items.collect(), 1 + random.below(3))
+            }
+            12 => {
                 let left = program(random, depth - 1, topics, is_child);
                 Op::Join(left, program(random, depth - 1, topics, is_child))
             }
@@ -157,13 +200,15 @@ fn program(random: &mut Random, depth: usize, topics: &mut Vec<String>, is_child
     ops
 }
 
-fn count(ops: &[Op], what: &dyn Fn(&Op) -> bool) -> i64 {
+/// The sum of what each operation counts.
+fn count(ops: &[Op], what: &dyn Fn(&Op) -> usize) -> i64 {
     let within = |op: &Op| match op {
         Op::Child(ops) => count(ops, what),
         Op::Join(left, right) => count(left, what) + count(right, what),
+        Op::Map(items, _) => items.iter().map(|ops| count(ops, what)).sum(),
         _ => 0,
     };
-    ops.iter().map(|op| i64::from(what(op)) + within(op)).sum()
+    ops.iter().map(|op| what(op) as i64 + within(op)).sum()
 }
 
 /// Sends each topic its signal, in its own time; some twice, under one key.
@@ -180,16 +225,26 @@ async fn send_signals(url: String, mut wanted: Vec<(RunId, String)>, mut random:
 }
 
 async fn assert_exact(db: &Database, programs: &[(RunId, Vec<Op>)]) {
-    let all = |what: &dyn Fn(&Op) -> bool| programs.iter().map(|(_, ops)| count(ops, what)).sum::<i64>();
-    let children = all(&|op| matches!(op, Op::Child(_)));
+    let sum = |what: &dyn Fn(&Op) -> usize| programs.iter().map(|(_, ops)| count(ops, what)).sum::<i64>();
+    let all = |what: &dyn Fn(&Op) -> bool| sum(&|op| usize::from(what(op)));
+    let children = all(&|op| matches!(op, Op::Child(_) | Op::Tale(_)));
     let runs = programs.len() as i64 + children;
     assert_eq!(db.number("select count(*) from ambo.run").await, runs, "one child per parent and position");
-    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'succeeded'").await, runs);
+    let undone = all(&|op| matches!(op, Op::Tale(Tale::Undone(_))));
+    assert_eq!(
+        db.number("select count(*) from ambo.outcome where status = 'succeeded'").await,
+        runs - undone
+    );
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'failed'").await, undone);
     let transactions = all(&|op| matches!(op, Op::Transaction));
     assert_eq!(db.number("select count(*) from counted").await, transactions, "once each");
-    let published = all(&|op| matches!(op, Op::Publish));
+    let published = all(&|op| matches!(op, Op::Publish | Op::Tale(Tale::Watched)));
     assert_eq!(db.number("select count(*) from ambo.event").await, published, "once each");
-    let steps = all(&|op| matches!(op, Op::Step));
+    let steps = sum(&|op| match op {
+        Op::Step => 1,
+        Op::Tale(tale) => tale.effects(),
+        _ => 0,
+    });
     assert_eq!(db.number("select count(distinct key) from effect").await, steps, "each at least once");
     let again =
         "select count(*) from effect e join ambo.checkpoint c on e.key = c.run_id || '/' || c.position
@@ -215,7 +270,18 @@ async fn stuck(db: &Database) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_programs_end_as_if_nothing_had_crashed() {
-    let count = std::env::var("AMBO_PROGRAMS").map_or(200, |count| count.parse().expect("a number"));
+    let mut left = std::env::var("AMBO_PROGRAMS").map_or(BATCH, |count| count.parse().expect("a number"));
+    while left > 0 {
+        let count = left.min(BATCH);
+        batch(count).await;
+        left -= count;
+    }
+}
+
+/// Runs in one database, with a seed of its own.
+const BATCH: usize = 200;
+
+async fn batch(count: usize) {
     let mut random = Random::new();
     let db = database().await;
     Ledger::prepare(&db).await;
@@ -252,6 +318,6 @@ async fn random_programs_end_as_if_nothing_had_crashed() {
             db.client.handle::<Untyped>(*run).result_as::<_, Error>().await.expect("a result");
         assert_eq!(said, model(ops), "run {run}: {ops:?}");
     }
-    println!("{count} programs, {kills} kills");
     assert_exact(&db, &programs).await;
+    println!("{count} programs, {kills} kills");
 }

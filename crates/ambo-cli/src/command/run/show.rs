@@ -1,10 +1,12 @@
-//! `ambo run show`: one run on a page. Its payloads are cut to a line; whole they are in `--json`.
+//! `ambo run show`: one run on a page. Its payloads are shown only when asked for; then they are cut to a line, and whole in
+//! `--json`.
 
+use ambo::Client;
 use ambo::admin::{RunDetail, StepSummary};
-use ambo::{Client, RunId};
 use anyhow::Result;
 use serde_json::value::RawValue;
 
+use crate::args::RunShow;
 use crate::output::{
     BAD, Cell, Column, FAINT, HEAD, Output, Table, WARN, clean, cut, moment, one_line, state_style, styled,
 };
@@ -17,12 +19,18 @@ const STEPS: &[Column] = &[
     Column::text("RESULT"),
 ];
 
+/// What stands in place of a payload that is not shown; such keys are Ambo's own.
+const REDACTED: &str = "ambo:redacted";
+
 /// The width of the names of fields.
 const NAME: usize = 10;
 
 /// `ambo run show ID`
-pub(crate) async fn show(id: RunId, client: &Client, output: Output) -> Result<()> {
-    let run = client.show_run(id).await?;
+pub(crate) async fn show(wanted: &RunShow, client: &Client, output: Output) -> Result<()> {
+    let mut run = client.show_run(wanted.id).await?;
+    if !wanted.payload {
+        redact(&mut run);
+    }
     if output.is_json {
         return Ok(output.json(&run)?);
     }
@@ -36,7 +44,7 @@ pub(crate) async fn show(id: RunId, client: &Client, output: Output) -> Result<(
     for step in &run.steps {
         let result = match &step.error {
             Some(error) => Cell::styled(message(error), BAD),
-            None => step.output.as_deref().map(|json| one_line(json.get())).unwrap_or_default().into(),
+            None => step.output.as_deref().map(legible).unwrap_or_default().into(),
         };
         table.row([
             (&step.position).into(),
@@ -48,6 +56,37 @@ pub(crate) async fn show(id: RunId, client: &Client, output: Output) -> Result<(
     }
     output.line("")?;
     Ok(output.table(&table)?)
+}
+
+/// Leaves of each payload only how large it is.
+fn redact(run: &mut RunDetail) {
+    let steps = run.steps.iter_mut();
+    let outputs = steps.flat_map(|step| {
+        redact_error(&mut step.error);
+        // What is Ambo's own is no payload: times, numbers, ids. But what came in is.
+        let came_in =
+            ["ambo:signal ", "ambo:await ", "ambo:result "].iter().any(|kind| step.name.starts_with(kind));
+        (!step.name.starts_with("ambo:") || came_in).then_some(&mut step.output)
+    });
+    for payload in outputs.chain([&mut run.input, &mut run.output]) {
+        if let Some(json) = payload.take_if(|json| json.get() != "null") {
+            let redacted = serde_json::json!({ REDACTED: { "bytes": json.get().len() } });
+            *payload = RawValue::from_string(redacted.to_string()).ok();
+        }
+    }
+    redact_error(&mut run.summary.error);
+}
+
+/// Leaves out the application's details of an error.
+pub(super) fn redact_error(error: &mut Option<Box<RawValue>>) {
+    let Some(json) = error else { return };
+    let Ok(mut fields) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json.get())
+    else {
+        return;
+    };
+    if fields.remove("application").is_some() {
+        *error = serde_json::to_string(&fields).ok().and_then(|fields| RawValue::from_string(fields).ok());
+    }
 }
 
 fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
@@ -87,10 +126,10 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
         field("ended", &moment(now, ended_at))?;
     }
     if let Some(input) = &run.input {
-        field("input", &one_line(input.get()))?;
+        field("input", &legible(input))?;
     }
     if let Some(result) = &run.output {
-        field("output", &one_line(result.get()))?;
+        field("output", &legible(result))?;
     }
     if let Some(error) = &summary.error {
         // Not cut: it is what one came for.
@@ -101,6 +140,15 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A payload on a line, or what stands in its place.
+fn legible(json: &RawValue) -> String {
+    let redacted = serde_json::from_str::<serde_json::Value>(json.get()).ok();
+    match redacted.as_ref().and_then(|json| json.get(REDACTED)?.get("bytes")) {
+        Some(bytes) => format!("({bytes} bytes; --payload shows them)"),
+        None => one_line(json.get()),
+    }
 }
 
 /// A recorded error as it reads: its code and message.

@@ -12,13 +12,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 
-use super::place::{Fate, Opened, Opening, Place};
+use super::place::{Fate, Opened, Opening, Place, Record};
 use super::tx::{Tx, lend};
 use crate::engine::run::{Run, Stop};
 use crate::engine::{executor, failpoint};
 use crate::error::{ApplicationError, Code, Error, Failure, Result};
 use crate::on::{Database, Isolation, Token};
-use crate::payload::{self, Json};
+use crate::payload::Json;
+use crate::vault::place::Place as Sealed;
 
 /// How long the answer to a commit is waited for before it counts as lost; then the server is asked, on another
 /// connection. Long, because a commit may wait for a replica.
@@ -83,11 +84,16 @@ impl Attempt<'_> {
         let Some(connection) = home.take() else {
             return Ended::Stopped(Stop::Dead(self.by_hand("kept its transaction beyond its end")));
         };
-        let encoded = ended.and_then(|value| {
-            payload::encode("the result of the step", &value).map(|json| (value, json)).map_err(Failure::Ambo)
-        });
+        let encoded = match ended {
+            Ok(value) => self.seal(&value).await.map(|json| (value, json)).map_err(Failure::Ambo),
+            Err(failure) => Err(failure),
+        };
         let (value, json) = match encoded {
             Ok(encoded) => encoded,
+            Err(Failure::Ambo(error)) if error.is_unavailable() => {
+                D::rollback(connection, Token(())).await;
+                return Ended::Again(error);
+            }
             Err(failure) => return self.undo(database, connection, &opened, failure).await,
         };
         let finish =
@@ -96,6 +102,17 @@ impl Attempt<'_> {
             Ok(()) => Ended::Committed(value, json),
             Err(error) => trouble(error),
         }
+    }
+
+    /// What is recorded of a result: in the object store, if it belongs there, before its transaction commits.
+    async fn seal<T: Serialize>(&self, value: &T) -> Result<Json> {
+        let vault = &self.place.run.vault;
+        let json = vault.encode("the result of the step", value)?;
+        let sealed_as = match self.place.record {
+            Record::Outcome => Sealed::Output(self.place.run.id),
+            Record::Checkpoint | Record::Witness => Sealed::Step(&self.place.position),
+        };
+        vault.seal(&sealed_as, &json).await
     }
 
     /// The body, with its time limit; a panic is a failure of the attempt.
