@@ -282,7 +282,8 @@ declare
     v_deadlines timestamptz[];
     v_count integer;
 begin
-    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    -- Exclusively, as whoever takes claims away: a flush of this worker may have looked at one and not committed yet.
+    perform pg_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer);
     with returned as (
         delete from ambo.claim c where c.ctid = any (array(
             select h.place from unnest(p_runs, p_attempts) as g (id, attempt)

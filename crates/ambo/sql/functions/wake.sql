@@ -22,7 +22,7 @@ end $$;
 
 -- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. In a
 -- managed queue it stands in a lane of its own: there the others may have to wait for room.
-create or replace function ambo.send_wakes(p_runs uuid[]) returns void
+create or replace function ambo.leave_wakes(p_runs uuid[]) returns void
 language plpgsql volatile
 as $$
 declare
@@ -34,6 +34,14 @@ begin
     from (select distinct u.id from unnest(p_runs) u (id)) g
     cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
     cross join lateral (select q.managed from ambo.queue q where q.name = r.queue offset 0) q;
+end $$;
+
+-- The same, and tells those who sleep.
+create or replace function ambo.send_wakes(p_runs uuid[]) returns void
+language plpgsql volatile
+as $$
+begin
+    perform ambo.leave_wakes(p_runs);
     perform ambo.wake();
 end $$;
 
@@ -53,7 +61,8 @@ end $$;
 -- returned without an attempt, other workers are told of theirs. The order of the looks is what makes it
 -- right: a claim that is locked with `for key share` cannot be parked before this transaction ends, and whoever
 -- parks it then finds the row in ambo.wake; one that is locked by somebody else is on its way to a place not known
--- yet; one that is not there at the first look stands in ambo.timer at the second, if anywhere.
+-- yet; one that is not there at the first look stands in ambo.timer at the second, if anywhere, and where somebody has
+-- locked it there, the row that wakes goes back.
 create or replace function ambo.wake_up(p_worker bigint, p_runs uuid[], p_managed boolean default false)
 returns table (run_id uuid, attempt integer, losses smallint, deadline timestamptz)
 language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
@@ -112,19 +121,26 @@ begin
     if v_back is not null then
         perform ambo.make_ready(v_back, v_attempts, v_losses, v_deadlines, v_pins);
     end if;
-    if p_managed then
-        return;
+    if not p_managed then
+        return query
+        with up as (
+            delete from ambo.timer t where t.ctid = any (array(
+                select p.place from unnest(p_runs) g (id)
+                cross join lateral (
+                    select t.ctid as place from ambo.timer t
+                    where t.run_id = g.id and (t.pin is null or t.pin = v_pin) offset 0 for update skip locked) p))
+            returning t.run_id, t.attempt, t.losses, t.deadline
+        )
+        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
+        select u.run_id, p_worker, u.attempt + 1, u.losses, u.deadline from up u
+        returning run_id, attempt, losses, deadline;
     end if;
-    return query
-    with up as (
-        delete from ambo.timer t where t.ctid = any (array(
-            select p.place from unnest(p_runs) g (id)
-            cross join lateral (
-                select t.ctid as place from ambo.timer t
-                where t.run_id = g.id and (t.pin is null or t.pin = v_pin) offset 0 for update skip locked) p))
-        returning t.run_id, t.attempt, t.losses, t.deadline
-    )
-    insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
-    select u.run_id, p_worker, u.attempt + 1, u.losses, u.deadline from up u
-    returning run_id, attempt, losses, deadline;
+    -- One that is still there is locked, by an operator's rewind perhaps: should that be rolled back, the run must be
+    -- woken all the same. Nobody is told: the lock may last, and the poll is soon enough.
+    v_moving := array(
+        select t.run_id from unnest(p_runs) g (id)
+        cross join lateral (select t.run_id from ambo.timer t where t.run_id = g.id offset 0) t);
+    if cardinality(v_moving) > 0 then
+        perform ambo.leave_wakes(v_moving);
+    end if;
 end $$;

@@ -223,6 +223,25 @@ async fn a_burial_waits_for_a_flush_that_is_under_way() {
 }
 
 #[tokio::test]
+async fn a_hand_back_waits_for_a_flush_that_is_under_way() {
+    let db = database().await;
+    let (first, _, run) = two_workers(&db).await;
+    let late = connect(&db.url).await;
+    late.batch_execute("begin").await.unwrap();
+    // It has looked at the claim, and written.
+    let record = "select ambo.flush($1, array[$2::uuid], '{1}', '{1}', '{s}', '{1}', '{null}', '{1}', '{}', '{}', '{}', '{}', '{}')";
+    late.execute(record, &[&first, &run]).await.unwrap();
+    let giving = connect(&db.url).await;
+    let give = tokio::spawn(async move {
+        giving.query_one("select ambo.hand_back($1, array[$2::uuid], '{1}')", &[&first, &run]).await
+    });
+    until_waiting(&db, "advisory").await;
+    late.batch_execute("commit").await.unwrap();
+    assert_eq!(give.await.unwrap().unwrap().get::<_, i32>(0), 1);
+    assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 1);
+}
+
+#[tokio::test]
 async fn a_claim_under_way_when_its_worker_leaves_is_handed_back() {
     let db = database().await;
     let register = "select worker_id from ambo.register_worker('w', '', 0, '{default}', '{a}', false)";

@@ -155,6 +155,25 @@ async fn a_signal_that_is_held_uncommitted_across_the_park_wakes_the_run() {
     worker.drain(Duration::ZERO).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_outlasts_a_rewind_that_is_rolled_back() {
+    let db = database().await;
+    let tally = Arc::new(Tally::default());
+    let worker = builder(&db, &tally).start().await.unwrap();
+    let run = enqueue(&db, "hear", None::<u64>).await;
+    db.until(PARKED).await;
+    let mut operator = connect(&db.url).await;
+    let tx = operator.transaction().await.unwrap();
+    // It holds the row that carries the run; whoever takes the wake-up can neither claim the run nor wait.
+    tx.execute("select ambo.rewind_run($1, '1')", &[&run.as_uuid()]).await.unwrap();
+    say(&db, run, "end").await;
+    let sent: i64 = db.number("select is_called::int * last_value from ambo.ready_seq").await;
+    db.until(&format!("select not exists (select from ambo.ready where wakes and seq <= {sent})")).await;
+    tx.rollback().await.unwrap();
+    assert!(result::<Vec<String>>(&db, run).await.is_empty());
+    worker.drain(Duration::ZERO).await;
+}
+
 /// Works until it is told to stop: it is never parked and never leaves room for another.
 async fn toil(mut cx: Ctx<'_>, _: ()) -> Result<()> {
     let mut toiling = cx.branch();
