@@ -7,3 +7,4 @@ on conflict do nothing;
 revoke all on all tables in schema ambo from public;
 revoke all on all sequences in schema ambo from public;
 revoke all on all functions in schema ambo from public;
+select ambo.grant_privileges();

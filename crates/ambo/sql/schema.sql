@@ -549,6 +549,10 @@ function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
     returns void
     volatile
 
+function grant_privileges()
+    returns text[]
+    volatile, set search_path=pg_catalog, pg_temp
+
 function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
@@ -588,6 +592,10 @@ function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_ho
 function lanes()
     returns TABLE(queue text, workflow text)
     stable, set enable_seqscan=off
+
+function leave_wakes(p_runs uuid[])
+    returns void
+    volatile
 
 function leave(p_worker bigint)
     returns integer
@@ -676,6 +684,10 @@ function pin_of(p_worker bigint)
 function pins()
     returns TABLE(version text, is_alive boolean, grace_ms bigint)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+
+function privileges()
+    returns TABLE(function_name text, roles text[])
+    immutable
 
 function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
     returns void
@@ -772,6 +784,10 @@ function run_result(p_run uuid)
 function run_time(run_id uuid)
     returns timestamp with time zone
     immutable
+
+function schema_version()
+    returns integer
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)
     returns boolean

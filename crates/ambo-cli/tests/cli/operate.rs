@@ -200,7 +200,7 @@ fn a_key_means_one_run() {
     assert_eq!(second.stdout, first);
     assert_eq!(second.stderr, "the key names a run that is there already; nothing was enqueued\n");
     expect![[r#"
-        stderr: error: AMBO003: key 'k' of workflow 'fulfil' names run 00000000-0000-0000-0000-000000000000, which has another input (A key means one run: use another key for another input.)
+        stderr: error: AMBO003: key 'k' of workflow 'fulfil' names a run that has another input (A key means one run: use another key for another input.)
         stderr:   see docs/errors/AMBO003.md
         exit status: 1
     "#]].assert_eq(&db.ambo(&["run", "enqueue", "fulfil", "{\"id\": 2}", "--key", "k"]).shown());

@@ -130,8 +130,9 @@ begin
         raise exception 'AMBO003: the key was released while it was looked up; enqueue again'
             using errcode = '40001';
     elsif v_known <> all (v_digests) then
-        raise exception 'AMBO003: key % of workflow % names run %, which has another input',
-            quote_literal(p_key), quote_literal(p_workflow), run_id
+        -- Not which run: who knows a run's id may read how it ended.
+        raise exception 'AMBO003: key % of workflow % names a run that has another input',
+            quote_literal(p_key), quote_literal(p_workflow)
             using errcode = 'AM003', hint = 'A key means one run: use another key for another input.';
     end if;
 end $$;

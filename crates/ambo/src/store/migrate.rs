@@ -44,6 +44,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/fork.sql"),
     include_str!("../../sql/functions/schedule.sql"),
     include_str!("../../sql/functions/doctor.sql"),
+    include_str!("../../sql/functions/role.sql"),
 ];
 
 /// All of it as one script, for teams that apply SQL with a tool of their own.
@@ -125,12 +126,15 @@ fn test_time(sql: &str) -> String {
 /// The version that the database holds; 0 if it holds none.
 pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
     let row = session
-        .query_one("select to_regclass($1 || '.installation') is not null", &[(&schema.name(), Type::TEXT)])
+        .query_one(
+            "select to_regprocedure($1 || '.schema_version()') is not null",
+            &[(&schema.name(), Type::TEXT)],
+        )
         .await?;
     if !row.try_get::<_, bool>(0).map_err(from_driver)? {
         return Ok(0);
     }
-    let row = session.query_one(&schema.sql("select schema_version from ambo.installation"), &[]).await?;
+    let row = session.query_one(&schema.sql("select ambo.schema_version()"), &[]).await?;
     row.try_get(0).map_err(from_driver)
 }
 

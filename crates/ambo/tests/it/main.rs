@@ -35,6 +35,7 @@ mod outage;
 mod partition;
 #[cfg(all(feature = "encryption", feature = "object-store"))]
 mod payload;
+mod privilege;
 mod program;
 mod proxy;
 mod purge;
@@ -53,6 +54,7 @@ mod stage;
 mod testbed;
 #[cfg(feature = "testing")]
 mod time_limits;
+mod trace;
 #[cfg(feature = "sqlx")]
 mod transaction;
 #[cfg(feature = "sqlx")]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::child::Child;
 use crate::harness::{Database, database};
 use crate::random::Random;
+use crate::trace;
 use crate::workflows::Ledger;
 use tale::{Tale, Teller};
 
@@ -285,6 +286,7 @@ async fn batch(count: usize) {
     let mut random = Random::new();
     let db = database().await;
     Ledger::prepare(&db).await;
+    trace::begin(&db).await;
     let (mut programs, mut wanted) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let mut topics = Vec::new();
@@ -318,6 +320,8 @@ async fn batch(count: usize) {
             db.client.handle::<Untyped>(*run).result_as::<_, Error>().await.expect("a result");
         assert_eq!(said, model(ops), "run {run}: {ops:?}");
     }
+    let events = trace::assert_follows_the_protocol(&db).await;
+    println!("{count} programs, {kills} kills, {events} events that follow the protocol");
     assert_exact(&db, &programs).await;
     println!("{count} programs, {kills} kills");
 }
