@@ -212,6 +212,19 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
                 link.recover(&error).await;
                 pending.push(batch);
             }
+            // What is there already may be ours: behind a pooler nobody can tell when the backend of a lost answer has gone,
+            // and its commit may come after the read-back.
+            Err(error) if error.sqlstate() == Some("23505") => {
+                let facts = batch.len();
+                match read_back(link, &mut batch, witness).await {
+                    Ok(()) if batch.len() == facts => split(batch, &error, &mut pending, witness),
+                    Ok(()) => pending.push(batch),
+                    Err(error) => {
+                        link.recover(&error).await;
+                        pending.push(batch);
+                    }
+                }
+            }
             Err(error) => split(batch, &error, &mut pending, witness),
         }
     }

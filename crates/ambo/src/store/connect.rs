@@ -47,14 +47,28 @@ impl Target {
         Ok(Target { config, schema, pooled: false })
     }
 
-    /// Finds out whether a transaction pooler stands in between: two open connections with one backend.
+    /// Finds out whether a pooler stands in between: it hands no option of a client's to a server that serves others too,
+    /// or refuses it. Whether two connections have one backend would tell only while nobody else is there.
     pub(crate) async fn detect_pooler(&mut self) -> Result<()> {
         self.pooled = true;
-        let first = self.open("ambo probe", None).await?;
-        let second = self.open("ambo probe", None).await?;
-        self.pooled = first.backend == second.backend;
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        let mut probe = self.clone();
+        let given = self.config.get_options().unwrap_or_default();
+        probe.config.options(format!("{given} -c ambo.probe={mark}").trim());
+        match probe.open("ambo probe", None).await {
+            Ok(session) => {
+                let row = session.query_one("select current_setting('ambo.probe', true)", &[]).await?;
+                let found: Option<String> = row.try_get(0).map_err(from_driver)?;
+                self.pooled = found.as_deref() != Some(&mark);
+            }
+            // Options are not supported, say some poolers in one way and some in the other.
+            Err(error) if matches!(error.sqlstate(), Some("08P01" | "0A000")) => {
+                drop(self.open("ambo probe", None).await?);
+            }
+            Err(error) => return Err(error),
+        }
         if self.pooled {
-            tracing::info!("a transaction pooler stands before the database: polling, no notifications");
+            tracing::info!("a pooler stands before the database: polling, no notifications");
         }
         Ok(())
     }

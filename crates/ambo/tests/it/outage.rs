@@ -8,6 +8,7 @@ use ambo::{Ctx, Enqueue, Error, Failure, Handle, Result, TokioPostgres, Untyped,
 use ambo_postgres::{Cluster, Place, Shutdown};
 
 use crate::harness::{Database, connect, database, database_at};
+use crate::proxy::Proxy;
 
 /// What the steps did, in memory: it outlasts every outage. By idempotency key, how often.
 #[derive(Default)]
@@ -259,5 +260,45 @@ async fn the_defaults_of_a_database_do_not_get_in_the_way() {
     let run = Enqueue::named("plain", &21).delay(Duration::from_millis(10)).on(&client).await.unwrap();
     let result: Result<i64, Failure<Error>> = client.handle::<Untyped>(run.run).result_as().await;
     assert_eq!(result.unwrap(), 42);
+    worker.drain(Duration::ZERO).await;
+}
+
+/// A busy pooler gives two connections two servers, as if it were none; but it hands on no options.
+#[tokio::test]
+async fn a_pooler_is_known_by_the_options_that_it_keeps() {
+    let db = database().await;
+    let proxy = Proxy::before(&db.url).await;
+    assert!(!ambo::Client::connect(&proxy.url).await.unwrap().is_pooled(), "a plain proxy is no pooler");
+    proxy.keep_options();
+    assert!(ambo::Client::connect(&proxy.url).await.unwrap().is_pooled());
+    let with_options = format!("{}?options=-c%20work_mem%3D5MB", db.url);
+    assert!(!ambo::Client::connect(&with_options).await.unwrap().is_pooled());
+}
+
+/// As behind a pooler, where nobody can tell when the backend of a lost answer is done: what the first flush recorded may
+/// appear after it was looked for.
+#[tokio::test]
+async fn facts_that_appear_after_they_were_read_back_are_taken_for_what_they_are() {
+    let db = database().await;
+    let url = Arc::new(db.url.clone());
+    let run = async |mut cx: Ctx<'_>, late: bool| -> Result<i64> {
+        let (url, run) = (cx.state::<Arc<String>>()?, cx.run_id());
+        let sql = connect(&url).await;
+        let call = cx.step("late", async || {
+            let fact = "insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output)
+                select c.run_id, c.attempt, 1, '1', 'late', '42' from ambo.claim c where c.run_id = $1 and $2";
+            sql.execute(fact, &[&run, &late]).await.unwrap();
+            Ok::<_, Error>(42)
+        });
+        let answer = call.await?;
+        cx.step("next", async || Ok::<_, Error>(answer)).await.map_err(Into::into)
+    };
+    let worker = Worker::builder(&db.client).workflow_fn("run", run).state(url).start().await.unwrap();
+    let runs = ambo::enqueue_all(&db.client, (0..20).map(|n| Enqueue::named("run", &(n % 2 == 0)))).await;
+    for run in runs.unwrap() {
+        let result: Result<i64, Failure<Error>> = db.client.handle::<Untyped>(run.run).result_as().await;
+        assert_eq!(result.expect("a run did not succeed"), 42);
+    }
+    assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 40);
     worker.drain(Duration::ZERO).await;
 }

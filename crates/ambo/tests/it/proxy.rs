@@ -1,7 +1,7 @@
 //! A proxy before the server that knows its protocol: counts round trips, and loses what a test wants lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,6 +32,7 @@ struct State {
     lose: AtomicU8,
     lost: AtomicU64,
     round_trips: AtomicU64,
+    keeps_options: AtomicBool,
 }
 
 impl Proxy {
@@ -66,6 +67,11 @@ impl Proxy {
     /// Loses the next COMMIT in this way, once.
     pub(crate) fn lose(&self, what: Lose) {
         self.state.lose.store(what as u8, Ordering::SeqCst);
+    }
+
+    /// From now on the startup options of a client reach nobody, as in a pooler.
+    pub(crate) fn keep_options(&self) {
+        self.state.keeps_options.store(true, Ordering::SeqCst);
     }
 
     /// How many were lost.
@@ -106,6 +112,20 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: Arc<Sta
     }
 }
 
+/// A startup message, its names and values each ended by a zero, without `options`.
+fn without_options(start: &[u8]) -> Vec<u8> {
+    let mut out = start[..4].to_vec();
+    let words: Vec<&[u8]> = start[4..].split(|byte| *byte == 0).collect();
+    for pair in words.chunks_exact(2).filter(|pair| !pair[0].is_empty() && pair[0] != b"options") {
+        for word in pair {
+            out.extend_from_slice(word);
+            out.push(0);
+        }
+    }
+    out.push(0);
+    out
+}
+
 async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -115,7 +135,14 @@ async fn requests(
     // The first message has no tag.
     let Ok(length) = from.read_u32().await else { return };
     let mut start = vec![0; length as usize - 4];
-    if from.read_exact(&mut start).await.is_err() || to.write_all(&length.to_be_bytes()).await.is_err() {
+    if from.read_exact(&mut start).await.is_err() {
+        return;
+    }
+    if state.keeps_options.load(Ordering::SeqCst) {
+        start = without_options(&start);
+    }
+    let length = start.len() as u32 + 4;
+    if to.write_all(&length.to_be_bytes()).await.is_err() {
         return;
     }
     let mut sent = to.write_all(&start).await.is_ok();
