@@ -214,6 +214,7 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     deadline timestamp with time zone
     wakes boolean not null default false
     start_by timestamp with time zone
+    index ready_pin btree (split_part(workflow, chr(31), 2)) WHERE (split_part(workflow, chr(31), 2) <> ''::text)
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
     index ready_start_by btree (start_by) WHERE (start_by IS NOT NULL)
     index ready_xid btree (xid)
@@ -397,6 +398,10 @@ function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT reco
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
+function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[])
+    returns record
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+
 function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -519,7 +524,7 @@ function finish_step(p_worker bigint, p_run uuid, p_attempt integer, p_position 
 
 function fire_timers(p_limit integer)
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off, enable_seqscan=off, enable_bitmapscan=off
 
 function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[], p_freed uuid[])
     returns uuid[]
@@ -557,7 +562,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT cancelled uuid[], OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT woken uuid[], OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -683,7 +688,7 @@ function pin_of(p_worker bigint)
 
 function pins()
     returns TABLE(version text, is_alive boolean, grace_ms bigint)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
 function privileges()
     returns TABLE(function_name text, roles text[])

@@ -67,11 +67,16 @@ begin
         if cardinality(p_freed) > 0 then
             perform ambo.free_slots(array(select e from unnest(v_ended) e where e = any (p_freed)), true);
         end if;
-        if exists (select from ambo.cancel_request) then
-            delete from ambo.cancel_request r where r.run_id = any (p_ended_runs);
+        -- Mostly these tables have no pages. Whether they have rows could only be told by a walk over the dead ones.
+        if pg_relation_size('ambo.cancel_request') > 0 then
+            delete from ambo.cancel_request r where r.ctid = any (array(
+                select q.place from unnest(p_ended_runs) e (id) cross join lateral (
+                    select q.ctid as place from ambo.cancel_request q where q.run_id = e.id offset 0) q));
         end if;
-        if exists (select from ambo.wake) then
-            delete from ambo.wake w where w.run_id = any (p_ended_runs);
+        if pg_relation_size('ambo.wake') > 0 then
+            delete from ambo.wake w where w.ctid = any (array(
+                select k.place from unnest(p_ended_runs) e (id) cross join lateral (
+                    select k.ctid as place from ambo.wake k where k.run_id = e.id offset 0) k));
         end if;
         perform ambo.tell_waiters(p_ended_runs);
     end if;

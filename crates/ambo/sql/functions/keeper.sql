@@ -89,7 +89,7 @@ end $$;
 create or replace function ambo.fire_timers(p_limit integer) returns integer
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
-set enable_hashjoin = off set enable_mergejoin = off
+set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     v_ids uuid[];
@@ -98,13 +98,15 @@ declare
     v_deadlines timestamptz[];
     v_pins text[];
     v_count integer;
+    -- A variable: the volatile function itself would be no bound of an index scan.
+    v_now timestamptz := clock_timestamp();
 begin
-    if not exists (select from ambo.timer t where t.due_at <= clock_timestamp()) then
+    if not exists (select from ambo.timer t where t.due_at <= v_now) then
         return 0;
     end if;
     with fired as (
         delete from ambo.timer t where t.ctid = any (array(
-            select d.ctid from ambo.timer d where d.due_at <= clock_timestamp()
+            select d.ctid from ambo.timer d where d.due_at <= v_now
             order by d.due_at, d.run_id limit p_limit for update skip locked))
         returning t.run_id, t.due_at, t.attempt, t.losses, t.deadline, t.pin
     )
@@ -119,18 +121,54 @@ begin
     return v_count;
 end $$;
 
--- The versions that runs which may be claimed are pinned to, and those that living workers pin to; and how long those wait
--- for one of these.
+-- The versions that runs which may be claimed are pinned to and that no living worker pins to, and those that living
+-- workers pin to; and how long the former wait for a worker. Reads only the gaps between versions that are alive, for
+-- in their lanes are the dead rows.
 create or replace function ambo.pins() returns table (version text, is_alive boolean, grace_ms bigint)
-language sql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off
 as $$
-    select p.version, p.is_alive, (extract(epoch from i.pin_grace) * 1000)::bigint
-    from (
-        select split_part(l.workflow, chr(31), 2) as version, false as is_alive
-        from ambo.lanes() l where split_part(l.workflow, chr(31), 2) <> ''
-        union
-        select w.version, true from ambo.worker w where w.pinned and w.dead_at is null) p, ambo.installation i
-$$;
+#variable_conflict use_column
+declare
+    v_alive text[] := array(
+        select distinct w.version collate "C" from ambo.worker w where w.pinned and w.dead_at is null order by 1);
+    v_above text collate "C" := '';
+    v_below text collate "C";
+    v_found text collate "C";
+begin
+    grace_ms := (select (extract(epoch from i.pin_grace) * 1000)::bigint from ambo.installation i);
+    is_alive := true;
+    foreach version in array v_alive loop
+        return next;
+    end loop;
+    is_alive := false;
+    loop
+        v_below := (select min(a.v) from unnest(v_alive) a (v) where a.v collate "C" > v_above);
+        -- Two statements: with an `or` in one, the upper end would not be the index's to know.
+        if v_below is null then
+            v_found := (
+                select split_part(r.workflow, chr(31), 2) from ambo.ready r
+                where split_part(r.workflow, chr(31), 2) <> '' and split_part(r.workflow, chr(31), 2) > v_above
+                order by split_part(r.workflow, chr(31), 2) limit 1);
+        else
+            v_found := (
+                select split_part(r.workflow, chr(31), 2) from ambo.ready r
+                where split_part(r.workflow, chr(31), 2) <> '' and split_part(r.workflow, chr(31), 2) > v_above
+                  and split_part(r.workflow, chr(31), 2) < v_below
+                order by split_part(r.workflow, chr(31), 2) limit 1);
+        end if;
+        if v_found is not null then
+            version := v_found;
+            return next;
+            v_above := v_found;
+        elsif v_below is not null then
+            v_above := v_below;
+        else
+            exit;
+        end if;
+    end loop;
+end $$;
 
 -- Gives runs that are pinned to versions of which no worker is left to any worker, up to p_limit. Returns how many.
 create or replace function ambo.release_pins(p_versions text[], p_limit integer) returns integer
@@ -141,12 +179,11 @@ declare
     v_xid xid8 := pg_current_xact_id();
     v_count integer;
 begin
-    with lane as (
-        select l.queue, l.workflow from ambo.lanes() l where split_part(l.workflow, chr(31), 2) = any (p_versions)
-    ), released as (
+    with released as (
         delete from ambo.ready r where r.ctid = any (array(
-            select p.place from lane l cross join lateral (
-                select r.ctid as place from ambo.ready r where r.queue = l.queue and r.workflow = l.workflow
+            select p.place from unnest(p_versions) v cross join lateral (
+                select r.ctid as place from ambo.ready r
+                where split_part(r.workflow, chr(31), 2) <> '' and split_part(r.workflow, chr(31), 2) = v
                 limit p_limit for update skip locked) p
             limit p_limit))
         returning r.*

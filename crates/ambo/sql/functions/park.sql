@@ -34,8 +34,12 @@ begin
     into v_ids, v_attempts, v_deadlines, v_dues
     -- Both in the order of the ids: a merge, whatever the planner believes.
     from held h join parked g on g.run_id = h.run_id;
-    if exists (select from ambo.wake) then
-        with woken as (delete from ambo.wake w where w.run_id = any (v_ids) returning w.run_id)
+    if pg_relation_size('ambo.wake') > 0 then
+        with woken as (
+            delete from ambo.wake w where w.ctid = any (array(
+                select k.place from unnest(v_ids) p (id) cross join lateral (
+                    select k.ctid as place from ambo.wake k where k.run_id = p.id offset 0) k))
+            returning w.run_id)
         select coalesce(array_agg(w.run_id), '{}') into v_woken from woken w;
     end if;
     if cardinality(p_freed) > 0 then

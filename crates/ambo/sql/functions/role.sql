@@ -32,7 +32,7 @@ as $$
         ('history', 'worker'), ('hand_back', 'worker'), ('start', 'worker'),
         ('flush', 'worker'), ('flush_all', 'worker'), ('recorded', 'worker'),
         ('begin_step', 'worker'), ('finish_step', 'worker'), ('complete_run', 'worker'), ('step_fate', 'worker'), ('step_is_open', 'worker'),
-        ('step_is_marked', 'worker'), ('next_signal', 'worker'), ('take_wake', 'worker'),
+        ('step_is_marked', 'worker'), ('next_signal', 'worker'), ('take_wake', 'worker'), ('came_for', 'worker'),
         -- The keeper, which any worker may be.
         ('bury_worker', 'worker'), ('fire_timers', 'worker'), ('expire_keys', 'worker'),
         ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_slots', 'worker'),

@@ -78,10 +78,10 @@ begin
         perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
     end if;
     perform ambo.free_slots(array[p_run], true);
-    if exists (select from ambo.cancel_request) then
+    if pg_relation_size('ambo.cancel_request') > 0 then
         delete from ambo.cancel_request q where q.run_id = p_run;
     end if;
-    if exists (select from ambo.wake) then
+    if pg_relation_size('ambo.wake') > 0 then
         delete from ambo.wake w where w.run_id = p_run;
     end if;
     perform ambo.tell_waiters(array[p_run]);

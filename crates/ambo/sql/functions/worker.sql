@@ -42,13 +42,14 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$;
 
 -- One call a second. Renews the lease and, if this worker is the keeper or finds none alive, the keepership.
--- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew.
+-- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew. `look` says that
+-- something may have come for one of its runs.
 -- `managed`: of the queues that it serves, those that are claimed by claim_queue.
 -- To the keeper it also says which workers are dead and how long until the next timer is due.
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean,
-    out alive boolean, out cancelled uuid[], out is_keeper boolean, out dead bigint[],
-    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out woken uuid[], out schedules_due boolean,
+    out alive boolean, out look boolean, out is_keeper boolean, out dead bigint[],
+    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out schedules_due boolean,
     out next_tick_ms bigint, out managed text[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -71,15 +72,7 @@ begin
     if not alive then
         return;
     end if;
-    if exists (select from ambo.cancel_request) then
-        cancelled := array(select q.run_id from ambo.cancel_request q join ambo.claim c on c.run_id = q.run_id
-                           where c.worker_id = p_worker);
-    end if;
-    -- What a notification should have told.
-    if exists (select from ambo.wake) then
-        woken := array(select w.run_id from ambo.wake w join ambo.claim c on c.run_id = w.run_id
-                       where c.worker_id = p_worker limit 10000);
-    end if;
+    look := pg_relation_size('ambo.cancel_request') > 0 or pg_relation_size('ambo.wake') > 0;
     managed := array(select q.name from ambo.queue q join ambo.worker w on q.name = any (w.queues)
                      where w.id = p_worker and q.managed);
     select * into v_keeper from ambo.keeper for update skip locked;
@@ -117,6 +110,22 @@ begin
     -- A schedule whose time is past waits for something else than the time.
     next_tick_ms := (select (extract(epoch from min(s.next_at) - v_now) * 1000)::bigint
                      from ambo.schedule s where s.next_at > v_now and not s.paused);
+end $$;
+
+-- Of the runs in a worker's memory, those that somebody asked to cancel and those for which something has come: what a
+-- notification should have told. By key: neither table is walked.
+create or replace function ambo.came_for(p_runs uuid[], out cancelled uuid[], out woken uuid[])
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+begin
+    cancelled := array(
+        select q.run_id from unnest(p_runs) r (id) cross join lateral (
+            select q.run_id from ambo.cancel_request q where q.run_id = r.id offset 0) q);
+    woken := array(
+        select w.run_id from unnest(p_runs) r (id) cross join lateral (
+            select w.run_id from ambo.wake w where w.run_id = r.id offset 0) w);
 end $$;
 
 -- A worker leaves: what it still holds is handed back, without a loss counted.

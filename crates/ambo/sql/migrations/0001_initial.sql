@@ -119,6 +119,8 @@ create table ambo.ready (
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_xid on ambo.ready (xid);
 create index ready_start_by on ambo.ready (start_by) where start_by is not null;
+-- By the version that a run is pinned to; a run that is not costs nothing here.
+create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where split_part(workflow, chr(31), 2) <> '';
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress.

@@ -95,7 +95,13 @@ async fn receive<T: DeserializeOwned>(
         }
         None => None,
     };
+    let look_again = || {
+        let look = run.clock.now().saturating_add(PARKED_LOOK).unwrap_or(jiff::Timestamp::MAX);
+        due.map_or(look, |due| due.min(look))
+    };
     let mut pause = LOOKS.0;
+    // Through all looks: one that comes round once a moment must not keep the run in memory.
+    let waits = run.waits.wait(For::News, Some(look_again()));
     loop {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
@@ -117,8 +123,7 @@ async fn receive<T: DeserializeOwned>(
             run.record(position, name.into(), Err(encode_error(&error)), Duration::ZERO);
             return Err(error);
         }
-        let look_again = run.clock.now().saturating_add(PARKED_LOOK).unwrap_or(jiff::Timestamp::MAX);
-        let _waits = run.waits.wait(For::News, Some(due.map_or(look_again, |due| due.min(look_again))));
+        waits.put_off(look_again());
         let left = due.map_or(pause, |due| run.clock.until(due).min(pause));
         pause = (pause * 2).min(LOOKS.1);
         tokio::select! {

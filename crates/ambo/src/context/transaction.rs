@@ -149,6 +149,9 @@ impl<'a> TransactionStep<'a> {
             record: self.record,
         };
         let passed_over = self.run.is_cancelled() && !self.run.history.has(&self.position);
+        if self.record == Record::Outcome && !self.run.history.has(&self.position) {
+            self.run.history.complete();
+        }
         if let Some(answer) = replay(self.run, &self.position, &self.name).await {
             if passed_over && let Some(output) = self.lay_to_rest(&place, database).await {
                 return self.found(output).await;

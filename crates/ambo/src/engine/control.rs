@@ -16,6 +16,8 @@ use crate::telemetry;
 
 /// Between heartbeats. A worker is dead after 2.5 s of silence with its connection gone, so one may be lost.
 const BEAT: Duration = Duration::from_secs(1);
+/// Runs that are looked for in one statement.
+const LOOK: usize = 10_000;
 /// A body that keeps its thread for longer is reported: it holds up others.
 const BLOCKS: Duration = Duration::from_secs(1);
 /// Between two looks for claims that this worker does not know, when nothing is suspected.
@@ -118,15 +120,8 @@ impl<'a> Control<'a> {
         if self.life.slots.set_managed(&pulse.managed) {
             self.life.hint.notify_one();
         }
-        for run in &pulse.cancelled {
-            if let Some(run) = self.life.run(run) {
-                run.cancel();
-            }
-        }
-        for run in &pulse.woken {
-            if let Some(run) = self.life.run(run) {
-                run.nudge();
-            }
+        if pulse.look {
+            self.look(&session).await?;
         }
         if pulse.is_keeper && self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
             self.life.hint.notify_one();
@@ -139,6 +134,16 @@ impl<'a> Control<'a> {
             self.reconciled = Instant::now();
         }
         Ok(true)
+    }
+
+    /// Looks for what has come for the runs in memory: notifications get lost.
+    async fn look(&self, session: &Session) -> Result<()> {
+        for runs in self.life.run_ids().chunks(LOOK) {
+            let (cancelled, woken) = worker::came_for(session, &self.engine.target.schema, runs).await?;
+            cancelled.iter().filter_map(|run| self.life.run(run)).for_each(|run| run.cancel());
+            woken.iter().filter_map(|run| self.life.run(run)).for_each(|run| run.nudge());
+        }
+        Ok(())
     }
 
     fn notice(&mut self, notice: &Notice) {

@@ -61,6 +61,8 @@ pub(crate) struct History {
     length: AtomicUsize,
     /// In a rehearsal: the calls that came by and were not recorded. They never return.
     beyond: Option<Mutex<Vec<(String, String)>>>,
+    /// One of those would have ended the run, and left no record but that.
+    would_complete: AtomicBool,
     raced: bool,
     pub(crate) continued: Option<Continued>,
     /// How many tries of the body have failed.
@@ -74,6 +76,7 @@ impl History {
         let mut history = History {
             length: AtomicUsize::new(recorded.len()),
             beyond: None,
+            would_complete: AtomicBool::new(false),
             raced: recorded.iter().any(|checkpoint| checkpoint.name == race::NAME),
             calls: Mutex::default(),
             patches: Mutex::default(),
@@ -217,6 +220,15 @@ impl History {
     pub(crate) fn beyond(&self) -> Vec<(String, String)> {
         let beyond = self.beyond.as_ref().map(|beyond| beyond.lock().unwrap_or_else(PoisonError::into_inner));
         beyond.map(|beyond| beyond.clone()).unwrap_or_default()
+    }
+
+    /// A call came by with which the run ends where it succeeds, and it is not recorded.
+    pub(crate) fn complete(&self) {
+        self.would_complete.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn would_complete(&self) -> bool {
+        self.would_complete.load(Ordering::Relaxed)
     }
 
     /// Whether a race is recorded.

@@ -52,6 +52,11 @@ impl Life {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    /// The runs in memory.
+    pub(crate) fn run_ids(&self) -> Vec<Uuid> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
     /// Takes a run into memory and runs it on the users' runtime.
     pub(crate) fn adopt(self: &Arc<Self>, engine: &Arc<Engine>, claimed: ClaimedRun) {
         let identity = Identity {

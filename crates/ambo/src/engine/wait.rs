@@ -142,6 +142,16 @@ pub(crate) struct Wait {
     number: u64,
 }
 
+impl Wait {
+    /// The same wait, to another time: how long it has been patient stays.
+    pub(crate) fn put_off(&self, due: Timestamp) {
+        if let Some(waiting) = self.waits.state().waiting.get_mut(&self.number) {
+            waiting.due = Some(due);
+        }
+        self.waits.changed.notify_one();
+    }
+}
+
 impl Drop for Wait {
     fn drop(&mut self) {
         self.waits.state().waiting.remove(&self.number);

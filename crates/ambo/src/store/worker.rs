@@ -68,8 +68,8 @@ const CHORE_ROUNDS: u32 = 30;
 pub(crate) struct Pulse {
     /// False: this worker was declared dead and its runs are given to others.
     pub(crate) alive: bool,
-    /// Runs of this worker that somebody asked to cancel.
-    pub(crate) cancelled: Vec<Uuid>,
+    /// Something may have come for a run of this worker: ask with [`came_for`].
+    pub(crate) look: bool,
     pub(crate) is_keeper: bool,
     /// To the keeper: workers to bury.
     pub(crate) dead: Vec<i64>,
@@ -79,8 +79,6 @@ pub(crate) struct Pulse {
     pub(crate) lease_ms: i32,
     /// The time of the database, in microseconds since 1970.
     pub(crate) now_us: i64,
-    /// Runs of this worker for which something has come.
-    pub(crate) woken: Vec<Uuid>,
     /// To the keeper: ticks of schedules are due.
     pub(crate) schedules_due: bool,
     /// To the keeper: how long until the next tick after those.
@@ -104,8 +102,8 @@ pub(crate) async fn heartbeat(
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, cancelled, is_keeper, dead, next_timer_ms, lease_ms, now_us, woken,
-                        schedules_due, next_tick_ms, managed
+                "select alive, look, is_keeper, dead, next_timer_ms, lease_ms, now_us, schedules_due, next_tick_ms,
+                        managed
                  from ambo.heartbeat($1, $2, $3)",
             ),
             &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
@@ -114,19 +112,30 @@ pub(crate) async fn heartbeat(
     let pulse = || -> Result<Pulse, tokio_postgres::Error> {
         Ok(Pulse {
             alive: row.try_get(0)?,
-            cancelled: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
+            look: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
             is_keeper: row.try_get(2)?,
             dead: row.try_get::<_, Option<_>>(3)?.unwrap_or_default(),
             next_timer: row.try_get::<_, Option<i64>>(4)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             lease_ms: row.try_get(5)?,
             now_us: row.try_get(6)?,
-            woken: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
-            schedules_due: row.try_get::<_, Option<_>>(8)?.unwrap_or_default(),
-            next_tick: row.try_get::<_, Option<i64>>(9)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-            managed: row.try_get::<_, Option<_>>(10)?.unwrap_or_default(),
+            schedules_due: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
+            next_tick: row.try_get::<_, Option<i64>>(8)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            managed: row.try_get::<_, Option<_>>(9)?.unwrap_or_default(),
         })
     };
     pulse().map_err(from_driver)
+}
+
+/// Of these runs, in a worker's memory, those that somebody asked to cancel, and those for which something has come.
+pub(crate) async fn came_for(
+    session: &Session,
+    schema: &Schema,
+    runs: &[Uuid],
+) -> Result<(Vec<Uuid>, Vec<Uuid>)> {
+    let sql = schema.sql("select cancelled, woken from ambo.came_for($1)");
+    let row = session.query_one(&sql, &[(&runs, Type::UUID_ARRAY)]).await?;
+    let read = || -> Result<_, tokio_postgres::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+    read().map_err(from_driver)
 }
 
 /// What burying a worker did.

@@ -5,6 +5,7 @@ mod change;
 mod child;
 mod crash;
 mod dead;
+mod dead_rows;
 mod docs;
 mod drain;
 #[cfg(feature = "testing")]

@@ -282,7 +282,7 @@ async fn facts_that_appear_after_they_were_read_back_are_taken_for_what_they_are
     let db = database().await;
     let url = Arc::new(db.url.clone());
     let run = async |mut cx: Ctx<'_>, late: bool| -> Result<i64> {
-        let (url, run) = (cx.state::<Arc<String>>()?, cx.run_id());
+        let (url, run) = (cx.state::<Arc<String>>()?, cx.run_id().as_uuid());
         let sql = connect(&url).await;
         let call = cx.step("late", async || {
             let fact = "insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output)

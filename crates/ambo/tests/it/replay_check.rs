@@ -195,3 +195,32 @@ async fn a_program_checks_when_it_is_asked_to() {
     let mut checker = Child::start("worker", &db.url, &[("AMBO_REPLAY_CHECK", ask)]);
     assert_eq!(checker.ended().await.code(), Some(1));
 }
+
+/// A run that a transaction ended has no record of it but its end.
+#[cfg(feature = "sqlx")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_its_last_transaction_ended_is_no_difference() {
+    async fn credits(mut cx: Ctx<'_>, _: ()) -> Result<i32> {
+        let pool = cx.state::<sqlx::PgPool>()?;
+        effect(&mut cx, "one").await?;
+        let done = cx.complete_in(&*pool, async |_tx| Ok::<_, Error>(7));
+        Ok(done.await?)
+    }
+    async fn credits_late(mut cx: Ctx<'_>, _: ()) -> Result<i32> {
+        cx.now()?;
+        credits(cx, ()).await
+    }
+    let db = database().await;
+    let pool = crate::stage::pool(&db.url).await;
+    let worker = Worker::builder(&db.client).state(pool.clone()).workflow_fn("w", credits);
+    let worker = worker.start().await.unwrap();
+    let run = Enqueue::<Untyped>::named("w", &()).on(&db.client).await.unwrap().run;
+    assert_eq!(db.client.handle::<Untyped>(run).result_as::<i32, Error>().await.unwrap(), 7);
+    worker.drain(Duration::from_secs(5)).await;
+    let histories = async || db.client.histories(&Filter::default()).await.unwrap();
+    let same = Worker::builder(&db.client).state(pool.clone()).workflow_fn("w", credits);
+    assert_eq!(same.replay_check(histories().await).await.unwrap(), []);
+    let other = Worker::builder(&db.client).state(pool).workflow_fn("w", credits_late);
+    let found = other.replay_check(histories().await).await.unwrap();
+    assert!(found.len() == 1 && found[0].text.contains("\"ambo:now\""), "{found:?}");
+}

@@ -288,3 +288,20 @@ async fn the_timeout_of_a_run_ends_it_while_it_is_parked() {
     assert_eq!(Error::from(error).code(), Code::RunTimeout);
     worker.drain(Duration::ZERO).await;
 }
+
+/// Its looks are further apart than others wait: none of them begins the wait anew.
+#[tokio::test]
+async fn a_run_that_waits_for_an_event_is_parked_however_long_it_stays_first() {
+    let db = database().await;
+    let waits = async |mut cx: Ctx<'_>, of: ambo::RunId| -> Result<u32> { cx.event(of, "told").await };
+    let tells = async |mut cx: Ctx<'_>, _: ()| -> Result<()> { cx.publish("told", &7) };
+    let worker = Worker::builder(&db.client).workflow_fn("waits", waits).workflow_fn("tells", tells);
+    let worker = worker.park_after(Duration::from_millis(1500)).start().await.unwrap();
+    let later = Enqueue::<Untyped>::named("tells", &()).delay(Duration::from_secs(3600)).on(&db.client).await;
+    let later = later.unwrap().run;
+    let run = Enqueue::<Untyped>::named("waits", &later).on(&db.client).await.unwrap().run;
+    db.until("select exists (select from ambo.timer where attempt > 0)").await;
+    db.sql.batch_execute("update ambo.timer set due_at = now()").await.unwrap();
+    assert_eq!(db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap(), 7);
+    worker.drain(Duration::ZERO).await;
+}

@@ -1,0 +1,59 @@
+//! What every worker does every second, or with every batch, does not walk over rows that are dead and cannot be vacuumed.
+
+use crate::harness::{connect, database};
+
+/// Blocks of the tables and their indexes through which everything passes that a statement touches.
+async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
+    let count = "select sum(pg_stat_get_xact_blocks_fetched(o))::bigint from unnest(array[
+        'ambo.ready'::regclass, 'ambo.ready_pkey'::regclass, 'ambo.ready_xid'::regclass, 'ambo.ready_pin'::regclass,
+        'ambo.wake'::regclass, 'ambo.wake_pkey'::regclass,
+        'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass,
+        'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass]) o";
+    sql.batch_execute("begin").await.unwrap();
+    // The figure holds what earlier transactions of the session have not reported yet.
+    let before: i64 = sql.query_one(count, &[]).await.unwrap().get(0);
+    sql.batch_execute(statement).await.expect(statement);
+    let after: i64 = sql.query_one(count, &[]).await.unwrap().get(0);
+    sql.batch_execute("commit").await.unwrap();
+    after - before
+}
+
+#[tokio::test]
+async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let worker = "select worker_id from ambo.register_worker('w', '1', 0, '{default}', '{a}', false, true)";
+    let worker = db.number(worker).await;
+    let dead = "insert into ambo.wake select gen_random_uuid() from generate_series(1, 50000);
+        delete from ambo.wake;
+        insert into ambo.cancel_request (run_id) select gen_random_uuid() from generate_series(1, 50000);
+        delete from ambo.cancel_request;
+        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow)
+        select n, pg_current_xact_id(), gen_random_uuid(), 0, 0, 0, 'default', ambo.lane('a', '1')
+        from generate_series(1, 50000) n;
+        delete from ambo.ready;
+        insert into ambo.timer (run_id, due_at, attempt, losses)
+        select gen_random_uuid(), now() + interval '1 hour', 1, 0 from generate_series(1, 50000)";
+    db.sql.batch_execute(dead).await.unwrap();
+    let ids = "array(select gen_random_uuid() from generate_series(1, 10))";
+    let nothing = "'{}', '{}', '{}', '{}', '{}', '{}', '{}'";
+    for statement in [
+        format!("select * from ambo.heartbeat({worker}, 0, false)"),
+        format!("select * from ambo.came_for({ids})"),
+        "select * from ambo.pins()".to_owned(),
+        "select ambo.release_pins('{0,2}', 10)".to_owned(),
+        "select ambo.fire_timers(10)".to_owned(),
+        format!(
+            "select ambo.flush({worker}, {nothing}, {ids}, array_fill(1, '{{10}}'), array_fill('succeeded'::text, '{{10}}'), array_fill('1'::json, '{{10}}'), array_fill(null::json, '{{10}}'))"
+        ),
+    ] {
+        let blocks = blocks_of(&db.sql, &statement).await;
+        println!("{blocks} blocks: {statement}");
+        assert!(blocks < 120, "{statement} touched {blocks} blocks");
+    }
+    // That the figure means something.
+    let walk = "set local enable_seqscan = off; select from ambo.wake limit 1";
+    let blocks = blocks_of(&db.sql, walk).await;
+    assert!(blocks > 200, "a walk touched {blocks} blocks only");
+}
