@@ -394,7 +394,7 @@ function blocked_groups(queue text DEFAULT NULL::text)
     returns TABLE(queue text, group_key text, run_id uuid, since timestamp with time zone, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean)
+function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean, OUT held boolean)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
@@ -469,6 +469,10 @@ function drop_partition()
 function due_schedules()
     returns TABLE(name text, cron text, timezone text, every_us bigint, next_at timestamp with time zone, horizon timestamp with time zone)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function end_holders(p_worker bigint)
+    returns boolean
+    volatile, set search_path=pg_catalog, pg_temp
 
 function enqueue_fan_in(members json, then_run json)
     returns json

@@ -3,10 +3,11 @@
 -- Takes the claims of a dead worker, up to p_limit of them, back to ready; a run that has lost too many
 -- workers without progress goes to the dead letters with that reason. The worker's fence lock is held
 -- exclusively, so no flush of it is under way, and the next one sees that the claims are gone. Claims that a
--- committing transaction step has locked are left for the next time. `buried` when nothing is left.
+-- committing transaction step has locked are left for the next time. `buried` when nothing is left. `held`: a backend has the
+-- lock for a worker that has been silent for two leases, and we may not end it.
 create or replace function ambo.bury_worker(
     p_keeper bigint, p_worker bigint, p_limit integer,
-    out recovered integer, out dead_lettered integer, out buried boolean)
+    out recovered integer, out dead_lettered integer, out buried boolean, out held boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_hashjoin = off set enable_mergejoin = off
@@ -23,9 +24,17 @@ begin
     recovered := 0;
     dead_lettered := 0;
     buried := false;
-    if not exists (select from ambo.keeper k where k.worker_id = p_keeper)
-       or not pg_try_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer)
-    then
+    held := false;
+    if not exists (select from ambo.keeper k where k.worker_id = p_keeper) then
+        return;
+    end if;
+    if not pg_try_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer) then
+        -- A flush or claim under way has it, for a moment; or for ever, where a process that was stopped reads no answer.
+        if exists (select from ambo.heartbeat h where h.worker_id = p_worker
+                   and h.at < pg_catalog.clock_timestamp() - 2 * v_lease)
+        then
+            held := not ambo.end_holders(p_worker);
+        end if;
         return;
     end if;
     -- Once more, under the lock: it may have come back, or be buried already.
@@ -83,6 +92,31 @@ begin
         delete from ambo.worker w where w.id = p_worker;
         buried := true;
     end if;
+end $$;
+
+-- Ends the backends that hold the fence lock of a worker; their work is rolled back. False: we may not end one of them. The
+-- owner of the schema may end those of roles that it is a member of, or any but a superuser's as one of pg_signal_backend.
+create or replace function ambo.end_holders(p_worker bigint) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_pid integer;
+    v_all boolean := true;
+begin
+    for v_pid in
+        select l.pid from pg_locks l
+        where l.locktype = 'advisory' and l.granted and l.pid <> pg_backend_pid() and l.objsubid = 2
+          and l.database = (select d.oid from pg_database d where d.datname = current_database())
+          and l.classid = (hashtext('ambo.fence')::bigint & 4294967295)::oid
+          and l.objid = (p_worker::integer::bigint & 4294967295)::oid
+    loop
+        begin
+            perform pg_terminate_backend(v_pid);
+        exception
+            when insufficient_privilege then v_all := false;
+        end;
+    end loop;
+    return v_all;
 end $$;
 
 -- Makes due timers ready, up to p_limit. Returns how many.

@@ -150,6 +150,13 @@ async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Res
     let mut recovered = false;
     loop {
         let burial = worker::bury(session, schema, keeper, dead, BURY_BATCH).await?;
+        if burial.held {
+            tracing::error!(
+                worker = dead,
+                "a worker has died and a connection of it still holds its lock, so that its runs cannot be given to others; \
+                 the owner of the schema may not end it: grant it pg_signal_backend, or end the process of that worker"
+            );
+        }
         let moved = burial.recovered + burial.dead_lettered;
         recovered |= burial.recovered > 0;
         if moved > 0 || burial.buried {

@@ -144,6 +144,8 @@ pub(crate) struct Burial {
     pub(crate) recovered: i32,
     pub(crate) dead_lettered: i32,
     pub(crate) buried: bool,
+    /// A backend holds the lock of a worker that has long been silent, and the owner of the schema may not end it.
+    pub(crate) held: bool,
 }
 
 pub(crate) async fn bury(
@@ -155,12 +157,17 @@ pub(crate) async fn bury(
 ) -> Result<Burial> {
     let row = session
         .query_one(
-            &schema.sql("select recovered, dead_lettered, buried from ambo.bury_worker($1, $2, $3)"),
+            &schema.sql("select recovered, dead_lettered, buried, held from ambo.bury_worker($1, $2, $3)"),
             &[(&keeper, Type::INT8), (&worker, Type::INT8), (&limit, Type::INT4)],
         )
         .await?;
     let burial = || -> Result<Burial, tokio_postgres::Error> {
-        Ok(Burial { recovered: row.try_get(0)?, dead_lettered: row.try_get(1)?, buried: row.try_get(2)? })
+        Ok(Burial {
+            recovered: row.try_get(0)?,
+            dead_lettered: row.try_get(1)?,
+            buried: row.try_get(2)?,
+            held: row.try_get(3)?,
+        })
     };
     burial().map_err(from_driver)
 }

@@ -211,6 +211,7 @@ async fn a_buried_worker_can_do_nothing() {
 async fn a_burial_waits_for_a_flush_that_is_under_way() {
     let db = database().await;
     let (first, second, run) = two_workers(&db).await;
+    db.sql.batch_execute("update ambo.installation set lease = '45 minutes'").await.unwrap();
     let late = connect(&db.url).await;
     late.batch_execute("begin").await.unwrap();
     late.execute(FLUSH, &[&first, &run]).await.unwrap();
@@ -220,6 +221,27 @@ async fn a_burial_waits_for_a_flush_that_is_under_way() {
     let buried = db.sql.query_one(BURY, &[&second, &first]).await.unwrap();
     assert_eq!((buried.get::<_, i32>(0), buried.get::<_, bool>(1)), (0, true), "the run had ended");
     assert_eq!(story(&db).await, "s by attempt 1, succeeded by attempt 1");
+}
+
+/// As of a process that was stopped while the answer to its claim filled the socket: its backend waits for it for ever.
+#[tokio::test]
+async fn the_keeper_ends_what_holds_the_lock_of_a_worker_that_has_long_been_silent() {
+    let db = database().await;
+    let (first, second, run) = two_workers(&db).await;
+    let stuck = connect(&db.url).await;
+    stuck.batch_execute("begin").await.unwrap();
+    stuck.execute(FLUSH, &[&first, &run]).await.unwrap();
+    let bury = "select recovered, buried, held from ambo.bury_worker($1, $2, 100)";
+    let buried = db.sql.query_one(bury, &[&second, &first]).await.unwrap();
+    assert_eq!((buried.get(0), buried.get(1), buried.get(2)), (0, false, false));
+    db.until("select not exists (select from pg_locks where locktype = 'advisory' and mode = 'ShareLock' and database =
+        (select oid from pg_database where datname = current_database()))")
+        .await;
+    assert!(stuck.batch_execute("commit").await.is_err(), "its backend was ended");
+    let buried = db.sql.query_one(bury, &[&second, &first]).await.unwrap();
+    assert_eq!((buried.get(0), buried.get(1), buried.get(2)), (1, true, false));
+    assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 0, "what it held was rolled back");
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 1);
 }
 
 #[tokio::test]

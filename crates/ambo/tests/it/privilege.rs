@@ -227,6 +227,37 @@ async fn an_owner_who_may_not_make_roles_migrates_and_grants_to_those_that_there
     sql.batch_execute(&clean).await.unwrap();
 }
 
+/// A stranger's connection stands in for one of a stopped worker.
+#[tokio::test]
+async fn an_owner_who_may_not_end_what_a_dead_worker_left_says_so() {
+    let (url, name) = empty_database().await;
+    let (sql, owner) = (connect(&url).await, format!("{name}_owner"));
+    let role = format!("create role {owner} login; grant create on database {name} to {owner}");
+    sql.batch_execute(&role).await.unwrap();
+    let as_owner = url.replace("//postgres@", &format!("//{owner}@"));
+    Client::connect_unchecked(&as_owner, &name).await.unwrap().migrate().await.unwrap();
+    let owning = connect(&as_owner).await;
+    let register =
+        format!("select worker_id from {name}.register_worker('w', '', 0, '{{default}}', '{{a}}', false)");
+    let mut ids: Vec<i64> = Vec::new();
+    for _ in 0..2 {
+        ids.push(owning.query_one(&register, &[]).await.unwrap().get(0));
+    }
+    let silent = format!("update {name}.heartbeat set at = now() - interval '1 hour' where worker_id = $1");
+    owning.execute(&silent, &[&ids[0]]).await.unwrap();
+    owning.execute(&format!("select {name}.heartbeat($1, 0, false)"), &[&ids[1]]).await.unwrap();
+    let hold = format!("begin; select pg_advisory_xact_lock_shared(hashtext('{name}.fence'), {})", ids[0]);
+    sql.batch_execute(&hold).await.unwrap();
+    let bury = format!("select buried, held from {name}.bury_worker($1, $2, 100)");
+    let buried = owning.query_one(&bury, &[&ids[1], &ids[0]]).await.unwrap();
+    assert_eq!((buried.get(0), buried.get(1)), (false, true));
+    sql.batch_execute("commit").await.unwrap();
+    let buried = owning.query_one(&bury, &[&ids[1], &ids[0]]).await.unwrap();
+    assert_eq!((buried.get(0), buried.get(1)), (true, false));
+    let clean = format!("drop schema {name} cascade; drop owned by {owner}; drop role {owner}");
+    sql.batch_execute(&clean).await.unwrap();
+}
+
 #[tokio::test]
 async fn whoever_asks_for_a_key_of_another_is_not_told_its_run() {
     let db = database().await;
