@@ -22,10 +22,7 @@ fn every_code_has_a_page_and_every_page_a_code() {
 fn every_feature_in_the_table_has_the_test_that_it_names() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = std::fs::read_to_string(root.join("../../docs/guide/features.md")).expect("the table");
-    let tests: String = std::fs::read_dir(root.join("tests/it"))
-        .expect("tests")
-        .filter_map(|file| std::fs::read_to_string(file.expect("a file").path()).ok())
-        .collect();
+    let tests = sources(&root.join("tests/it"));
     let features: Vec<&str> =
         table.lines().filter(|line| line.starts_with("| ") && line.contains("| yes |")).collect();
     assert!(features.len() > 20, "the table was not read");
@@ -33,4 +30,34 @@ fn every_feature_in_the_table_has_the_test_that_it_names() {
         let test = feature.split('`').nth(1).unwrap_or_else(|| panic!("no test in {feature}"));
         assert!(tests.contains(&format!("fn {test}()")), "there is no test {test}");
     }
+}
+
+#[test]
+fn every_test_that_the_guarantees_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("../../docs/guarantees.md")).expect("the page");
+    let tests = sources(&root.join("tests/it"))
+        + &sources(&root.join("../ambo-model/tests"))
+        + &sources(&root.join("../ambo-cli/tests/cli"));
+    // Commands and settings have spaces, dots or slashes; names of tests have many words.
+    let names: Vec<&str> = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| {
+            name.matches('_').count() > 3 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        })
+        .collect();
+    assert!(names.len() > 40, "the page was not read");
+    for name in names {
+        assert!(tests.contains(&format!("fn {name}()")), "there is no test {name}");
+    }
+}
+
+/// The text of all files of a folder.
+fn sources(folder: &Path) -> String {
+    std::fs::read_dir(folder)
+        .expect("tests")
+        .filter_map(|file| std::fs::read_to_string(file.expect("a file").path()).ok())
+        .collect()
 }
