@@ -6,6 +6,9 @@ create or replace function ambo.drain_queue(p_queue text, p_draining boolean def
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if p_draining is null then
+        raise exception 'AMBO005: draining is true or false, not null' using errcode = 'AM005';
+    end if;
     update ambo.queue q set draining = p_draining where q.name = p_queue;
     if not found then
         raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')

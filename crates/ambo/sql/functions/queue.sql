@@ -27,6 +27,9 @@ create or replace function ambo.pause_queue(p_queue text, p_paused boolean) retu
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if p_paused is null then
+        raise exception 'AMBO005: paused is true or false, not null' using errcode = 'AM005';
+    end if;
     update ambo.queue q set paused = p_paused where q.name = p_queue;
     if not found then
         perform ambo.refuse_queue(p_queue);

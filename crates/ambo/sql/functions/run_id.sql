@@ -5,10 +5,12 @@ language sql volatile parallel safe
 return (overlay(lpad(to_hex((extract(epoch from clock_timestamp()) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
         || substr(gen_random_uuid()::text, 20))::uuid;
 
--- The smallest run id of an instant: the bound of a partition.
+-- The smallest run id of an instant, within what an id can hold: the bound of a partition, or of a search.
 create or replace function ambo.run_id_floor(at timestamptz) returns uuid
 language sql immutable parallel safe
-return rpad(encode(substring(int8send((extract(epoch from at) * 1000)::bigint) from 3), 'hex'), 32, '0')::uuid;
+return rpad(encode(substring(int8send((extract(epoch from
+    case when at < 'epoch' then 'epoch' when at > '9999-12-31 00:00+00' then '9999-12-31 00:00+00' else at end)
+    * 1000)::bigint) from 3), 'hex'), 32, '0')::uuid;
 
 -- When a run was enqueued, read from its id (milliseconds).
 create or replace function ambo.run_time(run_id uuid) returns timestamptz

@@ -144,6 +144,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
+    if paused is null then
+        raise exception 'AMBO005: paused is true or false, not null' using errcode = 'AM005';
+    end if;
     update ambo.schedule s set paused = pause_schedule.paused where s.name = pause_schedule.name;
     if not found then
         perform ambo.refuse_schedule(name);

@@ -19,6 +19,7 @@ mod graph;
 mod guarantees;
 mod harness;
 mod hostile;
+mod hostile_sql;
 #[cfg(feature = "sqlx")]
 mod job;
 mod key;

@@ -1,0 +1,166 @@
+//! Every function that a producer, an observer or an operator may call, called with arguments that nobody should pass: each
+//! answer is a result or an error that says whose fault it is, and the installation works afterwards.
+
+use std::time::Duration;
+
+use ambo::{Ctx, Enqueue, Error, Result, Schedule, Worker};
+use tokio_postgres::error::SqlState;
+
+use crate::harness::{Database, connect, database};
+use crate::random::Random;
+
+/// Calls of each function; `AMBO_FUZZ_CALLS` makes it more.
+const CALLS: usize = 25;
+
+const TEXTS: &[&str] = &[
+    "''",
+    "' '",
+    "'default'",
+    "'victim'",
+    "'queued'",
+    "'dead'",
+    "'Europe/Berlin'",
+    "'* * * * *'",
+    "'61 25 32 13 8'",
+    r"E'\x01\x1f\x7f'",
+    "'a''; drop schema ambo cascade; --'",
+    r"'%s%n\0{}'",
+    "U&'\\202E\\FFFD'",
+    "repeat('x', 65536)",
+    "repeat('ä', 201)",
+    "repeat(chr(31), 3)",
+];
+const JSONS: &[&str] = &[
+    "'null'",
+    "'{}'",
+    "'[]'",
+    "'1e400'",
+    r#"'"\u0000"'"#,
+    r#"'{"concurrency": -1, "rate": {"limit": 1e30, "period": "-1 s"}, "ordered": 7}'"#,
+    r#"'{"workflow": null, "input": {}, "delay": "x", "colour": 1}'"#,
+    r#"'[{"workflow": "victim"}, null, 7, [], {"workflow": {}}]'"#,
+    r#"'{"state": ["nowhere"], "parent": "x", "limit": -1, "text": ""}'"#,
+    "repeat('[', 5000) || repeat(']', 5000)",
+    "to_json(repeat('x', 3000000))::text",
+];
+const NUMBERS: &[&str] = &["0", "1", "-1", "2", "32767", "-32768"];
+const LARGE: &[&str] = &["2147483647", "-2147483648", "100001"];
+const SPANS: &[&str] =
+    &["'0'", "'-1 day'", "'1 microsecond'", "'178000000 years'", "'1 month'", "'-178000000 years'"];
+const TIMES: &[&str] =
+    &["'infinity'", "'-infinity'", "'4714-01-01 BC'", "'294276-12-31'", "now()", "'epoch'"];
+const BOOLEANS: &[&str] = &["true", "false"];
+
+/// An expression of this type that a caller should not have written; `null` among them.
+fn hostile(random: &mut Random, kind: &str, run: &str) -> String {
+    if random.once_in(5) {
+        return format!("null::{kind}");
+    }
+    if let Some(element) = kind.strip_suffix("[]") {
+        let elements: Vec<String> = (0..random.below(4)).map(|_| hostile(random, element, run)).collect();
+        return format!("array[{}]::{kind}", elements.join(", "));
+    }
+    let value = match kind {
+        "text" => random.pick(TEXTS).to_string(),
+        "json" | "jsonb" => format!("({})", random.pick(JSONS)),
+        "smallint" => random.pick(NUMBERS).to_string(),
+        "integer" | "bigint" | "double precision" | "numeric" => {
+            (if random.once_in(2) { random.pick(NUMBERS) } else { random.pick(LARGE) }).to_string()
+        }
+        "interval" => random.pick(SPANS).to_string(),
+        "timestamp with time zone" => random.pick(TIMES).to_string(),
+        "boolean" => random.pick(BOOLEANS).to_string(),
+        "uuid" => match random.below(4) {
+            0 => "'00000000-0000-0000-0000-000000000000'".to_owned(),
+            1 => "'ffffffff-ffff-ffff-ffff-ffffffffffff'".to_owned(),
+            2 => "gen_random_uuid()".to_owned(),
+            _ => format!("'{run}'"),
+        },
+        other => panic!("no hostile values of type {other}: add some"),
+    };
+    // Negative numbers bind weaker than the cast.
+    format!("({value})::{kind}")
+}
+
+/// One call, some of the arguments that have defaults left out.
+fn call(
+    random: &mut Random,
+    name: &str,
+    arguments: &[String],
+    kinds: &[String],
+    needed: usize,
+    run: &str,
+) -> String {
+    let mut given = Vec::new();
+    for (n, (argument, kind)) in arguments.iter().zip(kinds).enumerate() {
+        if n < needed || random.once_in(3) {
+            given.push(format!("{argument} => {}", hostile(random, kind, run)));
+        }
+    }
+    format!("select * from ambo.{name}({})", given.join(", "))
+}
+
+/// Whether an error says what the caller did wrong: a code of ours, bad data, or what is too deep or too large for PostgreSQL.
+fn is_fair(state: &SqlState) -> bool {
+    let class = &state.code()[..2];
+    ["AM", "22", "54"].contains(&class) || *state == SqlState::UNDEFINED_OBJECT
+}
+
+#[ambo::workflow]
+async fn victim(mut cx: Ctx, n: u32) -> Result<u32> {
+    Ok(cx.step("add", async || Ok::<u32, Error>(n + 1)).await?)
+}
+
+/// Every function of a role, the installation's own adoption apart: that is meant to take effect.
+async fn functions(db: &Database, role: &str) -> Vec<tokio_postgres::Row> {
+    let functions = "select p.proname::text, coalesce(p.proargnames, '{}')::text[],
+            array(select format_type(t, null) from unnest(p.proargtypes) t), (p.pronargs - p.pronargdefaults)::int
+        from pg_proc p join ambo.privileges() g on g.function_name = p.proname
+        where p.pronamespace = 'ambo'::regnamespace and $1 = any (g.roles) and p.proname <> 'adopt' order by 1";
+    db.sql.query(functions, &[&role]).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_argument_of_any_function_stalls_crashes_or_confuses_anything() {
+    let calls = std::env::var("AMBO_FUZZ_CALLS").map_or(CALLS, |calls| calls.parse().expect("a number"));
+    let mut random = Random::new();
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow::<victim>().queue("safe").start().await.unwrap();
+    db.client.create_queue("safe").await.unwrap();
+    let daily = Schedule::every("victim", Duration::from_secs(86_400), Enqueue::named("victim", &7));
+    daily.set(&db.client).await.unwrap();
+    let old = Enqueue::named("victim", &7).queue("safe").on(&db.client).await.unwrap().run;
+    let caller = connect(&db.url).await;
+    caller.batch_execute("set statement_timeout = '10s'").await.unwrap();
+    let (mut results, mut unfair) = (0, Vec::new());
+    for role in ["producer", "observer", "operator"] {
+        caller.batch_execute(&format!("set role ambo_{role}")).await.unwrap();
+        for function in functions(&db, role).await {
+            let (name, arguments, kinds): (&str, Vec<String>, Vec<String>) =
+                (function.get(0), function.get(1), function.get(2));
+            let needed = usize::try_from(function.get::<_, i32>(3)).unwrap();
+            for _ in 0..calls {
+                let sql = call(&mut random, name, &arguments, &kinds, needed, &old.to_string());
+                match caller.batch_execute(&sql).await {
+                    Ok(()) => results += 1,
+                    Err(error) => {
+                        let state = error.code().unwrap_or_else(|| panic!("{error} after {sql:.2000}"));
+                        if !is_fair(state) {
+                            unfair.push(format!("{role}: {} {error:?}\n    {sql:.600}", state.code()));
+                        }
+                    }
+                }
+            }
+        }
+        caller.batch_execute("reset role").await.unwrap();
+    }
+    unfair.sort_by_key(|text| text[..40].to_owned());
+    assert!(unfair.is_empty(), "{} errors blame nobody:\n{}", unfair.len(), unfair.join("\n"));
+    assert!(results > calls, "nothing was let through: nothing was shown");
+
+    // What an operator did to queues and workflows stands; a queue that was not named works.
+    let run = Enqueue::<victim>::new(1).queue("safe").on(&db.client).await.unwrap().run;
+    let handle = db.client.handle::<victim>(run);
+    let result = tokio::time::timeout(Duration::from_secs(20), handle.result());
+    assert_eq!(result.await.expect("in time").unwrap(), 2);
+}
