@@ -100,6 +100,8 @@ table history_partition
 table installation
     only_row boolean not null default true
     schema_version integer not null
+    tables_version integer not null
+    serves_from integer not null
     system_identifier bigint not null
     database_oid oid not null
     lease interval not null default '00:00:15'::interval
@@ -794,8 +796,8 @@ function run_time(run_id uuid)
     returns timestamp with time zone
     immutable
 
-function schema_version()
-    returns integer
+function schema_version(OUT version integer, OUT tables_version integer, OUT serves_from integer)
+    returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)

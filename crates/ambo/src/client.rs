@@ -111,15 +111,17 @@ impl Client {
         &self.vault
     }
 
-    /// Installs or upgrades the schema; safe from any number of processes at once. Answers the version before, 0 if
-    /// there was none, and the version now.
+    /// Installs or upgrades the schema; safe from any number of processes at once, and beside any load: nobody waits for it
+    /// for longer than a moment. Answers the version before, 0 if there was none, and the version now. A schema that is
+    /// newer than this program, and serves it, is left as it is.
     ///
     /// # Errors
-    /// `AMBO010` if the schema is newer than this program; `AMBO050` with what the database says.
+    /// `AMBO010` if the schema is newer than this program and does not serve it; `AMBO050` with what the database says,
+    /// also if a table was in use by long transactions for a minute: what was done until then stands, and the next call
+    /// goes on from there.
     pub async fn migrate(&self) -> Result<(i32, i32)> {
         let session = self.session().await?;
-        let before = migrate::migrate(&session, &self.inner.target.schema).await?;
-        Ok((before, migrate::SCHEMA_VERSION))
+        migrate::migrate(&session, &self.inner.target.schema).await
     }
 
     /// [`migrate`](Client::migrate), with a clock that a test can move.
@@ -131,12 +133,13 @@ impl Client {
     /// The version of the schema that this program works with.
     pub const SCHEMA_VERSION: i32 = migrate::SCHEMA_VERSION;
 
-    /// The version of the schema in the database; 0 if it holds none.
+    /// The version of the schema in the database, 0 if it holds none; and the oldest version of a program that it serves.
     ///
     /// # Errors
     /// `AMBO040` if the database is away.
-    pub async fn schema_version(&self) -> Result<i32> {
-        migrate::version(&self.session().await?, &self.inner.target.schema).await
+    pub async fn schema_version(&self) -> Result<(i32, i32)> {
+        let found = migrate::installed(&self.session().await?, &self.inner.target.schema).await?;
+        Ok(found.map_or((0, 0), |found| (found.version, found.serves_from)))
     }
 
     /// The time by the database's clock, the one that decides everything: what ages are reckoned from.

@@ -51,9 +51,7 @@ async fn examine(database: &Database, checks: &mut Vec<Check>) -> Vec<VitalSign>
         }
     };
     match client.schema_version().await {
-        Ok(version) => {
-            checks.push(check::schema(version, Client::SCHEMA_VERSION, &database.migrate_command()))
-        }
+        Ok(found) => checks.push(check::schema(found, Client::SCHEMA_VERSION, &database.migrate_command())),
         Err(error) => checks.push(failed("schema", database.explain(&error))),
     }
     if checks.iter().any(|check| check.status == Status::Bad && check.is_final) {

@@ -24,6 +24,11 @@ impl Migrated<'_> {
         let Migrated { schema, from, to } = self;
         match from {
             0 => format!("schema {schema}: installed, version {to}"),
+            _ if *to > Client::SCHEMA_VERSION => {
+                format!(
+                    "schema {schema}: version {to}, newer than this program and fit for it; left as it is"
+                )
+            }
             from if from == to => format!("schema {schema}: version {to} already, functions refreshed"),
             _ => format!("schema {schema}: upgraded from version {from} to {to}"),
         }

@@ -51,9 +51,9 @@ fn a_server_that_is_away_is_a_finding() {
 #[test]
 fn an_old_schema_and_a_new_one_are_told_apart() {
     let db = Database::migrated();
-    db.sql.run("update ambo.installation set schema_version = 99");
+    db.sql.run("update ambo.installation set schema_version = 99, serves_from = 98");
     expect![[r#"
-        bad   schema  version 99; this program knows 1 (AMBO010)
+        bad   schema  version 99; this program is of version 1 (AMBO010)
                       use an `ambo` of the version that migrated it
         stderr: 1 bad
         exit status: 1

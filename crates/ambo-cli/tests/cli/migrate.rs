@@ -82,9 +82,9 @@ fn another_schema_stands_beside_the_usual_one() {
 #[test]
 fn a_schema_of_the_future_is_left_alone() {
     let db = Database::migrated();
-    db.sql.run("update ambo.installation set schema_version = 99");
+    db.sql.run("update ambo.installation set schema_version = 99, serves_from = 98");
     expect![[r#"
-        stderr: error: AMBO010: the schema has version 99, this program knows 1; upgrade the program
+        stderr: error: AMBO010: the schema has version 99 and serves programs from version 98 on, this program is of version 1; upgrade the program
         stderr:   see docs/errors/AMBO010.md
         exit status: 1
     "#]]

@@ -67,9 +67,10 @@ as $$
 $$;
 
 -- The version of the schema, for whoever connects.
-create or replace function ambo.schema_version() returns integer
+-- `tables_version`: what the tables have come to in the midst of an upgrade. `serves_from`: the oldest program that it serves.
+create or replace function ambo.schema_version(out version integer, out tables_version integer, out serves_from integer)
 language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$ select i.schema_version from ambo.installation i $$;
+as $$ select i.schema_version, i.tables_version, i.serves_from from ambo.installation i $$;
 
 -- Makes the four roles, where we may, and grants them what they may execute, no more. Roles belong to the whole server; where
 -- we may not make them, somebody who may does so, and the owner of the schema calls this again. Returns the roles that

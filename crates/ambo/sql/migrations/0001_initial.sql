@@ -7,6 +7,10 @@ create type ambo.status as enum ('succeeded', 'failed', 'cancelled', 'dead');
 create table ambo.installation (
     only_row boolean primary key default true check (only_row),
     schema_version integer not null,
+    -- The migration that the tables have come to: the functions follow in a transaction of their own.
+    tables_version integer not null,
+    -- The oldest version of a program that this schema serves.
+    serves_from integer not null,
     -- A restored or cloned database differs in one of these two and starts paused until `ambo adopt`.
     system_identifier bigint not null,
     database_oid oid not null,

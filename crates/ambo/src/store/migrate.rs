@@ -1,13 +1,29 @@
-//! Installs and upgrades the schema: migrations once, functions whenever they changed, under one lock.
+//! Installs and upgrades the schema: migrations once, functions whenever they changed, under one lock, and so that nobody
+//! who is at work has to wait for it.
+
+#[cfg(feature = "failpoints")]
+mod next;
+
+use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
 
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
+use crate::engine::clock::jitter;
 use crate::error::{Code, Error, Result};
 
 /// The version of the schema that this code works with: the number of the last migration.
 pub(crate) const SCHEMA_VERSION: i32 = 1;
+
+/// The oldest version of a program that a schema of this version serves: its tables and functions have everything that
+/// those programs call, with the signatures that they know. Programs of the version before are always among them.
+const SERVES_FROM: i32 = 1;
+
+/// How long a migration may wait for the lock of a table, which everybody after it waits for too.
+const LOCK_TIMEOUT: &str = "25ms";
+/// How long it tries again, each time after a pause, while others hold the tables.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tables, in the order in which they are applied; once released they do not change.
 const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../sql/migrations/0001_initial.sql"))];
@@ -47,34 +63,63 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/role.sql"),
 ];
 
-/// All of it as one script, for teams that apply SQL with a tool of their own.
-pub(crate) fn script(schema: &Schema) -> String {
-    format!("begin;\n\n{}\ncommit;\n", body(schema, 0))
+/// The version of this program. The tests of upgrades have one of the version to come.
+fn newest() -> i32 {
+    #[cfg(feature = "failpoints")]
+    if next::is_wanted() {
+        return SCHEMA_VERSION + 1;
+    }
+    SCHEMA_VERSION
 }
 
-/// What brings a database from version `from` to this one.
-fn body(schema: &Schema, from: i32) -> String {
+fn migrations() -> impl Iterator<Item = (i32, &'static str)> {
+    #[cfg(feature = "failpoints")]
+    let next = next::is_wanted().then_some((SCHEMA_VERSION + 1, next::MIGRATION));
+    #[cfg(not(feature = "failpoints"))]
+    let next: Option<(i32, &'static str)> = None;
+    MIGRATIONS.iter().copied().chain(next)
+}
+
+/// All of it as one script, for teams that apply SQL with a tool of their own.
+pub(crate) fn script(schema: &Schema) -> String {
+    format!("begin;\n\n{}\ncommit;\n", everything(schema))
+}
+
+/// What makes an empty database one of this version.
+fn everything(schema: &Schema) -> String {
     let mut out = format!(
-        "-- Ambo, schema version {SCHEMA_VERSION}.\n\
+        "-- Ambo, schema version {}.\n\
          set local client_min_messages = warning;\n\
-         set local check_function_bodies = off;\n\
          select pg_advisory_xact_lock(hashtext('ambo.migrate'));\n\
          create schema if not exists {};\n\n",
+        newest(),
         schema.name()
     );
-    for (version, sql) in MIGRATIONS {
-        if *version > from {
-            out.push_str(&schema.sql(sql));
-            out.push('\n');
-        }
+    for (_, sql) in migrations() {
+        out.push_str(&schema.sql(sql));
+        out.push('\n');
     }
+    out.push_str(&functions(schema));
+    out
+}
+
+/// What brings the functions to this version, and says so. Takes no lock that anyone at work would wait for.
+fn functions(schema: &Schema) -> String {
+    let mut out =
+        "set local client_min_messages = warning;\nset local check_function_bodies = off;\n\n".to_owned();
     for sql in FUNCTIONS {
         out.push_str(&schema.sql(sql));
         out.push('\n');
     }
+    #[cfg(feature = "failpoints")]
+    if next::is_wanted() {
+        out.push_str(&schema.sql(next::FUNCTIONS));
+    }
     out.push_str(&schema.sql(include_str!("../../sql/install.sql")));
     out.push_str(&schema.sql(&format!(
-        "\nupdate ambo.installation set schema_version = {SCHEMA_VERSION};\nselect ambo.make_partitions();\n"
+        "\nupdate ambo.installation set schema_version = {0}, tables_version = {0}, serves_from = {SERVES_FROM};\n\
+         select ambo.make_partitions();\n",
+        newest()
     )));
     out
 }
@@ -85,7 +130,7 @@ fn body(schema: &Schema, from: i32) -> String {
 pub(crate) async fn install_to_test(session: &Session) -> Result<()> {
     let clock = include_str!("../../sql/testing.sql");
     let years = "update ambo.installation set partition_width = '36500 days', partitions_ahead = 2;";
-    let body = test_time(&body(&Schema::default(), 0))
+    let body = test_time(&everything(&Schema::default()))
         .replacen("create schema if not exists ambo;", &format!("create schema ambo;\n{clock}"), 1)
         .replacen("select ambo.make_partitions();", &format!("{years}\nselect ambo.make_partitions();"), 1);
     session.batch(&format!("begin;\n{body}\ncommit;")).await
@@ -123,8 +168,25 @@ fn test_time(sql: &str) -> String {
     out
 }
 
-/// The version that the database holds; 0 if it holds none.
-pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
+/// What a database holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Installed {
+    /// Of tables and functions.
+    pub(crate) version: i32,
+    /// Of the tables: higher in the midst of an upgrade.
+    tables: i32,
+    /// The oldest program that it serves.
+    pub(crate) serves_from: i32,
+}
+
+impl Installed {
+    fn serves(self, program: i32) -> bool {
+        (self.serves_from..=self.version).contains(&program)
+    }
+}
+
+/// What the database holds; nothing if Ambo is not installed there.
+pub(crate) async fn installed(session: &Session, schema: &Schema) -> Result<Option<Installed>> {
     let row = session
         .query_one(
             "select to_regprocedure($1 || '.schema_version()') is not null",
@@ -132,56 +194,108 @@ pub(crate) async fn version(session: &Session, schema: &Schema) -> Result<i32> {
         )
         .await?;
     if !row.try_get::<_, bool>(0).map_err(from_driver)? {
-        return Ok(0);
+        return Ok(None);
     }
-    let row = session.query_one(&schema.sql("select ambo.schema_version()"), &[]).await?;
-    row.try_get(0).map_err(from_driver)
+    let sql = "select version, tables_version, serves_from from ambo.schema_version()";
+    let row = session.query_one(&schema.sql(sql), &[]).await?;
+    let read = || -> Result<_, tokio_postgres::Error> {
+        Ok(Installed { version: row.try_get(0)?, tables: row.try_get(1)?, serves_from: row.try_get(2)? })
+    };
+    read().map(Some).map_err(from_driver)
 }
 
-/// Brings the database to this version and returns the version it had. Any number of processes may call it at once.
-pub(crate) async fn migrate(session: &Session, schema: &Schema) -> Result<i32> {
+/// Brings the database to this version and returns the version it had and has. Any number of processes may call it at
+/// once, and beside any load: each table is changed in a transaction of its own, which gives up rather than let others
+/// wait, and comes back. A schema that is newer than this program is left alone, and fits if it serves it.
+pub(crate) async fn migrate(session: &Session, schema: &Schema) -> Result<(i32, i32)> {
+    let began = Instant::now();
+    let mut before = None;
+    loop {
+        let step = step(session, schema).await;
+        if step.is_err() {
+            let _ = session.batch("rollback").await;
+        }
+        match step {
+            Ok(Step { found, done }) => {
+                let before = *before.get_or_insert(found);
+                if let Some(now) = done {
+                    return Ok((before, now));
+                }
+            }
+            Err(error) if is_passing(&error) && began.elapsed() < PATIENCE => {
+                tracing::info!(%error, "a table is in use; the migration comes back for it");
+                tokio::time::sleep(Duration::from_millis(100).mul_f64(0.5 + jitter())).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the same may succeed a moment later.
+fn is_passing(error: &Error) -> bool {
+    // 55P03: somebody holds a table. 40P01: two waited for each other, and we are the one that can wait. XX000: the keeper
+    // made a partition while we changed what belongs to its parent.
+    matches!(error.sqlstate(), Some("55P03" | "40P01"))
+        || error.sqlstate() == Some("XX000") && error.text().contains("concurrently updated")
+}
+
+/// One transaction of a migration.
+struct Step {
+    /// The version before it.
+    found: i32,
+    /// The version after all of them, if this was the last.
+    done: Option<i32>,
+}
+
+async fn step(session: &Session, schema: &Schema) -> Result<Step> {
     session
         .batch(&format!("begin; {}", schema.sql("select pg_advisory_xact_lock(hashtext('ambo.migrate'))")))
         .await?;
-    let from = match version(session, schema).await {
-        Ok(from) => from,
-        Err(error) => {
-            let _ = session.batch("rollback").await;
-            return Err(error);
-        }
+    let Some(found) = installed(session, schema).await? else {
+        // Nobody can be at work here.
+        session.batch(&format!("{}\ncommit;", everything(schema))).await?;
+        return Ok(Step { found: 0, done: Some(newest()) });
     };
-    if from > SCHEMA_VERSION {
+    if found.version > newest() {
         session.batch("rollback").await?;
-        return Err(mismatch(from));
+        return if found.serves(newest()) {
+            Ok(Step { found: found.version, done: Some(found.version) })
+        } else {
+            Err(mismatch(Some(found)))
+        };
     }
-    #[cfg_attr(not(feature = "testing"), allow(unused_mut))]
-    let mut body = body(schema, from);
+    let (sql, done) = match migrations().find(|(version, _)| *version > found.tables) {
+        Some((version, sql)) => {
+            let noted = format!("{sql}\nupdate ambo.installation set tables_version = {version};");
+            (schema.sql(&noted).into_owned(), None)
+        }
+        None => (functions(schema), Some(newest())),
+    };
     #[cfg(feature = "testing")]
-    if has_test_clock(session, schema).await? {
-        body = test_time(&body);
-    }
-    let applied = session.batch(&format!("{body}\ncommit;")).await;
-    if applied.is_err() {
-        let _ = session.batch("rollback").await;
-    }
-    applied.map(|()| from)
+    let sql = if has_test_clock(session, schema).await? { test_time(&sql) } else { sql };
+    session.batch(&format!("set local lock_timeout = '{LOCK_TIMEOUT}';\n{sql}\ncommit;")).await?;
+    Ok(Step { found: found.version, done })
 }
 
 /// Refuses a schema that this code does not fit.
 pub(crate) async fn check(session: &Session, schema: &Schema) -> Result<()> {
-    match version(session, schema).await? {
-        SCHEMA_VERSION => Ok(()),
+    match installed(session, schema).await? {
+        Some(found) if found.serves(newest()) => Ok(()),
         other => Err(mismatch(other)),
     }
 }
 
-fn mismatch(found: i32) -> Error {
+fn mismatch(found: Option<Installed>) -> Error {
+    let program = newest();
     let text = match found {
-        0 => "the database holds no schema of Ambo; run: ambo migrate".to_owned(),
-        n if n < SCHEMA_VERSION => {
-            format!("the schema has version {n}, this program needs {SCHEMA_VERSION}; run: ambo migrate")
+        None => "the database holds no schema of Ambo; run: ambo migrate".to_owned(),
+        Some(Installed { version, .. }) if version < program => {
+            format!("the schema has version {version}, this program needs {program}; run: ambo migrate")
         }
-        n => format!("the schema has version {n}, this program knows {SCHEMA_VERSION}; upgrade the program"),
+        Some(Installed { version, serves_from, .. }) => format!(
+            "the schema has version {version} and serves programs from version {serves_from} on, this program is of \
+             version {program}; upgrade the program"
+        ),
     };
     Error::new(Code::SchemaMismatch, text)
 }

@@ -76,6 +76,10 @@ impl Child {
         assert!(sent.success(), "kill -s {name} {pid}");
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id().expect("the child has not been waited for")
+    }
+
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
         ended.expect("the child does not end").expect("wait for the child")
@@ -105,6 +109,7 @@ fn child_process() {
             "starter" => starter(&url).await,
             "enqueuer" => enqueuer(&url).await,
             "programs" => programs(&url).await,
+            "migrate" => migrate(&url).await,
             other => panic!("there is no role {other}"),
         }
     });
@@ -141,6 +146,13 @@ async fn worker(url: &str) {
         .map_or(ambo::DRAIN, |ms| Duration::from_millis(ms.parse().expect("milliseconds")));
     Arc::into_inner(worker).expect("nobody else has it").drain(limit).await;
     say("drained");
+}
+
+/// Migrates, and says from which version to which.
+async fn migrate(url: &str) {
+    let client = Client::connect_unchecked(url, "ambo").await.expect("connect");
+    let (before, now) = client.migrate().await.expect("migrate");
+    say(&format!("migrated {before} {now}"));
 }
 
 /// Runs random programs until it is killed.

@@ -62,6 +62,7 @@ mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
 mod update;
+mod upgrade;
 mod wait;
 mod wake;
 #[cfg(feature = "sqlx")]

@@ -85,7 +85,7 @@ async fn another_schema_name_works_from_end_to_end() {
 #[tokio::test]
 async fn a_schema_of_another_version_is_refused() {
     let db = database().await;
-    db.sql.execute("update ambo.installation set schema_version = 99", &[]).await.unwrap();
+    db.sql.execute("update ambo.installation set schema_version = 99, serves_from = 98", &[]).await.unwrap();
     let refused = Client::connect(&db.url).await.unwrap_err();
     assert_eq!(refused.code(), Code::SchemaMismatch);
     assert!(refused.to_string().contains("upgrade the program"), "{refused}");

@@ -66,17 +66,20 @@ fn bad(name: &'static str, message: impl Into<String>, advice: impl Into<String>
 }
 
 /// Whether the schema fits this program; `migrate` is what to type if it does not.
-pub(super) fn schema(found: i32, wanted: i32, migrate: &str) -> Check {
+pub(super) fn schema((found, serves_from): (i32, i32), wanted: i32, migrate: &str) -> Check {
     let run = format!("run: {migrate}");
     let check = match found {
         found if found == wanted => return ok("schema", format!("version {found}")),
         0 => bad("schema", "the database holds no schema of Ambo (AMBO010)", run),
+        found if found > wanted && serves_from <= wanted => {
+            return ok("schema", format!("version {found}, which serves this program of version {wanted}"));
+        }
         found if found < wanted => {
             bad("schema", format!("version {found}; this program needs {wanted} (AMBO010)"), run)
         }
         found => bad(
             "schema",
-            format!("version {found}; this program knows {wanted} (AMBO010)"),
+            format!("version {found}; this program is of version {wanted} (AMBO010)"),
             "use an `ambo` of the version that migrated it",
         ),
     };
