@@ -90,6 +90,7 @@ fn everything(schema: &Schema) -> String {
     let mut out = format!(
         "-- Ambo, schema version {}.\n\
          set local client_min_messages = warning;\n\
+         set local check_function_bodies = off;\n\
          select pg_advisory_xact_lock(hashtext('ambo.migrate'));\n\
          create schema if not exists {};\n\n",
         newest(),
