@@ -62,11 +62,23 @@ impl Bench {
         template: &str,
         measure: impl AsyncFn(&'static str, &Database) -> Result<Sample>,
     ) -> Result<Samples> {
+        self.rounds_with(scenario, (quick_rounds, 3), competitors, template, measure).await
+    }
+
+    /// The same, with so many rounds with and without --quick.
+    pub async fn rounds_with(
+        &self,
+        scenario: &str,
+        (quick_rounds, full_rounds): (usize, usize),
+        competitors: &[&'static str],
+        template: &str,
+        measure: impl AsyncFn(&'static str, &Database) -> Result<Sample>,
+    ) -> Result<Samples> {
         let chosen: Vec<_> = competitors
             .iter()
             .filter(|name| self.only.is_empty() || self.only.iter().any(|only| only == *name))
             .collect();
-        let rounds = self.rounds.unwrap_or(if self.quick { quick_rounds } else { 3 });
+        let rounds = self.rounds.unwrap_or(if self.quick { quick_rounds } else { full_rounds });
         let mut samples = Samples::default();
         let start = Instant::now();
         for round in 0..rounds {

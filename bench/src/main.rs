@@ -51,6 +51,9 @@ struct Args {
     /// A server to use instead of a private one. Its databases named `ambo_bench_*` are dropped.
     #[arg(long, env = "AMBO_BENCH_URL", hide_env_values = true)]
     url: Option<String>,
+    /// With `pinned`: instead, a steady load of Ambo for so many seconds, with history dropped meanwhile.
+    #[arg(long, value_name = "SECONDS")]
+    soak: Option<u64>,
     #[command(subcommand)]
     hidden: Option<Hidden>,
 }
@@ -93,7 +96,11 @@ async fn run(args: Args) -> Result<()> {
     eprintln!("PostgreSQL: {}", bench.server.settings_in_words());
     let mut lines = Vec::new();
     for name in names {
-        for line in name.run(&bench).await? {
+        let measured = match args.soak {
+            Some(seconds) if name == Name::Pinned => scenario::pinned::soak(&bench, seconds).await?,
+            _ => name.run(&bench).await?,
+        };
+        for line in measured {
             if args.json {
                 println!("{}", line.to_json(&bench));
             }

@@ -19,6 +19,8 @@ pub enum Bar {
     Ratio(f64),
     /// Ambo's own figure.
     AtMost(f64),
+    /// The same.
+    AtLeast(f64),
     /// Nothing: the figure is reported only.
     Open,
 }
@@ -123,6 +125,7 @@ impl Line {
         let bar = match self.bar {
             Bar::Ratio(least) => self.ratio()? >= least,
             Bar::AtMost(most) => self.median("ambo")? <= most,
+            Bar::AtLeast(least) => self.median("ambo")? >= least,
             Bar::Open => return None,
         };
         let fraction = match self.fraction_bar {
@@ -148,6 +151,7 @@ impl Line {
         match self.bar {
             Bar::Ratio(least) => line.insert("ratio_at_least".into(), json!(least)),
             Bar::AtMost(most) => line.insert("ambo_at_most".into(), json!(most)),
+            Bar::AtLeast(least) => line.insert("ambo_at_least".into(), json!(least)),
             Bar::Open => None,
         };
         line.insert("met".into(), json!(self.met()));
@@ -165,7 +169,7 @@ impl Line {
     fn rows(&self) -> Vec<Vec<String>> {
         let cell = |name| self.median(name).map_or_else(|| "-".into(), figure);
         let bar = match self.bar {
-            Bar::Ratio(least) => format!("≥{least}"),
+            Bar::Ratio(least) | Bar::AtLeast(least) => format!("≥{least}"),
             Bar::AtMost(most) => format!("≤{most}"),
             Bar::Open => String::new(),
         };

@@ -6,6 +6,7 @@ pub mod enqueue_tx;
 pub mod idle;
 pub mod latency;
 pub mod limit;
+pub mod pinned;
 pub mod runs;
 pub mod signals;
 pub mod sleepers;
@@ -50,12 +51,14 @@ pub enum Name {
     Signals,
     /// Fan out and gather.
     Children,
-    /// Every scenario.
+    /// A steady load while nothing can be vacuumed. Minutes long; not part of `all`.
+    Pinned,
+    /// Every scenario but `pinned`.
     All,
 }
 
 impl Name {
-    /// Every scenario.
+    /// What `all` stands for.
     pub const EACH: [Name; 13] = [
         Name::Steps,
         Name::Limit,
@@ -88,6 +91,7 @@ impl Name {
             Name::Sleepers => sleepers::run(bench).await,
             Name::Signals => signals::run(bench).await,
             Name::Children => children::run(bench).await,
+            Name::Pinned => pinned::run(bench).await,
             Name::All => unreachable!("`all` is expanded by main"),
         }
     }

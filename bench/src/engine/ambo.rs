@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use super::{CONNECTIONS, Engine, Producer, QUEUE, Setting, Transfer, Workflow, count_ended};
 use crate::database::connect;
+use crate::scenario::pinned::note_start;
 use crate::yardstick::pgbench::TPC_B;
 
 /// Enqueues in the user's transaction, as SQL does it; takes the input.
@@ -30,6 +31,7 @@ impl ambo::Workflow for OneStep {
 
     fn run<'run>(mut cx: Ctx<'run>, input: i64) -> Body<'run, i64> {
         Box::pin(async move {
+            note_start(input);
             let one: i64 = cx.step("step", || async { Ok::<_, ambo::Error>(1) }).await?;
             count_ended();
             Ok(input + one)

@@ -12,6 +12,8 @@ use dbos::{
 
 use super::{CONNECTIONS, Engine, Producer, QUEUE, Setting, Transfer, Workflow, count_ended};
 
+use crate::scenario::pinned::note_start;
+
 type Registered = WorkflowRef<i64, i64, dbos::EngineOnly>;
 
 /// An application with its worker.
@@ -23,6 +25,7 @@ pub struct Dbos {
 }
 
 async fn one_step(input: i64) -> dbos::Result<i64> {
+    note_start(input);
     let one: i64 = dbos::step("step", || async { dbos::Result::Ok(1) }).await?;
     count_ended();
     Ok(input + one)

@@ -15,6 +15,7 @@ use sqlx08::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx08::{PgConnection, PgPool, query, query_scalar};
 
 use super::{CONNECTIONS, Engine, Producer, QUEUE, Setting, Transfer, Workflow, count_ended};
+use crate::scenario::pinned::note_start;
 use crate::yardstick::pgbench::TPC_B;
 
 /// An engine with its worker.
@@ -25,6 +26,7 @@ pub struct Durare {
 }
 
 async fn one_step(ctx: DurableContext, input: i64) -> durare::Result<i64> {
+    note_start(input);
     let one: i64 = ctx.step("step", || async { Ok(1) }).await?;
     count_ended();
     Ok(input + one)
