@@ -45,6 +45,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Builds and runs the chaos: kills, crashes, cuts and fills everything at once, and keeps the books.
+    Chaos {
+        /// Its arguments, such as `--seed N`, `--seconds N` or `--rounds N`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Builds and runs a benchmark.
     Bench {
         /// The benchmark and its arguments, such as `--quick` or `--json`; none lists the benchmarks.
@@ -78,6 +84,7 @@ fn main() -> Result<ExitCode> {
         Command::Check => check::check(),
         Command::Tidy => tidy::tidy().map(exit_code),
         Command::Demo { arguments } => run::demo(&arguments),
+        Command::Chaos { arguments } => run::chaos(&arguments),
         Command::Bench { arguments } => run::bench(&arguments),
         Command::Pg { postgres, disk } => pg::keep(&postgres, disk),
     }

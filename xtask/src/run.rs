@@ -1,5 +1,5 @@
-//! Running other programs from the root of the workspace, with their output for all to see; the demonstration and
-//! the benchmarks are no more than that.
+//! Running other programs from the root of the workspace, with their output for all to see; the demonstration, the
+//! chaos and the benchmarks are no more than that.
 
 use std::env;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -13,6 +13,13 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     let mut demo = cargo(&["run", "--release", "--package", "ambo-demo"]);
     demo.args(locked()).arg("--").args(arguments);
     show(&mut demo).map(forward)
+}
+
+/// The chaos starts, and crashes, servers of its own.
+pub(crate) fn chaos(arguments: &[String]) -> Result<ExitCode> {
+    let mut chaos = cargo(&["run", "--release", "--package", "ambo-chaos"]);
+    chaos.args(locked()).arg("--").args(arguments);
+    show(&mut chaos).map(forward)
 }
 
 /// The benchmarks start a server of their own too. They are a workspace of their own, as they depend on the peers.

@@ -1,0 +1,151 @@
+//! How a blow falls. Those on the servers take turns; all others fall at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::client::Clients;
+use crate::pair::Pair;
+use crate::plan::Blow;
+use crate::proxy::{Fate, Proxy};
+use crate::round::blocking;
+use crate::staff::Staff;
+
+/// What there is to hit.
+#[derive(Debug)]
+pub(crate) struct Field {
+    pub(crate) pair: Arc<tokio::sync::Mutex<Pair>>,
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) staff: Arc<Staff>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) began: Instant,
+    /// What was done: its kind, and in words. A std mutex: never held across an await.
+    pub(crate) done: Mutex<Vec<(&'static str, String)>>,
+}
+
+/// Ends one backend in the midst of a commit, else one in a transaction, else any.
+const END_BACKEND: &str = "select a.application_name || ' ' || coalesce(a.wait_event, a.state)
+    || ' ' || pg_terminate_backend(a.pid)
+    from pg_stat_activity a where a.datname = 'chaos' and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
+    order by a.wait_event = 'SyncRep' desc nulls last, a.backend_xid is null, random() limit 1";
+
+/// Lets a blow fall, and heals what it says is to heal.
+pub(crate) async fn land(field: &Arc<Field>, blow: &Blow) -> Result<()> {
+    let fell = field.began.elapsed();
+    let words = match blow {
+        Blow::KillWorker { .. } | Blow::StopWorker { .. } | Blow::Upgrade => on_worker(field, blow).await?,
+        Blow::CrashDatabase | Blow::LosePrimary | Blow::FillVolume { .. } => on_server(field, blow).await?,
+        Blow::EndBackends { times } => end_backends(field, *times).await?,
+        Blow::Connections { fate, of, time } => Some(on_connections(field, *fate, *of, *time).await),
+        Blow::Delay { most, time } => {
+            field.proxy.delay(*most);
+            tokio::time::sleep(*time).await;
+            field.proxy.delay(Duration::ZERO);
+            Some(format!("up to {} ms", most.as_millis()))
+        }
+        Blow::Clock { seconds, time } => {
+            let jumped = field.staff.set_clock(*seconds);
+            tokio::time::sleep(*time).await;
+            field.staff.set_clock(0);
+            jumped.then(|| format!("by {seconds} s"))
+        }
+        Blow::KillPgbench => {
+            let clients = field.clients.clone();
+            blocking(move || clients.kill_pgbench()).await?.then(String::new)
+        }
+    };
+    // A blow that finds nothing to hit is none.
+    if let Some(words) = words {
+        let (from, to) = (fell.as_secs_f64(), field.began.elapsed().as_secs_f64());
+        let mut done = field.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.push((blow.kind(), format!("{from:.2} to {to:.2} s: {} {words}", blow.kind())));
+    }
+    Ok(())
+}
+
+async fn on_worker(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
+    let staff = field.staff.clone();
+    match *blow {
+        Blow::KillWorker { desk, vacant } => {
+            let killed = staff.kill(desk);
+            tokio::time::sleep(vacant).await;
+            blocking(move || staff.fill(desk)).await?;
+            Ok(killed.then(|| format!("at desk {desk}")))
+        }
+        Blow::StopWorker { desk, time } => {
+            let stopped = staff.signal(desk, "STOP");
+            tokio::time::sleep(time).await;
+            // Another may sit there by now, and is not hurt by it.
+            staff.signal(desk, "CONT");
+            Ok(stopped.then(|| format!("at desk {desk}")))
+        }
+        _ => {
+            let url = field.pair.lock().await.url();
+            let migrating = tokio::spawn(async move {
+                // The server may be down just now; then the schema is what it was.
+                match ambo::Client::connect_unchecked(&url, "ambo").await {
+                    Ok(client) => client.migrate().await.is_ok(),
+                    Err(_) => false,
+                }
+            });
+            let renewed = blocking(move || {
+                (0..staff.count()).try_fold(0, |renewed, desk| Ok(renewed + i32::from(staff.renew(desk, 2)?)))
+            });
+            let renewed = renewed.await?;
+            let migrated = migrating.await.unwrap_or(false);
+            Ok((renewed > 0).then(|| format!("of {renewed} workers, schema migrated: {migrated}")))
+        }
+    }
+}
+
+async fn on_server(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
+    let (pair, proxy, blow) = (field.pair.clone(), field.proxy.clone(), blow.clone());
+    blocking(move || {
+        let mut pair = pair.blocking_lock();
+        match blow {
+            Blow::CrashDatabase => {
+                pair.crash()?;
+                Ok(Some(String::new()))
+            }
+            Blow::FillVolume { time } => {
+                Ok(pair.fill_up(time)?.then(|| format!("for {} ms", time.as_millis())))
+            }
+            _ => {
+                if !pair.fail_over()? {
+                    return Ok(None);
+                }
+                proxy.move_to(pair.port());
+                // Life goes on without a standby for as long as the next one is made.
+                pair.follow()?;
+                Ok(Some(String::new()))
+            }
+        }
+    })
+    .await
+}
+
+async fn end_backends(field: &Arc<Field>, times: u64) -> Result<Option<String>> {
+    let pair = field.pair.clone();
+    blocking(move || {
+        let mut ended = Vec::new();
+        for _ in 0..times {
+            // One at a time, so that other blows come in between.
+            let Ok(pair) = pair.try_lock() else { break };
+            ended.extend(pair.ask(END_BACKEND).ok().flatten());
+            drop(pair);
+            std::thread::sleep(Duration::from_millis(15));
+        }
+        Ok((!ended.is_empty()).then(|| format!("({})", ended.join(", "))))
+    })
+    .await
+}
+
+async fn on_connections(field: &Arc<Field>, fate: Fate, of: u64, time: Duration) -> String {
+    let struck = field.proxy.strike(1, of, fate);
+    if fate != Fate::Cut {
+        tokio::time::sleep(time).await;
+        field.proxy.close(&struck);
+    }
+    format!("({fate:?}, {})", struck.len())
+}
