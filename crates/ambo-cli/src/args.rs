@@ -1,10 +1,11 @@
 //! What can be typed: the options and commands, their help, and how their values are read.
 
-mod queue;
-mod workflow;
-
 mod dead;
+#[cfg(test)]
+mod fuzz;
+mod queue;
 mod terms;
+mod workflow;
 
 use std::path::PathBuf;
 use std::time::Duration;

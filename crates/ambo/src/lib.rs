@@ -81,6 +81,8 @@ mod engine;
 mod enqueue;
 mod error;
 mod fan_in;
+#[cfg(test)]
+mod fuzz;
 mod graph;
 mod handle;
 mod id;

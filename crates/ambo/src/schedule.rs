@@ -321,7 +321,7 @@ impl Client {
 
 impl Timing {
     /// A tick of an interval at or before a time, given any tick.
-    fn first_before(&self, tick: Timestamp, time: Timestamp) -> Timestamp {
+    pub(crate) fn first_before(&self, tick: Timestamp, time: Timestamp) -> Timestamp {
         let Timing::Every(span) = self else { return time };
         let ahead = tick.duration_since(time).as_micros().max(0);
         let ticks = ahead / span.as_micros() + 1;

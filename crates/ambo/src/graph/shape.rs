@@ -72,7 +72,7 @@ impl Shape {
             let takers: Vec<usize> =
                 (0..self.nodes.len()).filter(|taker| self.nodes[*taker].inputs.contains(&index)).collect();
             let mut label = format!("{}: {}", node.name, node.gives);
-            let taken: Vec<&str> = node.inputs.iter().map(|input| self.nodes[*input].name.as_str()).collect();
+            let taken: Vec<&str> = node.inputs.iter().map(|input| self.node(*input).0).collect();
             if !taken.is_empty() {
                 let _ = write!(label, "  ← {}", taken.join(", "));
             }
@@ -97,13 +97,19 @@ impl Shape {
         }
         for (index, node) in self.nodes.iter().enumerate() {
             for input in &node.inputs {
-                let gives = escaped(&self.nodes[*input].gives);
+                let gives = escaped(self.node(*input).1);
                 let _ = writeln!(out, "    n{input} -->|\"{gives}\"| n{index}");
             }
         }
-        let gives = escaped(&self.nodes.get(self.output).map(|node| node.gives.clone()).unwrap_or_default());
+        let gives = escaped(self.node(self.output).1);
         let _ = writeln!(out, "    n{} --> result([\"{gives}\"])", self.output);
         out
+    }
+
+    /// The name of a node and what it gives. A shape is read from the database, where any worker may have written of nodes that
+    /// there are not.
+    fn node(&self, index: usize) -> (&str, &str) {
+        self.nodes.get(index).map_or(("?", "?"), |node| (&node.name, &node.gives))
     }
 }
 

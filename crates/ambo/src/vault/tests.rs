@@ -61,3 +61,47 @@ async fn limits_grow_with_a_store() {
     assert!(vault().seal(&place, &longest).await.unwrap().len() <= PAYLOAD_BYTES_MAX);
     assert!(Vault::new().objects(store, 128).encode("it", &text(OBJECT_BYTES_MAX - 2)).is_ok());
 }
+
+#[test]
+fn a_hostile_envelope_is_refused_or_opens_to_what_was_sealed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let vault = vault().objects(Arc::new(object_store::memory::InMemory::new()), 100);
+    let place = Place::Step("1");
+    let payloads = ["\"text\"".to_owned(), format!("\"{}\"", "x".repeat(200))];
+    let seal = |payload| runtime.block_on(vault.seal(&place, payload)).expect("an envelope").to_string();
+    let sealed = payloads.each_ref().map(|payload| seal(payload));
+    crate::fuzz::attack(&[&sealed[0], &sealed[1]], 20_000, |text| {
+        match runtime.block_on(vault.open(&place, text)) {
+            Ok(opened) if envelope::is_one(text) => {
+                assert!(payloads.iter().any(|payload| opened == *payload))
+            }
+            Ok(opened) => assert_eq!(opened, text),
+            Err(error) => {
+                let codes = [Code::NoVault, Code::Undecipherable, Code::ObjectMissing];
+                assert!(codes.contains(&error.code()), "{error}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_hostile_ring_of_keys_is_refused_without_being_shown() {
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    crate::fuzz::attack(&[&format!("one:{key}"), &format!("two:{key},one:{key}")], 20_000, |text| {
+        if let Err(error) = Keyring::parse(text) {
+            assert_eq!(error.code(), Code::Configuration);
+            assert!(!error.to_string().contains(&key[..20]));
+        }
+    });
+}
+
+#[test]
+fn a_digest_is_that_of_the_value_however_hostile_its_spelling() {
+    let good =
+        [r#"{"b":[1,2.50,-0.0,1e400],"a":{"\u00e9":null,"é":"\ud83d\ude00"}}"#, "[18446744073709551616,1E2]"];
+    crate::fuzz::attack(&good, 20_000, |text| {
+        let canonical = digest::canonical(text);
+        assert_eq!(digest::canonical(&canonical), canonical);
+        assert_eq!(digest::canonical(&format!(" {canonical}\n")).trim(), canonical.trim());
+    });
+}
