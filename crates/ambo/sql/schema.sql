@@ -188,9 +188,11 @@ table queue_group
     group_key text not null
     paused boolean not null default false
     share smallint not null default 1
+    draining boolean not null default false
     FOREIGN KEY (queue) REFERENCES ambo.queue(name)
     CHECK (((share >= 1) AND (share <= 100)))
     UNIQUE index queue_group_pkey btree (queue, group_key)
+    index queue_group_queue_group_key_idx btree (queue, group_key) WHERE draining
 
 table rate with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
     queue text not null
@@ -416,9 +418,9 @@ function check_terms(p_runs json, p_names text[])
     returns void
     stable
 
-function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT nudged uuid[], OUT lows bigint[], OUT passed integer[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
+function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT nudged uuid[], OUT lows bigint[], OUT passed integer[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
 
 function claimed_runs(p_worker bigint, p_runs uuid[])
     returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid, too_late boolean)
@@ -460,7 +462,7 @@ function delete_schedule(name text)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function drain_queue(p_queue text, p_draining boolean DEFAULT true)
+function drain_queue(p_queue text, p_draining boolean DEFAULT true, p_group text DEFAULT NULL::text)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -708,7 +710,7 @@ function purge_dead(p_runs uuid[])
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function purge_queue(p_queue text, p_workflow text DEFAULT NULL::text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry boolean DEFAULT false, p_limit integer DEFAULT 1000, p_after text DEFAULT NULL::text, OUT purged integer, OUT last text)
+function purge_queue(p_queue text, p_workflow text DEFAULT NULL::text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry boolean DEFAULT false, p_limit integer DEFAULT 1000, p_after text DEFAULT NULL::text, p_group text DEFAULT NULL::text, OUT purged integer, OUT last text)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
@@ -736,7 +738,7 @@ function redrive_dead(p_runs uuid[], p_queue text DEFAULT NULL::text, p_per_seco
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function refuse_draining(p_queues text[])
+function refuse_draining(p_queues text[], p_groups text[] DEFAULT NULL::text[])
     returns void
     stable
 
@@ -812,7 +814,7 @@ function set_attributes(p_worker bigint, p_runs uuid[], p_attempts integer[], p_
     returns void
     volatile
 
-function set_group(queue text, group_key text, paused boolean DEFAULT NULL::boolean, share integer DEFAULT NULL::integer)
+function set_group(queue text, group_key text, paused boolean DEFAULT NULL::boolean, share integer DEFAULT NULL::integer, draining boolean DEFAULT NULL::boolean)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

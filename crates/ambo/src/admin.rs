@@ -157,6 +157,8 @@ pub struct QueueSummary {
 pub struct Purge {
     /// The queue.
     pub queue: String,
+    /// Only runs of this group.
+    pub group: Option<String>,
     /// Only runs of this workflow.
     pub workflow: Option<String>,
     /// Only runs that were enqueued before this time.

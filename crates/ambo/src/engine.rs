@@ -17,6 +17,7 @@ pub(crate) mod rehearse;
 pub(crate) mod run;
 pub(crate) mod script;
 pub(crate) mod sealing;
+pub(crate) mod shares;
 pub(crate) mod slots;
 pub(crate) mod turns;
 pub(crate) mod wait;
@@ -41,6 +42,8 @@ pub(crate) use life::Life;
 pub(crate) struct Engine {
     pub(crate) target: Target,
     pub(crate) registration: Registration,
+    /// The weights of the queues; none: no queue has another than 1.
+    pub(crate) weights: Option<Vec<(String, u32)>>,
     pub(crate) registry: Registry,
     pub(crate) states: States,
     /// How many runs are in memory at most: each holds its input, history and task.

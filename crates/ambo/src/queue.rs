@@ -175,10 +175,18 @@ impl Client {
     /// # Errors
     /// `AMBO002` if there is no such queue.
     pub async fn drain_queue(&self, name: &str, draining: bool) -> Result<()> {
-        queue::drain_queue(&self.session().await?, self.schema(), name, draining).await
+        queue::drain_queue(&self.session().await?, self.schema(), name, None, draining).await
     }
 
-    /// Ends, as cancelled, the runs of a queue that wait, or are delayed, and were never claimed; says how many there were.
+    /// The same for one group of a queue. When it has been worked off it may be gone for good, or go on elsewhere.
+    ///
+    /// # Errors
+    /// `AMBO001` for the group, `AMBO002` if there is no such queue, `AMBO008` if it has no groups.
+    pub async fn drain_group(&self, queue: &str, group: &str, draining: bool) -> Result<()> {
+        queue::drain_queue(&self.session().await?, self.schema(), queue, Some(group), draining).await
+    }
+
+    /// Ends, as cancelled, the runs of a queue, or of one group of it, that wait, or are delayed, and were never claimed; says how many there were.
     /// In batches of 1000, each of them a commit.
     ///
     /// # Errors

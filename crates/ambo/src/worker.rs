@@ -35,7 +35,7 @@ pub struct WorkerBuilder {
     states: States,
     name: String,
     version: String,
-    queues: Vec<String>,
+    queues: Vec<(String, u32)>,
     max_in_flight: usize,
     poll: Duration,
     park_after: Duration,
@@ -163,8 +163,15 @@ impl WorkerBuilder {
     }
 
     /// A queue to serve, created if it is not there; call it for each. Default: `default` alone.
-    pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.queues.push(name.into());
+    pub fn queue(self, name: impl Into<String>) -> Self {
+        self.weighted_queue(name, 1)
+    }
+
+    /// A queue to serve with a weight, from 1 to 1000; one without counts as 1. While several have runs waiting, each has the part
+    /// of the runs that are begun here that its weight is of all their weights; one that has none leaves its part to the others.
+    /// Priorities then hold within a queue. Where no queue has a weight above 1, they hold among all that have no limits.
+    pub fn weighted_queue(mut self, name: impl Into<String>, weight: u32) -> Self {
+        self.queues.push((name.into(), weight));
         self
     }
 
@@ -268,19 +275,28 @@ impl WorkerBuilder {
         }
         let mut queues = self.queues;
         if queues.is_empty() {
-            queues.push("default".to_owned());
+            queues.push(("default".to_owned(), 1));
         }
-        queues.sort();
-        queues.dedup();
+        // Of one that is named twice the greater weight counts.
+        queues.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        queues.dedup_by(|next, kept| next.0 == kept.0);
+        if let Some((queue, weight)) = queues.iter().find(|(_, weight)| !(1..=1000).contains(weight)) {
+            return Err(Error::new(
+                Code::Configuration,
+                format!("the weight of queue {queue} is from 1 to 1000, not {weight}"),
+            ));
+        }
+        let is_weighted = queues.iter().any(|(_, weight)| *weight > 1);
         let engine = Engine {
             target: self.client.target().clone(),
             registration: Registration {
                 name: self.name,
                 version: self.version,
-                queues,
+                queues: queues.iter().map(|(queue, _)| queue.clone()).collect(),
                 workflows,
                 is_pinned: self.is_pinned,
             },
+            weights: is_weighted.then_some(queues),
             registry,
             states: self.states,
             max_in_flight: self.max_in_flight,

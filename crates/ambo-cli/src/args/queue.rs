@@ -22,11 +22,11 @@ pub(crate) enum Queue {
     Set(Box<QueueSet>),
     /// Let no run of a queue, or of one group of it, be claimed; those in execution go on
     Pause(QueuePause),
-    /// Let the runs of a paused queue or group be claimed again, and a queue that was drained take new ones
+    /// Let the runs of a paused queue or group be claimed again, and one that was drained take new ones
     Resume(QueuePause),
-    /// Let a queue take no new runs while those that wait are worked off
-    Drain(QueueName),
-    /// End, as cancelled, the runs of a queue that wait and were never claimed
+    /// Let a queue, or one group of it, take no new runs while those that wait are worked off
+    Drain(QueuePause),
+    /// End, as cancelled, the runs of a queue, or of one group of it, that wait and were never claimed
     Purge(QueuePurge),
     /// How many runs of a group are claimed for one of another
     Share(QueueShare),
@@ -48,6 +48,9 @@ pub(crate) struct QueueName {
 pub(crate) struct QueuePurge {
     /// The name of the queue
     pub(crate) name: String,
+    /// Only this group
+    #[arg(long, value_name = "KEY")]
+    pub(crate) group: Option<String>,
     /// Only runs of this workflow
     #[arg(long, value_name = "NAME")]
     pub(crate) workflow: Option<String>,
@@ -59,7 +62,7 @@ pub(crate) struct QueuePurge {
     pub(crate) yes: bool,
 }
 
-/// `ambo queue pause`, `ambo queue resume`
+/// `ambo queue pause`, `ambo queue resume`, `ambo queue drain`
 #[derive(Debug, Args)]
 pub(crate) struct QueuePause {
     /// The name of the queue

@@ -66,9 +66,7 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
         }
         Queue::Resume(queue) => {
             pause(&client, queue, false).await?;
-            if queue.group.is_none() {
-                client.drain_queue(&queue.name, false).await?;
-            }
+            drain(&client, queue, false).await?;
             ("active", paused(queue, false))
         }
         Queue::Share(wanted) => {
@@ -86,9 +84,10 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
             )
         }
         Queue::Drain(queue) => {
-            client.drain_queue(&queue.name, true).await?;
+            drain(&client, queue, true).await?;
             let what = "takes no new runs; those that wait are worked off";
-            (what, Changed { name: &queue.name, draining: Some(true), ..Changed::default() })
+            let (group, draining) = (queue.group.as_deref(), Some(true));
+            (what, Changed { name: &queue.name, group, draining, ..Changed::default() })
         }
         Queue::Purge(wanted) => return purge(wanted, &client, output).await,
     };
@@ -101,19 +100,26 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
 }
 
 async fn purge(wanted: &QueuePurge, client: &ambo::Client, output: Output) -> Result<()> {
-    let QueuePurge { name, workflow, until, yes } = wanted;
-    let purge = Purge { queue: name.clone(), workflow: workflow.clone(), until: *until, dry_run: !yes };
+    let QueuePurge { name, group, workflow, until, yes } = wanted;
+    let purge = Purge {
+        queue: name.clone(),
+        group: group.clone(),
+        workflow: workflow.clone(),
+        until: *until,
+        dry_run: !yes,
+    };
     let runs = client.purge_queue(&purge).await?;
     let what = if runs == 1 { "run" } else { "runs" };
+    let of_group = group.as_ref().map(|group| format!(", group {group}")).unwrap_or_default();
     if *yes {
-        output.say(&format!("queue {name}: {runs} {what} cancelled"));
+        output.say(&format!("queue {name}{of_group}: {runs} {what} cancelled"));
     } else {
         output.say(&format!(
-            "queue {name}: {runs} {what} would be cancelled; nothing was done, add --yes to do it"
+            "queue {name}{of_group}: {runs} {what} would be cancelled; nothing was done, add --yes to do it"
         ));
     }
     if output.is_json {
-        output.json(&serde_json::json!({ "name": name, "purged": runs, "dry_run": !yes }))?;
+        output.json(&serde_json::json!({ "name": name, "group": group, "purged": runs, "dry_run": !yes }))?;
     }
     Ok(())
 }
@@ -122,6 +128,14 @@ async fn pause(client: &ambo::Client, queue: &QueuePause, paused: bool) -> Resul
     match &queue.group {
         Some(group) => client.pause_group(&queue.name, group, paused).await?,
         None => client.pause_queue(&queue.name, paused).await?,
+    }
+    Ok(())
+}
+
+async fn drain(client: &ambo::Client, queue: &QueuePause, draining: bool) -> Result<()> {
+    match &queue.group {
+        Some(group) => client.drain_group(&queue.name, group, draining).await?,
+        None => client.drain_queue(&queue.name, draining).await?,
     }
     Ok(())
 }

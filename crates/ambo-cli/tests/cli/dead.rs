@@ -70,3 +70,21 @@ fn a_queue_is_drained_purged_and_resumed() {
     db.ambo(&["queue", "resume", "default"]).done();
     db.ambo(&["run", "enqueue", "mail"]).done();
 }
+
+#[test]
+fn a_group_is_drained_purged_and_resumed() {
+    let db = Database::migrated();
+    db.ambo(&["queue", "set", "mail", "--groups"]).done();
+    let enqueue = |group: &str| db.ambo(&["run", "enqueue", "letter", "--queue", "mail", "--group", group]);
+    enqueue("a").done();
+    enqueue("b").done();
+    db.ambo(&["queue", "drain", "mail", "--group", "a"]).done();
+    assert!(enqueue("a").shown().contains("AMBO009"));
+    enqueue("b").done();
+    assert!(
+        db.ambo(&["queue", "purge", "mail", "--group", "a", "--yes"]).shown().contains("1 run cancelled")
+    );
+    assert_eq!(db.sql.text("select count(*) from ambo.ready"), "2");
+    db.ambo(&["queue", "resume", "mail", "--group", "a"]).done();
+    enqueue("a").done();
+}

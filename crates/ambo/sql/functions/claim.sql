@@ -259,9 +259,10 @@ $$;
 create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_holds boolean default false)
 returns text
 language sql immutable
-return case when p_holds then concat_ws(chr(31), p_workflow, coalesce(p_pin, ''), p_group, '+')
-            when p_group is not null then concat_ws(chr(31), p_workflow, coalesce(p_pin, ''), p_group)
-            when p_pin is not null then concat_ws(chr(31), p_workflow, p_pin)
+-- Of nothing that is not immutable itself, such as concat_ws: it dissolves in the statement that calls it.
+return case when p_holds then p_workflow || chr(31) || coalesce(p_pin, '') || coalesce(chr(31) || p_group, '') || chr(31) || '+'
+            when p_group is not null then p_workflow || chr(31) || coalesce(p_pin, '') || chr(31) || p_group
+            when p_pin is not null then p_workflow || chr(31) || p_pin
             else p_workflow end;
 
 -- The version that a worker pins its runs to, if it does.

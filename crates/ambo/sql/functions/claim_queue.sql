@@ -83,12 +83,13 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
--- `p_lanes` are tried in their order; `passed` are those for which there was no room. `p_mine`: the weight in execution in this worker, in all and in the group of each lane;
+-- `p_lanes` are tried in their order; `passed` are those for which there was no room. `p_mine`: the weight in execution in this worker that
+-- it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
 -- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
 create or replace function ambo.claim_queue(
     p_worker bigint, p_queue text, p_limit integer, p_since text,
     p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[],
-    p_mine integer, p_others bigint[], p_seen bigint,
+    p_mine integer, p_here integer, p_others bigint[], p_seen bigint,
     out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[], out nudged uuid[],
     out lows bigint[], out passed integer[],
     out upto text, out new_lanes text[], out new_priorities smallint[], out new_lows bigint[],
@@ -97,7 +98,7 @@ create or replace function ambo.claim_queue(
     out group_keys text[], out shares smallint[])
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
-set enable_seqscan = off set enable_bitmapscan = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
 as $$
 declare
     q ambo.queue%rowtype;
@@ -105,11 +106,13 @@ declare
     v_other_groups text[];
     v_other_weights integer[];
     v_room integer;
+    v_here integer;
     v_tokens double precision;
     v_woken uuid[];
     v_groups text[];
     v_left double precision[];
     v_claimed integer;
+    v_paused boolean := exists (select from ambo.queue_group g where g.queue = p_queue and g.paused);
 begin
     -- The fence before the claim, as in ambo.claim.
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
@@ -122,7 +125,8 @@ begin
     v_limited := num_nonnulls(q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_limit, q.group_rate_limit,
                               q.ordered) > 0;
     v_room := p_limit;
-    others := '{}';
+    -- Without a limit nothing is counted, and what is known is kept for the next one.
+    others := p_others;
     seen := p_seen;
     if v_limited then
         perform pg_advisory_xact_lock(hashtext('ambo.queue'), hashtext(p_queue));
@@ -134,7 +138,8 @@ begin
                 select s.* from ambo.slot s where s.queue = p_queue and s.seq = o.seq offset 0) s
             union all
             select s.* from ambo.slot s where s.queue = p_queue and s.seq > p_seen) s;
-        v_room := least(v_room, q.worker_concurrency - p_mine,
+        v_here := q.worker_concurrency - p_here;
+        v_room := least(v_room, v_here,
                         q.concurrency - p_mine - (select coalesce(sum(w), 0) from unnest(v_other_weights) w));
         if q.ordered is not null then
             q.group_concurrency := 1;
@@ -166,64 +171,84 @@ begin
                 ambo.tokens(p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint
             end as left) r
         where not q.paused and (v_room > 0 or l.is_free)
-          and not exists (select from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key and g.paused)
+          -- A lookup for each, if there is any.
+          and case when v_paused then (
+                  select g.paused from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key) end is not true
     ), eligible as materialized (
         select o.*, row_number() over (partition by o.is_free order by o.n) as k,
                count(*) over (partition by o.is_free) as all_of_them
         from open o where coalesce(o.group_room, 1) > 0
+    ), tried as materialized (
+        select e.*, case when e.is_free then p_limit
+                         else least(e.share * ((v_room + least(v_room, e.all_of_them) - 1) / least(v_room, e.all_of_them)),
+                                    e.group_room) end as quota
+        from eligible e where e.is_free or e.k <= v_room
     ), seen as materialized (
-        select e.n, e.group_key, e.group_room, e.share, f.place, f.seq, f.rank,
-               case when f.wakes or e.is_free then 0
+        -- One more than may be taken: where the mark is to be.
+        select t.n, t.group_key, t.group_room, t.share, t.is_free, t.quota, f.place, f.seq, f.wakes,
+               row_number() over (partition by t.n order by f.seq) as rank,
+               case when f.wakes then 0
                     else least(f.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
-                               q.group_rate_burst) end as weight
-        from eligible e cross join lateral (
-            select r.*, row_number() over (order by r.seq) as rank from (
-                select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
-                where r.queue = p_queue and r.workflow = e.lane and r.priority = e.priority and r.seq > e.low
-                order by r.seq
-                limit case when e.is_free then p_limit
-                           else least(e.share * ((v_room + least(v_room, e.all_of_them) - 1) / least(v_room, e.all_of_them)),
-                                      e.group_room) end
-                for update skip locked) r) f
-        where e.is_free or e.k <= v_room
+                               q.group_rate_burst) end as load
+        from tried t cross join lateral (
+            select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
+            where r.queue = p_queue and r.workflow = t.lane and r.priority = t.priority and r.seq > t.low
+            order by r.seq limit t.quota + 1) f
+    ), locked as materialized (
+        select r.ctid as place from ambo.ready r
+        where r.ctid = any (array(select s.place from seen s where s.rank <= s.quota))
+        for update skip locked
+    ), weighed as materialized (
+        -- What holds a slot needs room in its worker only.
+        select s.*, case when s.is_free then 0 else s.load end as weight
+        from seen s where s.rank <= s.quota and s.place in (select l.place from locked l)
     ), sized as (
-        select s.*, sum(s.weight) over (partition by s.group_key order by s.n, s.seq) as in_group,
-               sum(s.weight) over turn as in_all, row_number() over turn as nth
-        from seen s window turn as (order by s.weight > 0, (s.rank - 1) / s.share, s.n, s.seq)
+        select w.*, sum(w.weight) over (partition by w.group_key order by w.n, w.seq) as in_group,
+               sum(w.weight) over turn as in_all, sum(w.load) over turn as in_here, row_number() over turn as nth
+        from weighed w window turn as (order by w.weight > 0, (w.rank - 1) / w.share, w.n, w.seq)
     ), taken as (
         delete from ambo.ready r where r.ctid = any (array(
             select s.place from sized s
             where s.nth <= p_limit
+              and (s.load = 0 or v_here is null or s.in_here <= v_here)
               and (s.weight = 0 or s.in_all <= v_room and (s.group_room is null or s.in_group <= s.group_room))))
         returning r.*
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
         select t.run_id, p_worker, t.attempt + 1, t.losses, least(t.deadline, now() + t.timeout) from taken t
         where not t.wakes
+    ), ordered as materialized (
+        select t.run_id, t.weight, t.wakes, l.n, l.group_key, l.is_free
+        from taken t join lane l on l.lane = t.workflow and l.priority = t.priority order by l.n, t.seq
+    ), given as materialized (
+        -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
+        -- nothing would compare each with all.
+        select o.run_id, o.wakes, o.n, o.group_key,
+               case when v_limited and not o.wakes and not o.is_free then nextval('ambo.slot_seq') end as slot,
+               case when o.is_free then (select s.weight from ambo.slot s where s.run_id = o.run_id)
+                    when v_limited then least(o.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
+                                              q.group_rate_burst) end as weight
+        from ordered o
     ), held as (
         insert into ambo.slot (queue, seq, run_id, group_key, weight)
-        select p_queue, nextval('ambo.slot_seq'), t.run_id, l.group_key,
-               least(t.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst, q.group_rate_burst)
-        from taken t join lane l on l.lane = t.workflow and l.priority = t.priority
-        where v_limited and not t.wakes and not l.is_free
-        returning *
+        select p_queue, g.slot, g.run_id, g.group_key, g.weight from given g where g.slot is not null
     )
-    select array_agg(t.run_id order by l.n, t.seq) filter (where not t.wakes),
-           array_agg(h.seq order by l.n, t.seq) filter (where not t.wakes),
-           array_agg(l.n order by l.n, t.seq) filter (where not t.wakes),
-           array_agg(coalesce(h.weight, 0) order by l.n, t.seq) filter (where not t.wakes),
-           array_agg(distinct t.run_id) filter (where t.wakes),
+    select array_agg(g.run_id) filter (where not g.wakes),
+           array_agg(g.slot) filter (where not g.wakes),
+           array_agg(g.n) filter (where not g.wakes),
+           array_agg(coalesce(g.weight, 0)::smallint) filter (where not g.wakes),
+           (select array_agg(distinct w.run_id) from given w where w.wakes),
            (select array_agg(e.n order by e.n) from eligible e
-            where not e.is_free and not exists (select from taken t where t.workflow = e.lane and t.priority = e.priority))
-    into runs, slots, run_lanes, weights, v_woken, passed
-    from taken t join lane l on l.lane = t.workflow and l.priority = t.priority left join held h on h.run_id = t.run_id;
-
-    -- By a newer snapshot: what is visible now and stands there still. A lane without a mark is empty.
-    lows := array(
-        select (select r.seq - 1 from ambo.ready r
-                where r.queue = p_queue and r.workflow = l.lane and r.priority = l.priority and r.seq > l.low
-                order by r.seq limit 1)
-        from unnest(p_lanes, p_priorities, p_lows) with ordinality as l (lane, priority, low, n) order by l.n);
+            where not e.is_free and e.n not in (select s.n from given s)),
+           -- The first row that stands there still. A lane that was tried and is without a mark is empty: what becomes visible
+           -- there after this snapshot, which is newer than that of the arrivals, is an arrival at the next call.
+           (select array_agg(case when m.is_tried then m.low else l.low end order by l.n)
+            from lane l left join (
+                select t.n, true as is_tried, b.low from tried t left join (
+                    select s.n, min(s.seq) - 1 as low from seen s
+                    where s.seq not in (select d.seq from taken d) group by s.n) b on b.n = t.n) m on m.n = l.n)
+    into runs, slots, run_lanes, weights, v_woken, passed, lows
+    from given g;
     if v_limited then
         select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
         if runs is not null and (q.rate_limit is not null or q.group_rate_limit is not null) then
@@ -274,19 +299,25 @@ begin
     order by g.n;
 end $$;
 
--- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run keeps its slot until it has ended,
--- and, where failure blocks, also then.
+-- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run of a group keeps its slot until it has
+-- ended, and, where failure blocks, also then.
 create or replace function ambo.free_slots(p_runs uuid[], p_ended boolean) returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
+    if not exists (select from ambo.queue q where q.ordered is not null) then
+        delete from ambo.slot d where d.ctid = any (array(
+            select s.place from unnest(p_runs) g (id)
+            cross join lateral (select s.ctid as place from ambo.slot s where s.run_id = g.id offset 0) s));
+        return;
+    end if;
     delete from ambo.slot d where d.ctid = any (array(
         select s.place from unnest(p_runs) g (id)
         cross join lateral (
-            select s.ctid as place, s.queue from ambo.slot s where s.run_id = g.id offset 0) s
+            select s.ctid as place, s.queue, s.group_key from ambo.slot s where s.run_id = g.id offset 0) s
         cross join lateral (select q.ordered from ambo.queue q where q.name = s.queue offset 0) q
-        where q.ordered is null
+        where q.ordered is null or s.group_key is null
            or p_ended and (q.ordered <> 'block' or not exists (
                   select from ambo.outcome o where o.run_id = g.id and o.status in ('failed', 'dead')))));
 end $$;

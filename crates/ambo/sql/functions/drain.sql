@@ -1,13 +1,18 @@
--- Drain and purge: a queue that takes no new runs, and one that loses those that wait.
+-- Drain and purge: a queue, or a group of one, that takes no new runs, and one that loses those that wait.
 
--- Lets a queue take no new runs (AMBO009) while those that wait are worked off, or lets it take runs again. What runs
+-- Lets a queue, or with p_group one group of it, take no new runs (AMBO009) while those that wait are worked off, or lets it take runs again. What runs
 -- themselves start there, and what is retried, goes on being taken: the queue would never be empty otherwise.
-create or replace function ambo.drain_queue(p_queue text, p_draining boolean default true) returns void
+create or replace function ambo.drain_queue(p_queue text, p_draining boolean default true, p_group text default null)
+returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     if p_draining is null then
         raise exception 'AMBO005: draining is true or false, not null' using errcode = 'AM005';
+    end if;
+    if p_group is not null then
+        perform ambo.set_group(p_queue, p_group, draining => p_draining);
+        return;
     end if;
     update ambo.queue q set draining = p_draining where q.name = p_queue;
     if not found then
@@ -16,12 +21,13 @@ begin
     end if;
 end $$;
 
--- Refuses new runs for queues (null: the default one) that are being drained.
-create or replace function ambo.refuse_draining(p_queues text[]) returns void
+-- Refuses new runs for queues (null: the default one), and groups of them, that are being drained.
+create or replace function ambo.refuse_draining(p_queues text[], p_groups text[] default null) returns void
 language plpgsql stable
 as $$
 declare
     v_queue text;
+    v_group text;
 begin
     -- Mostly there is none, and it costs next to nothing to see that.
     if exists (select from ambo.queue q where q.draining) then
@@ -32,14 +38,29 @@ begin
                 using errcode = 'AM009', hint = format('To let it take runs again: select ambo.drain_queue(%L, false).', v_queue);
         end if;
     end if;
+    if p_groups is not null and exists (select from ambo.queue_group g where g.draining) then
+        select g.queue, g.group_key into v_queue, v_group
+        from unnest(p_queues, p_groups) as u (queue, group_key)
+        cross join lateral (
+            select g.queue, g.group_key from ambo.queue_group g
+            where g.queue = coalesce(u.queue, 'default') and g.group_key = u.group_key and g.draining offset 0) g
+        limit 1;
+        if found then
+            raise exception 'AMBO009: group % of queue % is being drained and takes no new runs', quote_literal(v_group),
+                quote_literal(v_queue) using errcode = 'AM009',
+                hint = format('To let it take runs again: select ambo.drain_queue(%L, false, %L).', v_queue, v_group);
+        end if;
+    end if;
 end $$;
 
--- Ends, as cancelled, runs of a queue that wait and were never claimed: those that are ready, then those that are delayed.
+-- Ends, as cancelled, runs of a queue, or of one group of it, that wait and were never claimed: those that are ready, then
+-- those that are delayed.
 -- In batches of up to p_limit rows: `last`, given back with the next call, is null when all is done. With p_dry they are
 -- only counted.
 create or replace function ambo.purge_queue(
     p_queue text, p_workflow text default null, p_until timestamptz default null, p_dry boolean default false,
-    p_limit integer default 1000, p_after text default null, out purged integer, out last text)
+    p_limit integer default 1000, p_after text default null, p_group text default null,
+    out purged integer, out last text)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off
 set enable_mergejoin = off
@@ -55,15 +76,26 @@ begin
             using errcode = 'AM002';
     end if;
     if v_at is null or v_at[1] = 'ready' then
-        with seen as materialized (
-            select r.ctid as place, r.run_id, r.workflow, r.priority, r.seq,
-                   r.attempt = 0 and not r.wakes and (v_below is null or r.run_id < v_below)
-                   and (p_workflow is null or split_part(r.workflow, chr(31), 1) = p_workflow) as wanted
-            from ambo.ready r
-            where r.queue = p_queue
-              and (r.workflow, r.priority, r.seq) > (coalesce(v_at[2], ''), coalesce(v_at[3]::smallint, (-32768)::smallint),
-                                                     coalesce(v_at[4]::bigint, -1))
-            order by r.workflow, r.priority, r.seq limit p_limit
+        -- From lane to lane, and into those that are wanted: what waits elsewhere is not read.
+        with recursive lane as (
+            (select r.workflow from ambo.ready r
+             where r.queue = p_queue and r.workflow >= coalesce(v_at[2], '') order by r.workflow limit 1)
+            union all
+            select n.workflow from lane l cross join lateral (
+                select r.workflow from ambo.ready r
+                where r.queue = p_queue and r.workflow > l.workflow order by r.workflow limit 1) n
+        ), seen as materialized (
+            select f.* from lane l cross join lateral (
+                select r.ctid as place, r.run_id, r.workflow, r.priority, r.seq,
+                       r.attempt = 0 and not r.wakes and (v_below is null or r.run_id < v_below) as wanted
+                from ambo.ready r
+                where r.queue = p_queue and r.workflow = l.workflow
+                  and (l.workflow is distinct from v_at[2]
+                       or (r.priority, r.seq) > (v_at[3]::smallint, v_at[4]::bigint))
+                order by r.priority, r.seq limit p_limit) f
+            where (p_workflow is null or split_part(l.workflow, chr(31), 1) = p_workflow)
+              and (p_group is null or split_part(l.workflow, chr(31), 3) = p_group)
+            limit p_limit
         ), dropped as (
             delete from ambo.ready d where not p_dry and d.ctid = any (array(
                 select r.ctid from ambo.ready r
@@ -82,7 +114,8 @@ begin
         with seen as materialized (
             select t.ctid as place, t.run_id,
                    t.attempt = 0 and r.queue = p_queue and (v_below is null or t.run_id < v_below)
-                   and (p_workflow is null or r.workflow = p_workflow) as wanted
+                   and (p_workflow is null or r.workflow = p_workflow)
+                   and (p_group is null or r.group_key = p_group) as wanted
             from (select t.ctid, t.* from ambo.timer t
                   where t.run_id > coalesce(v_at[2]::uuid, '00000000-0000-0000-0000-000000000000')
                   order by t.run_id limit p_limit) t

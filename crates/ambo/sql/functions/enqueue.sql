@@ -172,6 +172,11 @@ begin
                                     p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
         perform ambo.refuse_draining(array[p_queue]);
     end if;
+    if p_group is not null and exists (
+        select from ambo.queue_group g where g.queue = p_queue and g.group_key = p_group and g.draining)
+    then
+        perform ambo.refuse_draining(array[p_queue], array[p_group]);
+    end if;
     run_id := ambo.new_run_id();
     is_new := true;
     if v_terms then
@@ -291,7 +296,7 @@ begin
              and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q where q.managed)))
         and (u.h is null or u.h between 1 and 10000)
         and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q))) is not true;
-    perform ambo.refuse_draining(coalesce(queues, '{default}'));
+    perform ambo.refuse_draining(coalesce(queues, '{default}'), group_keys);
 
     select array_agg(ambo.new_run_id() order by g), array_agg(true)
     into v_ids, v_new from generate_series(1, v_n) g;

@@ -92,6 +92,7 @@ as $$
 #variable_conflict use_variable
 declare
     q ambo.queue%rowtype;
+    v_blocks boolean;
     v_name text;
     v_rate jsonb;
     v_limit integer;
@@ -109,6 +110,7 @@ begin
     end if;
     perform ambo.create_queue(queue);
     select * into q from ambo.queue k where k.name = queue for update;
+    v_blocks := q.ordered = 'block';
     q.concurrency := ambo.read_setting(settings, 'concurrency', 0, q.concurrency);
     q.worker_concurrency := ambo.read_setting(settings, 'worker_concurrency', 0, q.worker_concurrency);
     q.group_concurrency := ambo.read_setting(settings, 'group_concurrency', 0, q.group_concurrency);
@@ -155,13 +157,19 @@ begin
         rate_burst = q.rate_burst, group_rate_limit = q.group_rate_limit, group_rate_period = q.group_rate_period,
         group_rate_burst = q.group_rate_burst, ordered = q.ordered, ageing = q.ageing
     where k.name = queue;
+    if v_blocks and q.ordered is distinct from 'block' then
+        -- Groups that stand still go on: nobody looks after them any more.
+        delete from ambo.slot d where d.ctid = any (array(
+            select s.ctid from ambo.slot s
+            cross join lateral (select from ambo.outcome o where o.run_id = s.run_id offset 0) o where s.queue = queue));
+    end if;
     perform ambo.wake();
 end $$;
 
 -- Sets what holds for one group of a queue; null leaves it as it is. `share`, 1 to 100: how many of its runs are claimed for
--- one of a group whose share is 1.
+-- one of a group whose share is 1. `draining`: see drain_queue.
 create or replace function ambo.set_group(
-    queue text, group_key text, paused boolean default null, share integer default null)
+    queue text, group_key text, paused boolean default null, share integer default null, draining boolean default null)
 returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -178,10 +186,11 @@ begin
         raise exception 'AMBO008: queue % has no groups', quote_literal(queue) using errcode = 'AM008',
             hint = format('Give it groups, once: select ambo.set_queue(%L, ''{"groups": true}'').', queue);
     end if;
-    insert into ambo.queue_group as g (queue, group_key, paused, share)
-    values (queue, group_key, coalesce(paused, false), coalesce(share, 1))
+    insert into ambo.queue_group as g (queue, group_key, paused, share, draining)
+    values (queue, group_key, coalesce(paused, false), coalesce(share, 1), coalesce(draining, false))
     on conflict on constraint queue_group_pkey do update
-    set paused = coalesce(set_group.paused, g.paused), share = coalesce(set_group.share, g.share);
+    set paused = coalesce(set_group.paused, g.paused), share = coalesce(set_group.share, g.share),
+        draining = coalesce(set_group.draining, g.draining);
     perform ambo.wake();
 end $$;
 

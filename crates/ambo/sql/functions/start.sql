@@ -20,7 +20,7 @@ begin
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
         and u.k is null and u.q = 'default' and u.p = 0 and u.o is null and u.m = 5 and u.g is null
         and coalesce(u.h, 1) = 1) is not true;
-    perform ambo.refuse_draining(p_queues);
+    perform ambo.refuse_draining(p_queues, p_groups);
     -- The fence before the claim: a worker that was declared dead starts nothing.
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
     if not exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null) then

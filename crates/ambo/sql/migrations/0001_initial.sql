@@ -253,8 +253,10 @@ create table ambo.queue_group (
     group_key text collate "C" not null,
     paused boolean not null default false,
     share smallint not null default 1 check (share between 1 and 100),
+    draining boolean not null default false,
     primary key (queue, group_key)
 );
+create index on ambo.queue_group (queue, group_key) where draining;
 
 -- The places that runs take in a queue with limits: inserted by the claim, deleted when the run leaves execution, or, in a
 -- queue that is ordered, when it ends. Drawn under the queue's lock: within a queue, `seq` is the order of commits.

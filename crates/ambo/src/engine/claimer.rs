@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::dispatcher::Dispatcher;
+use super::shares::Shares;
 use super::{Engine, Life, clock, failpoint};
 use crate::error::Result;
 use crate::store::claim::{self, Claimed, ClaimedRun, Lane};
@@ -47,6 +48,8 @@ struct Claimer {
     dispatchers: Vec<Dispatcher>,
     /// Which source of runs comes first in the next round, so that one that never runs dry does not keep room from others.
     turn: usize,
+    /// Where queues have weights, they say it.
+    shares: Option<Shares>,
     /// Since when suspects have waited to be alone.
     suspected: Option<Instant>,
     /// The suspect that runs alone, and since when.
@@ -65,6 +68,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
     let link = Link::new(engine.target.clone(), "ambo worker claims");
     let over = life.over.clone();
     let mut claimer = Claimer {
+        shares: engine.weights.as_deref().map(Shares::new),
         engine,
         life,
         link,
@@ -174,7 +178,7 @@ impl Claimer {
         }
         let room = self.engine.max_in_flight.saturating_sub(self.life.in_flight()).min(BATCH);
         let found = self.claim_all(room, empty).await?;
-        if found >= room {
+        if found >= room.min(BATCH / 2) {
             return Ok(true);
         }
         if found > 0 {
@@ -192,7 +196,8 @@ impl Claimer {
         Ok(false)
     }
 
-    /// Claims from all queues: the plain ones together, each managed one by itself, another one first each time.
+    /// Claims from all queues: the plain ones together, each managed one by itself; another one first each time, or, where
+    /// queues have weights, the one that is due.
     async fn claim_all(&mut self, room: usize, empty: usize) -> Result<usize> {
         let managed = self.life.slots.managed();
         self.dispatchers.retain(|known| managed.contains(&known.queue));
@@ -205,8 +210,15 @@ impl Claimer {
         self.turn = (self.turn + 1) % sources;
         let mut found = 0;
         self.life.slots.blocked.store(false, Ordering::Release);
-        for n in 0..sources {
-            let source = (self.turn + n) % sources;
+        let mut order: Vec<usize> = (0..sources).map(|n| (self.turn + n) % sources).collect();
+        if let Some(shares) = &self.shares {
+            let due = |source: usize| match source.checked_sub(1) {
+                Some(nth) => shares.due(&self.dispatchers[nth].queue),
+                None => shares.first_due(self.plain_queues()),
+            };
+            order.sort_by(|a, b| due(*a).total_cmp(&due(*b)));
+        }
+        for source in order {
             let left = room.saturating_sub(found);
             if left == 0 {
                 break;
@@ -218,6 +230,12 @@ impl Claimer {
             };
         }
         Ok(found)
+    }
+
+    /// The queues that are not managed.
+    fn plain_queues(&self) -> impl Iterator<Item = &str> + Clone {
+        let is_managed = |queue: &str| self.dispatchers.iter().any(|managed| *managed.queue == *queue);
+        self.engine.registration.queues.iter().map(String::as_str).filter(move |queue| !is_managed(queue))
     }
 
     async fn claim_plain(&mut self, room: usize, empty: usize) -> Result<usize> {
@@ -245,6 +263,10 @@ impl Claimer {
             let dispatched = self.dispatchers[nth].claim(&session, &schema, &self.life, room, &bases).await?;
             failpoint::reach("claim-answered");
             telemetry::claimed(dispatched.runs.len(), started.elapsed());
+            if let Some(shares) = &mut self.shares {
+                let claimed = dispatched.runs.len();
+                shares.served(&self.dispatchers[nth].queue, claimed, claimed < room);
+            }
             let found = self.take_in(dispatched.runs, &dispatched.nudged);
             if found > 0 || !dispatched.arrived {
                 return Ok(found);
@@ -288,6 +310,7 @@ impl Claimer {
         }
         self.late = late;
         telemetry::claimed(runs.len(), started.elapsed());
+        self.count_shares(&runs, room);
         let found = self.take_in(runs, &nudged);
         if self.swept.elapsed() > Duration::from_secs(1) {
             self.sweep(&session).await?;
@@ -295,11 +318,31 @@ impl Claimer {
         Ok(found)
     }
 
-    /// Most urgent first; among equals the lane that was served last comes last.
+    /// Most urgent first; among equals the lane that was served last comes last. Where queues have weights, the queue that is
+    /// due comes first.
     fn sort_lanes(&mut self) {
         if self.lanes.len() > 1 {
             self.lanes.rotate_left(1);
             self.lanes.sort_by_key(|lane| lane.priority);
+        }
+        if let Some(shares) = &self.shares {
+            let due = |lane: &Lane| shares.due(&lane.queue);
+            self.lanes.sort_by(|a, b| due(a).total_cmp(&due(b)).then_with(|| a.queue.cmp(&b.queue)));
+        }
+    }
+
+    /// What the plain queues gave, in the order in which they were asked. All but the last that gave something gave all they had.
+    fn count_shares(&mut self, runs: &[ClaimedRun], room: usize) {
+        let Some(shares) = &mut self.shares else { return };
+        let mut queues: Vec<&str> = self.lanes.iter().map(|lane| lane.queue.as_str()).collect();
+        queues.dedup();
+        let counts: Vec<usize> =
+            queues.iter().map(|queue| runs.iter().filter(|run| run.queue == *queue).count()).collect();
+        let last = if runs.len() < room { None } else { counts.iter().rposition(|count| *count > 0) };
+        for (n, (queue, count)) in queues.into_iter().zip(counts).enumerate() {
+            if last.is_none_or(|last| n <= last) {
+                shares.served(queue, count, last != Some(n));
+            }
         }
     }
 

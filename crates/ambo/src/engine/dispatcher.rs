@@ -92,7 +92,7 @@ impl Dispatcher {
         limit: usize,
         bases: &[String],
     ) -> Result<Dispatched> {
-        let (mine, count) = life.slots.total(&self.queue);
+        let (mine, count, here) = life.slots.total(&self.queue);
         if count != self.count {
             // What is ours is doubtful: all slots are somebody's whom the database knows.
             self.count = count;
@@ -110,6 +110,7 @@ impl Dispatcher {
             since: self.since.as_deref(),
             choices: &choices,
             mine,
+            here,
             others: &self.others,
             seen: self.seen,
         };
@@ -198,6 +199,7 @@ impl Dispatcher {
                 queue: self.queue.clone(),
                 group: group.map(Into::into),
                 weight: if self.ordered.is_some() { 0 } else { given.weight },
+                here: given.weight,
                 count: self.count,
                 ordered: self.ordered.clone(),
             };

@@ -11,6 +11,8 @@ pub(crate) struct Slot {
     pub(crate) group: Option<Arc<str>>,
     /// What was counted for it here; 0 where the database tells each time.
     pub(crate) weight: i32,
+    /// What it weighs.
+    pub(crate) here: i32,
     /// The count that it was counted in.
     pub(crate) count: u64,
     /// What becomes of its group when it fails, in a queue that is ordered.
@@ -21,6 +23,8 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 struct Use {
     total: i32,
+    /// The same, whoever counts it.
+    here: i32,
     groups: HashMap<Arc<str>, i32>,
     /// Which count this is: when it becomes doubtful another one begins, from nothing.
     count: u64,
@@ -55,11 +59,11 @@ impl Slots {
         is_new
     }
 
-    /// The weight in execution in a queue, and the number of this count.
-    pub(crate) fn total(&self, queue: &Arc<str>) -> (i32, u64) {
+    /// The weight in execution in a queue that is counted here, the number of this count, and all that is in execution.
+    pub(crate) fn total(&self, queue: &Arc<str>) -> (i32, u64, i32) {
         let mut uses = self.uses();
         let used = uses.entry(queue.clone()).or_default();
-        (used.total, used.count)
+        (used.total, used.count, used.here)
     }
 
     /// The weight in execution of groups of a queue, in their order.
@@ -77,10 +81,14 @@ impl Slots {
             .collect()
     }
 
-    /// Counts a run that was claimed.
+    /// Counts a run that was claimed; here only if it belongs to this count: the database tells of all before it.
     pub(crate) fn take(&self, slot: &Slot) {
         let mut uses = self.uses();
         let used = uses.entry(slot.queue.clone()).or_default();
+        used.here += slot.here;
+        if used.count != slot.count {
+            return;
+        }
         used.total += slot.weight;
         if let Some(group) = &slot.group
             && slot.weight > 0
@@ -92,6 +100,9 @@ impl Slots {
     /// A run does not execute here any more, and the database knows it. Says whether somebody waits for that.
     pub(crate) fn free(&self, slot: &Slot) -> bool {
         let mut uses = self.uses();
+        if let Some(used) = uses.get_mut(&slot.queue) {
+            used.here -= slot.here;
+        }
         if let Some(used) = uses.get_mut(&slot.queue)
             && used.count == slot.count
         {
@@ -111,7 +122,7 @@ impl Slots {
     /// What this worker's runs take is doubtful: from now on the database tells.
     pub(crate) fn recount(&self, queue: &str) {
         if let Some(used) = self.uses().get_mut(queue) {
-            *used = Use { count: used.count + 1, ..Use::default() };
+            *used = Use { count: used.count + 1, here: used.here, ..Use::default() };
         }
     }
 }
@@ -123,7 +134,7 @@ mod tests {
     fn slot(slots: &Slots, group: &str, weight: i32) -> Slot {
         let queue: Arc<str> = "q".into();
         let count = slots.total(&queue).1;
-        let slot = Slot { queue, group: Some(group.into()), weight, count, ordered: None };
+        let slot = Slot { queue, group: Some(group.into()), weight, here: weight, count, ordered: None };
         slots.take(&slot);
         slot
     }
@@ -140,15 +151,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_claimed_before_a_recount_is_not_counted_after_it() {
+        let slots = Slots::default();
+        let queue: Arc<str> = "q".into();
+        slots.total(&queue);
+        slots.recount("q");
+        let late = Slot { queue: queue.clone(), group: None, weight: 2, here: 2, count: 0, ordered: None };
+        slots.take(&late);
+        assert_eq!(slots.total(&queue), (0, 1, 2));
+        slots.free(&late);
+        assert_eq!(slots.total(&queue), (0, 1, 0));
+    }
+
+    #[test]
     fn what_was_counted_before_a_recount_is_not_freed_after_it() {
         let slots = Slots::default();
         let before = slot(&slots, "a", 2);
         slots.recount("q");
-        assert_eq!(slots.total(&"q".into()).0, 0);
+        assert_eq!(slots.total(&"q".into()), (0, 1, 2), "what runs here is known all the same");
         let after = slot(&slots, "a", 1);
         slots.free(&before);
-        assert_eq!(slots.total(&"q".into()).0, 1);
+        assert_eq!(slots.total(&"q".into()), (1, 1, 1));
         slots.free(&after);
-        assert_eq!(slots.total(&"q".into()).0, 0);
+        assert_eq!(slots.total(&"q".into()), (0, 1, 0));
     }
 }

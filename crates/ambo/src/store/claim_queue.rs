@@ -33,8 +33,9 @@ pub(crate) struct Question<'a> {
     /// The snapshot of the last call; none: all lanes are to be named.
     pub(crate) since: Option<&'a str>,
     pub(crate) choices: &'a [Choice],
-    /// The weight that is in execution in this worker.
+    /// The weight in execution in this worker that it counts, and all that is in execution in it.
     pub(crate) mine: i32,
+    pub(crate) here: i32,
     pub(crate) others: &'a [i64],
     pub(crate) seen: i64,
 }
@@ -86,7 +87,9 @@ pub(crate) async fn claim_queue(
     let mine: Vec<i32> = choices.iter().map(|choice| choice.mine).collect();
     let row = session
         .query_one(
-            &schema.sql("select * from ambo.claim_queue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
+            &schema.sql(
+                "select * from ambo.claim_queue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+            ),
             &[
                 (&question.worker, Type::INT8),
                 (&question.queue, Type::TEXT),
@@ -98,6 +101,7 @@ pub(crate) async fn claim_queue(
                 (&shares, Type::INT2_ARRAY),
                 (&mine, Type::INT4_ARRAY),
                 (&question.mine, Type::INT4),
+                (&question.here, Type::INT4),
                 (&question.others, Type::INT8_ARRAY),
                 (&question.seen, Type::INT8),
             ],

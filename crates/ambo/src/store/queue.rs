@@ -26,10 +26,13 @@ pub(crate) async fn drain_queue(
     session: &Session,
     schema: &Schema,
     name: &str,
+    group: Option<&str>,
     draining: bool,
 ) -> Result<()> {
-    let sql = schema.sql("select ambo.drain_queue($1, $2)::text");
-    session.query(&sql, &[(&name, Type::TEXT), (&draining, Type::BOOL)]).await.map(drop)
+    let sql = schema.sql("select ambo.drain_queue($1, $2, $3)::text");
+    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+        [(&name, Type::TEXT), (&draining, Type::BOOL), (&group, Type::TEXT)];
+    session.query(&sql, &params).await.map(drop)
 }
 
 /// One batch of a purge: how many runs it ended or counted, and where to go on.
@@ -41,13 +44,16 @@ pub(crate) async fn purge_queue(
 ) -> Result<(i32, Option<String>)> {
     let row = session
         .query_one(
-            &schema.sql("select purged, last from ambo.purge_queue($1, $2, $3, $4, p_after => $5)"),
+            &schema.sql(
+                "select purged, last from ambo.purge_queue($1, $2, $3, $4, p_after => $5, p_group => $6)",
+            ),
             &[
                 (&purge.queue, Type::TEXT),
                 (&purge.workflow, Type::TEXT),
                 (&purge.until, Type::TIMESTAMPTZ),
                 (&purge.dry_run, Type::BOOL),
                 (&after, Type::TEXT),
+                (&purge.group, Type::TEXT),
             ],
         )
         .await?;

@@ -110,6 +110,7 @@ fn child_process() {
             "enqueuer" => enqueuer(&url).await,
             "programs" => programs(&url).await,
             "migrate" => migrate(&url).await,
+            "holder" => crate::queue_chaos::work(&url).await,
             other => panic!("there is no role {other}"),
         }
     });

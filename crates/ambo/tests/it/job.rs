@@ -70,27 +70,40 @@ async fn a_job_that_was_rolled_back_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_worker_lost_it_cannot_end_it() {
-    for isolation in ["", "repeatable read"] {
+    for how in ["waits again", "repeatable read", "is elsewhere"] {
         let stage = Stage::set().await;
         let _worker = stage.worker().workflow::<pay>().start().await.unwrap();
+        let isolation = if how == "repeatable read" { how } else { "" };
         let run = pay::enqueue((0, isolation.to_owned())).on(&stage.db.client).await.unwrap().run;
         stage.gate.reached().await;
-        // Somebody else has it now, and has not begun.
+        // It is not its own any more: it waits to be claimed, or another worker has it.
         stage.db.client.pause_queue("default", true).await.unwrap();
-        stage.steal(run).await;
+        if how == "is elsewhere" {
+            let elsewhere = "update ambo.claim set worker_id = worker_id + 1000, attempt = attempt + 1";
+            stage.db.sql.batch_execute(elsewhere).await.unwrap();
+        } else {
+            stage.steal(run).await;
+        }
         stage.gate.open();
-        if !isolation.is_empty() {
+        if how == "repeatable read" {
             // In its old snapshot that was a conflict: in a new one it finds itself fenced.
             stage.gate.reached().await;
             stage.gate.open();
         }
-        stage.db.until("select not exists (select from pg_stat_activity where application_name like 'ambo step of%')").await;
-        assert_eq!((stage.effects().await, stage.state(run).await.as_str()), (0, "ready"), "{isolation}");
+        let over =
+            "select not exists (select from pg_stat_activity where application_name like 'ambo step of%')";
+        stage.db.until(over).await;
+        let state = stage.state(run).await;
+        assert_eq!(state, if how == "is elsewhere" { "running" } else { "ready" }, "{how}");
+        assert_eq!(stage.effects().await, 0, "{how}");
+        if how == "is elsewhere" {
+            stage.steal(run).await;
+        }
         stage.db.client.pause_queue("default", false).await.unwrap();
         stage.gate.reached().await;
         stage.gate.open();
         assert_eq!(stage.end(run).await.unwrap(), "paid");
-        assert_eq!(stage.effects().await, 1, "{isolation}");
+        assert_eq!(stage.effects().await, 1, "{how}");
     }
 }
 

@@ -288,10 +288,49 @@ async fn a_group_whose_run_failed_stands_still_until_somebody_looks() {
     bench.all_ended(5).await;
     assert!(!bench.db.client.unblock_group("q", "g").await.unwrap());
 
+    // Where failure does not block any more, what stood still goes on.
+    bench.enqueue([Job { fails: true, ..job("h", 5) }, job("h", 6)]).await;
+    bench.all_ended(6).await;
     bench.db.client.set_queue("q", &QueueSettings::default().ordered(Ordered::Dead)).await.unwrap();
-    let runs = bench.enqueue([Job { fails: true, ..job("g", 10) }, job("g", 11)]).await;
     bench.all_ended(7).await;
+    let runs = bench.enqueue([Job { fails: true, ..job("g", 10) }, job("g", 11)]).await;
+    bench.all_ended(9).await;
     assert_eq!(bench.db.client.show_run(runs[0]).await.unwrap().summary.state, "dead");
+    bench.db.until("select count(*) = 0 from ambo.slot").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_not_urgent_has_its_turn_by_ageing_and_without_it_comes_last() {
+    for ageing in [None, Some(Duration::from_millis(20))] {
+        let mut bench = Bench::new(QueueSettings::default().concurrency(1).ageing(ageing), 0, 2).await;
+        let patient = Enqueue::<Untyped>::named("work", &job("", 999)).queue("q").priority(5);
+        patient.on(&bench.db.client).await.unwrap();
+        bench.enqueue((0..300).map(|n| job("", n))).await;
+        bench.add_worker().await;
+        bench.all_ended(301).await;
+        let begun = bench.gauge.begun.lock().unwrap();
+        let turn = begun.iter().position(|(_, number)| *number == 999).unwrap();
+        assert_eq!(turn == 300, ageing.is_none(), "its turn was {turn} with {ageing:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_a_group_in_an_ordered_queue_is_given_back_with_its_place() {
+    let mut bench =
+        Bench::new(QueueSettings::default().ordered(Ordered::Block).worker_concurrency(3), 1, 0).await;
+    bench.enqueue((0..9).map(|n| job(if n % 3 == 0 { "g" } else { "" }, n))).await;
+    bench.begun(3).await;
+    assert_eq!(bench.db.number("select count(*) from ambo.claim").await, 3, "its worker keeps to its limit");
+    bench.workers.remove(0).drain(Duration::ZERO).await;
+    let kept = "select count(*) from ambo.slot where group_key is not null";
+    assert_eq!(
+        (bench.db.number("select count(*) from ambo.slot").await, bench.db.number(kept).await),
+        (1, 1)
+    );
+    bench.add_worker().await;
+    bench.let_go(20);
+    bench.all_ended(9).await;
+    bench.db.until("select count(*) = 0 from ambo.slot").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,6 +41,7 @@ mod privilege;
 mod program;
 mod proxy;
 mod purge;
+mod queue_chaos;
 mod random;
 mod recovery;
 mod redaction;
@@ -65,6 +66,7 @@ mod update;
 mod upgrade;
 mod wait;
 mod wake;
+mod weights;
 #[cfg(feature = "sqlx")]
 mod why;
 mod witness;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ambo::admin::Purge;
-use ambo::{Code, Ctx, Enqueue, Result, Untyped, Worker};
+use ambo::{Code, Ctx, Enqueue, QueueSettings, Result, Untyped, Worker};
 
 use crate::harness::database;
 
@@ -75,4 +75,53 @@ async fn a_purge_ends_what_waits_and_was_never_claimed() {
     assert_eq!(db.client.show_run(other).await.unwrap().summary.state, "ready");
     assert_eq!(db.client.show_run(delayed).await.unwrap().summary.state, "cancelled");
     assert_eq!(db.client.purge_queue(&Purge::default()).await.unwrap_err().code(), Code::UnknownQueue);
+}
+
+#[tokio::test]
+async fn a_group_that_is_drained_takes_nothing_new_and_the_others_do() {
+    let db = database().await;
+    db.client.set_queue("mail", &QueueSettings::default().groups()).await.unwrap();
+    db.client.drain_group("mail", "a", true).await.unwrap();
+    let of = |group: &str| Enqueue::named("leaf", &0).queue("mail").group(group);
+    assert_eq!(of("a").on(&db.client).await.unwrap_err().code(), Code::Draining);
+    assert_eq!(of("a").on(&db.sql).await.unwrap_err().code(), Code::Draining);
+    assert_eq!(ambo::enqueue_all(&db.client, [of("b"), of("a")]).await.unwrap_err().code(), Code::Draining);
+    ambo::enqueue_all(&db.client, [of("b"), of("c")]).await.unwrap();
+    of("b").on(&db.client).await.unwrap();
+    Enqueue::named("leaf", &0).queue("mail").on(&db.client).await.unwrap();
+    Enqueue::named("leaf", &0).on(&db.client).await.unwrap();
+    // What is said of a group afterwards does not undo it.
+    db.client.pause_group("mail", "a", false).await.unwrap();
+    assert_eq!(of("a").on(&db.client).await.unwrap_err().code(), Code::Draining);
+    db.client.drain_group("mail", "a", false).await.unwrap();
+    of("a").on(&db.client).await.unwrap();
+    assert_eq!(db.client.drain_group("nowhere", "a", true).await.unwrap_err().code(), Code::UnknownQueue);
+    assert_eq!(db.client.drain_group("default", "a", true).await.unwrap_err().code(), Code::NoGroups);
+}
+
+#[tokio::test]
+async fn a_purge_of_a_group_leaves_the_other_groups() {
+    let db = database().await;
+    db.client.set_queue("mail", &QueueSettings::default().groups()).await.unwrap();
+    let of = |group: &str, n: i32| {
+        let name = if n % 2 == 0 { "a" } else { "b" };
+        Enqueue::named(name, &n).queue("mail").group(group).priority(n % 3)
+    };
+    for group in ["b", "bb", "c"] {
+        ambo::enqueue_all(&db.client, (0..1500).map(|n| of(group, n))).await.unwrap();
+        of(group, 0).delay(Duration::from_secs(60)).on(&db.client).await.unwrap();
+    }
+    Enqueue::named("a", &0).queue("mail").on(&db.client).await.unwrap();
+    let group = Purge { queue: "mail".into(), group: Some("bb".into()), ..Purge::default() };
+    let dry = Purge { dry_run: true, ..group.clone() };
+    assert_eq!(db.client.purge_queue(&dry).await.unwrap(), 1501);
+    let only_b = Purge { workflow: Some("b".into()), ..group.clone() };
+    assert_eq!(db.client.purge_queue(&only_b).await.unwrap(), 750);
+    assert_eq!(db.client.purge_queue(&group).await.unwrap(), 751);
+    let others =
+        "select count(*) from ambo.outcome o join ambo.run r on r.id = o.run_id where r.group_key <> 'bb'";
+    assert_eq!((db.number("select count(*) from ambo.outcome").await, db.number(others).await), (1501, 0));
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 3001);
+    let all = Purge { group: None, ..group };
+    assert_eq!(db.client.purge_queue(&all).await.unwrap(), 3003);
 }
