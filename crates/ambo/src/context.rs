@@ -457,9 +457,10 @@ impl<'run> Ctx<'run> {
         self.run.continue_as_new(&input?).await
     }
 
-    /// How many calls this run has recorded since it began or last continued as new.
+    /// How many recorded calls of this run lie behind this point, since it began or last continued as new. A replay finds the
+    /// same number here.
     pub fn history_len(&self) -> usize {
-        self.run.history.len()
+        self.run.history.passed()
     }
 
     /// How many tries of this run have failed, by the [policy](crate::Workflow::retry) of its workflow; 0 in the first one.

@@ -220,10 +220,12 @@ impl<W> Enqueue<W> {
 
     /// The run is claimed at this time, of the database's clock, at the earliest.
     pub fn at(self, at: Timestamp) -> Self {
-        self.set(|run| run.at = Some(at))
+        // Any time that is past means at once.
+        self.set(|run| run.at = Some(at.max(Timestamp::UNIX_EPOCH)))
     }
 
-    /// How long the run may take, from its first claim. Default: no limit. After it, it has failed (`AMBO024`).
+    /// How long the run may take, from its first claim, up to 10 years. Default: no limit. After it, it has failed (`AMBO024`), and
+    /// nothing is undone.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.set(|run| run.timeout = Some(timeout))
     }
@@ -267,6 +269,12 @@ impl<W> Enqueue<W> {
     }
 }
 
+/// Seconds.
+const YEAR: u64 = 365 * 86_400;
+/// How long a run may take, or be delayed.
+const TIMEOUT_MAX: Duration = Duration::from_secs(10 * YEAR);
+const SPAN_MAX: Duration = Duration::from_secs(100 * YEAR);
+
 impl NewRun {
     /// What PostgreSQL could not even be sent, for text has no NUL there; and what is too large.
     pub(crate) fn check(&self, vault: &Vault) -> Result<()> {
@@ -281,7 +289,30 @@ impl NewRun {
                 return Err(Error::new(Code::InvalidName, format!("the {what} holds a NUL byte")));
             }
         }
+        self.check_spans()?;
         vault.check("the input", &self.input)
+    }
+
+    /// What PostgreSQL could not hold as an interval is refused before it gets there; what else there is to say of a span, it
+    /// says.
+    fn check_spans(&self) -> Result<()> {
+        let terms = &self.terms;
+        let spans = [
+            ("timeout", self.timeout, TIMEOUT_MAX),
+            ("delay", self.delay, TIMEOUT_MAX),
+            ("key_lifetime", self.key_lifetime, SPAN_MAX),
+            ("throttle", terms.throttle, SPAN_MAX),
+            ("debounce", terms.debounce, SPAN_MAX),
+            ("debounce_max", terms.debounce_max, SPAN_MAX),
+            ("start_within", terms.start_within, SPAN_MAX),
+        ];
+        for (what, span, most) in spans {
+            if span.is_some_and(|span| span > most) {
+                let text = format!("{what} is {} years at most", most.as_secs() / YEAR);
+                return Err(Error::new(Code::InvalidOption, text));
+            }
+        }
+        Ok(())
     }
 
     /// Checks it, and puts what is recorded in the place of the input: by the run's own vault, or by that of where it goes.

@@ -35,13 +35,13 @@ begin
         raise exception 'AMBO005: delay is negative: %', p_delay using errcode = 'AM005';
     elsif p_delay > interval '10 years' or p_at > now() + interval '10 years' then
         raise exception 'AMBO005: a run may be delayed for 10 years at most' using errcode = 'AM005';
-    elsif p_timeout <= interval '0' then
-        raise exception 'AMBO005: timeout must be above zero, not %', p_timeout using errcode = 'AM005';
+    elsif p_timeout <= interval '0' or p_timeout > interval '10 years' then
+        raise exception 'AMBO005: timeout is above zero and 10 years at most, not %', p_timeout using errcode = 'AM005';
     elsif p_attempts is null or p_attempts not between 1 and 1000 then
         raise exception 'AMBO005: attempts is from 1 to 1000, not %', coalesce(p_attempts::text, 'null')
             using errcode = 'AM005';
-    elsif p_key_lifetime <= interval '0' then
-        raise exception 'AMBO005: key_lifetime must be above zero, not %', p_key_lifetime
+    elsif p_key_lifetime <= interval '0' or p_key_lifetime > interval '100 years' then
+        raise exception 'AMBO005: key_lifetime is above zero and 100 years at most, not %', p_key_lifetime
             using errcode = 'AM005';
     elsif octet_length(p_group) not between 1 and 200 or strpos(p_group, chr(31)) > 0 then
         raise exception 'AMBO001: a group_key has 1 to 200 bytes, none of them U+001F, not %', octet_length(p_group)
@@ -160,9 +160,9 @@ begin
         and p_priority between -32768 and 32767
         and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
              and coalesce(p_delay >= interval '0', true))
-        and (p_timeout is null or p_timeout > interval '0')
+        and (p_timeout is null or p_timeout > interval '0' and p_timeout <= interval '10 years')
         and p_attempts between 1 and 1000
-        and (p_key_lifetime is null or p_key_lifetime > interval '0')
+        and (p_key_lifetime is null or p_key_lifetime > interval '0' and p_key_lifetime <= interval '100 years')
         and (p_group is null or octet_length(p_group) between 1 and 200 and strpos(p_group, chr(31)) = 0)
         and p_weight between 1 and 10000);
     select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;

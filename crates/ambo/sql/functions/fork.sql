@@ -30,6 +30,10 @@ begin
     if not found then
         raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
     end if;
+    if exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo') then
+        raise exception 'AMBO034: what run % did was undone; it cannot be forked', p_run using errcode = 'AM034',
+            hint = 'Enqueue a new run.';
+    end if;
     -- As recorded by the claim before the first one of the new run.
     insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output, error)
     select v_fork, c.recorded_at, 1, c.elapsed_ms, c.position, c.name, c.output, c.error

@@ -21,13 +21,15 @@ begin
             using errcode = 'AM005';
     elsif (p_cron is null) = (p_every is null) or (p_cron is null) <> (p_timezone is null) then
         raise exception 'AMBO005: a schedule has a cron pattern with a time zone, or an interval' using errcode = 'AM005';
-    elsif p_every < interval '1 second' then
-        raise exception 'AMBO005: a schedule comes once a second at most, not every %', p_every using errcode = 'AM005';
+    elsif p_every < interval '1 second' or p_every > interval '10 years' then
+        raise exception 'AMBO005: a schedule comes once a second at most and in 10 years at least, not every %', p_every
+            using errcode = 'AM005';
     elsif p_overlap is null or p_overlap <> all ('{skip,queue,cancel,allow}'::text[]) then
         raise exception 'AMBO005: there is no overlap %', coalesce(quote_literal(left(p_overlap, 100)), 'null')
             using errcode = 'AM005', hint = 'Overlaps: skip, queue, cancel, allow.';
-    elsif (p_jitter >= interval '0' and p_catch_up >= interval '0' and p_next is not null) is not true then
-        raise exception 'AMBO005: jitter and catch_up are zero or more, and next is a time' using errcode = 'AM005';
+    elsif (p_jitter between interval '0' and interval '10 years' and p_catch_up between interval '0' and interval '10 years'
+           and isfinite(p_next)) is not true then
+        raise exception 'AMBO005: jitter and catch_up are from zero to 10 years, and next is a time' using errcode = 'AM005';
     end if;
     perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_name, p_priority, null, null, p_timeout, p_attempts, null);
     insert into ambo.schedule as s (name, workflow, input, queue, priority, attributes, timeout, attempts, cron, timezone,

@@ -14,6 +14,7 @@ use crate::retry::Retry;
 
 /// What undoes a step: itself a step, at the position of its registration.
 pub(crate) struct Compensation {
+    pub(crate) position: Arc<str>,
     name: Cow<'static, str>,
     undo: Undo,
 }
@@ -33,7 +34,7 @@ impl Compensation {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: ApplicationError,
     {
-        let step = name.clone();
+        let (step, at) = (name.clone(), position.clone());
         let undo: Undo = Box::new(move |run| {
             let undone = Step::new(run, position, step, body).retry(retry);
             Box::pin(async move {
@@ -43,7 +44,7 @@ impl Compensation {
                 })
             })
         });
-        Compensation { name, undo }
+        Compensation { position: at, name, undo }
     }
 }
 
@@ -52,7 +53,7 @@ pub(crate) async fn undo(run: &Arc<Run>) -> Result<()> {
     run.begin_compensation();
     loop {
         let next = run.compensations().pop();
-        let Some(Compensation { name, undo }) = next else { return Ok(()) };
+        let Some(Compensation { name, undo, .. }) = next else { return Ok(()) };
         if let Err(error) = undo(run).await {
             let text = format!("{name:?} could not be compensated: {}", error.text());
             return Err(Error::new(Code::NotCompensated, text).with_source(error));

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use super::call::{Call, face};
 use super::step::recorded;
 use crate::engine::run::Run;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 pub(crate) const NAME: &str = "ambo:race";
 
@@ -36,11 +36,14 @@ impl<'a, T: Send + 'a> Race<'a, T> {
 }
 
 async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_, T>>) -> Result<(usize, T)> {
+    if calls.is_empty() {
+        return Err(Error::new(Code::InvalidOption, "a race of no calls has no winner"));
+    }
     if let Some(winner) = recorded::<usize, Error>(run, &position, NAME).await {
         let winner = winner?;
         if winner >= calls.len() {
             let text = format!("position {position} of run {} recorded another race", run.id);
-            return run.die(Error::new(crate::Code::NonDeterminism, text)).await;
+            return run.die(Error::new(Code::NonDeterminism, text)).await;
         }
         // The losers are not begun: what they had recorded stays in the history.
         let call = calls.swap_remove(winner);

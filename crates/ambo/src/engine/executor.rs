@@ -109,6 +109,10 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, deadline: Opti
         // Something woke it between two tries.
         return Ending::Park(run.history.not_before);
     }
+    if !run.is_cancelled() && was_cancelled(run).await {
+        // Tried again after a compensation that failed for good: it goes on undoing, not with its body.
+        run.cancel();
+    }
     if run.is_overdue() {
         // Its time was up while nobody had it in memory, as after the death of its worker.
         return Ending::Outcome("failed", Err(overdue()));
@@ -175,7 +179,10 @@ async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
                 let decoded = opened.and_then(|opened| payload::decode("the recorded failure", &opened));
                 error = decoded.unwrap_or(error);
             }
-            _ => run.record(UNDO.into(), UNDO_NAME.into(), Err(encode_error(&error)), Duration::ZERO),
+            _ => {
+                let why = if run.is_cancelled() { encode_error(&cancelled()) } else { encode_error(&error) };
+                run.record(UNDO.into(), UNDO_NAME.into(), Err(why), Duration::ZERO);
+            }
         }
         // What failed stays what it was: it is past.
         run.history.settle();
@@ -191,6 +198,14 @@ async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
         _ => "failed",
     };
     Ending::Outcome(status, Err(error))
+}
+
+/// Whether what the run did is being undone because it was cancelled.
+async fn was_cancelled(run: &Arc<Run>) -> bool {
+    let Some(recorded) = run.history.undone_for() else { return false };
+    let Ok(opened) = run.open(&Place::Failure(UNDO), &recorded).await else { return false };
+    payload::decode::<Error>("the recorded failure", &opened)
+        .is_ok_and(|error| error.code() == Code::Cancelled)
 }
 
 fn is_worth_a_retry(error: &Error) -> bool {

@@ -59,6 +59,8 @@ pub(crate) struct History {
     /// The last call at the top.
     top: AtomicU32,
     length: AtomicUsize,
+    /// How many of the calls the body has come by, replayed or recorded.
+    passed: AtomicUsize,
     /// In a rehearsal: the calls that came by and were not recorded. They never return.
     beyond: Option<Mutex<Vec<(String, String)>>>,
     /// One of those would have ended the run, and left no record but that.
@@ -75,6 +77,7 @@ impl History {
     pub(crate) fn new(recorded: Vec<Checkpoint>) -> Self {
         let mut history = History {
             length: AtomicUsize::new(recorded.len()),
+            passed: AtomicUsize::new(0),
             beyond: None,
             would_complete: AtomicBool::new(false),
             raced: recorded.iter().any(|checkpoint| checkpoint.name == race::NAME),
@@ -134,13 +137,15 @@ impl History {
         self.top.load(Ordering::Acquire)
     }
 
-    /// How many calls are recorded.
-    pub(crate) fn len(&self) -> usize {
-        self.length.load(Ordering::Relaxed)
+    /// How many recorded calls lie behind the body: in a replay as many as there were when it came here first, and not what it
+    /// has recorded since, or it would decide otherwise.
+    pub(crate) fn passed(&self) -> usize {
+        self.passed.load(Ordering::Relaxed)
     }
 
     /// One more call is recorded; answers how many there are.
     pub(crate) fn grow(&self) -> usize {
+        self.passed.fetch_add(1, Ordering::Relaxed);
         self.length.fetch_add(1, Ordering::Relaxed) + 1
     }
 
@@ -193,12 +198,20 @@ impl History {
                     let call = (position.to_owned(), name.to_owned());
                     beyond.lock().unwrap_or_else(PoisonError::into_inner).push(call);
                 }
+                if other.is_some() {
+                    self.passed.fetch_add(1, Ordering::Relaxed);
+                }
                 if other.as_ref().is_some_and(|recorded| recorded.error.is_some()) && position != UNDO {
                     self.fail(position);
                 }
                 Ok(other)
             }
         }
+    }
+
+    /// Why what the run did is being undone, as it was recorded.
+    pub(crate) fn undone_for(&self) -> Option<Box<str>> {
+        self.calls().get(UNDO)?.error.clone()
     }
 
     /// From now on the record is all there is.

@@ -67,7 +67,9 @@ impl Life {
             key: claimed.key,
             parent: claimed.parent,
             slot: claimed.slot,
-            deadline: claimed.time_left.map(|left| engine.clock.now() + left),
+            deadline: claimed
+                .time_left
+                .map(|left| engine.clock.now().saturating_add(left).unwrap_or(jiff::Timestamp::MAX)),
             too_late: claimed.too_late,
         };
         let deadline = identity.deadline;

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::history::History as Recorded;
+use super::history::{History as Recorded, UNDO};
 use super::run::{Identity, Run, Stop};
 use super::{Engine, Life, executor};
 use crate::context::Ctx;
@@ -134,7 +134,13 @@ fn compare(history: &History, output: &str, run: &Run, rest: Rest) -> Found {
         // A time limit or an operator ended it, not its code.
         "failed" | "dead" => !matches!(
             code(history),
-            Some(Code::RunTimeout | Code::Cancelled | Code::Poisoned | Code::HistoryLimit)
+            Some(
+                Code::RunTimeout
+                    | Code::Cancelled
+                    | Code::Poisoned
+                    | Code::HistoryLimit
+                    | Code::NotCompensated
+            )
         ),
         _ => false,
     };
@@ -150,7 +156,12 @@ fn compare(history: &History, output: &str, run: &Run, rest: Rest) -> Found {
         return Some((Some(position.clone()), text));
     }
     // What the losers of a race had recorded is never asked for.
-    let left = if run.history.raced() { Vec::new() } else { run.history.left() };
+    let mut left = if run.history.raced() { Vec::new() } else { run.history.left() };
+    // What undid the run comes after its body.
+    if run.history.has(UNDO) {
+        let undo = run.compensations();
+        left.retain(|(position, _)| undo.iter().all(|undo| *undo.position != **position));
+    }
     let waits_there = |position: &str| {
         beyond.iter().any(|(at, _)| {
             position == at || position.strip_prefix(&**at).is_some_and(|rest| rest.starts_with('.'))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use ambo::admin::Filter;
 use ambo::{Code, Ctx, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder};
 use serde::Serialize;
 
@@ -238,6 +239,36 @@ async fn a_run_that_continues_as_new_stays_small_and_loses_nothing() {
     keys.dedup();
     assert_eq!(keys.len(), 8, "no position, and so no idempotency key, is used twice");
     drop(present);
+}
+
+/// Adds up readings, is parked after each, and begins anew when it has recorded enough.
+async fn slow_meter(mut cx: Ctx<'_>, mut total: u64) -> Result<u64> {
+    loop {
+        let reading = cx.signal::<u64>("reading").await?;
+        if reading == 0 {
+            return Ok(total);
+        }
+        total += reading;
+        cx.sleep(Duration::from_millis(40)).await?;
+        if cx.history_len() >= 3 {
+            return cx.continue_as_new(&total).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_finds_the_length_of_its_history_as_it_was() {
+    let db = database().await;
+    let build = || worker(&db).park_after(Duration::ZERO).workflow_fn("meter", slow_meter);
+    let present = build().start().await.unwrap();
+    let run = enqueue(&db, "meter", 0).await;
+    for reading in [1, 2, 4, 8, 16, 32, 0u64] {
+        SendSignal::new(run, "reading", &reading).on(&db.client).await.unwrap();
+    }
+    assert_eq!(result::<u64>(&db, run).await.unwrap(), 63, "no reading is lost");
+    present.drain(Duration::from_secs(5)).await;
+    let histories = db.client.histories(&Filter::default()).await.unwrap();
+    assert_eq!(build().replay_check(histories).await.unwrap(), []);
 }
 
 /// Records for ever.

@@ -79,7 +79,7 @@ async fn trip(cx: Ctx, ends: String) -> Result<()> {
         cx.compensate_with(format!("cancel {stage}"), Retry::none(), move |attempt| {
             let (journal, ends) = (undoing.clone(), ends.clone());
             async move {
-                if stage == "hotel" && ends == "stuck" {
+                if stage == "hotel" && ends.starts_with("stuck") {
                     return Err(Error::application(&(), "the hotel does not answer"));
                 }
                 journal.note(format!("cancel {stage}, attempt {}", attempt.number()));
@@ -89,7 +89,7 @@ async fn trip(cx: Ctx, ends: String) -> Result<()> {
     }
     match ends.as_str() {
         "well" => Ok(()),
-        "by signal" => cx.signal("never").await,
+        "by signal" | "stuck, by signal" => cx.signal("never").await,
         "by panic" => panic!("lost"),
         _ => Err(Error::application(&(), "no money")),
     }
@@ -230,6 +230,25 @@ async fn what_cannot_be_undone_leaves_the_run_dead_and_a_retry_goes_on_there() {
     db.client.retry(run).await.unwrap();
     assert_eq!(outcome::<()>(&db, run).await.unwrap_err().code(), Code::NotCompensated);
     assert_eq!(journal.all().len(), 4, "what was undone is not undone again");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_of_a_cancelled_run_that_could_not_be_undone_goes_on_undoing() {
+    let db = database().await;
+    let journal = Journal::default();
+    let worker = builder(&db, &journal).start().await.unwrap();
+    let run = trip::enqueue("stuck, by signal".to_owned()).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 1 from ambo.timer where attempt > 0").await;
+    db.client.cancel(run, "changed my mind").await.unwrap();
+    assert_eq!(outcome::<()>(&db, run).await.unwrap_err().code(), Code::NotCompensated);
+    db.client.retry(run).await.unwrap();
+    assert_eq!(outcome::<()>(&db, run).await.unwrap_err().code(), Code::NotCompensated, "it waits again");
+    assert_eq!(journal.all().len(), 4, "{:?}", journal.all());
+    let forked = db.client.fork(run, None).await.unwrap_err();
+    assert_eq!(forked.code(), Code::WrongState, "what was undone is not gone on with");
+    let histories = db.client.histories(&ambo::admin::Filter::default()).await.unwrap();
+    assert_eq!(builder(&db, &journal).replay_check(histories).await.unwrap(), [], "to undo is no difference");
     worker.drain(Duration::ZERO).await;
 }
 
