@@ -26,8 +26,8 @@ pub(crate) fn check() -> Result<ExitCode> {
     step("lints", clippy.args(all).args(locked()).args(["--", "-D", "warnings"]))?;
     // As a user has it: what only another feature, or another crate here, brings is missed where it is not enough.
     for features in [&[][..], &["--no-default-features"], &["--no-default-features", "--features", "sqlx"]] {
-        let mut alone = cargo(&["check", "-p", "ambo", "--lib"]);
-        step("the library alone", alone.args(features).args(locked()))?;
+        let mut alone = cargo(&["clippy", "-p", "ambo", "--lib"]);
+        step("the library alone", alone.args(features).args(locked()).args(["--", "-D", "warnings"]))?;
     }
     // Only libraries: the program `ambo` and the library `ambo` would be written to the same place.
     let mut docs = cargo(&["doc", "--no-deps", "--lib"]);

@@ -240,6 +240,7 @@ partitioned table run
     parent_id uuid
     start_by timestamp with time zone
     UNIQUE index run_pkey btree (id)
+    index run_rare brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200')) WITH (pages_per_range='32')
 
 table run_carried
     id uuid not null
@@ -256,6 +257,7 @@ table run_carried
     parent_id uuid
     start_by timestamp with time zone
     UNIQUE index run_carried_pkey btree (id)
+    index run_carried_workflow_queue_idx brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200')) WITH (pages_per_range='32')
 
 table run_key
     workflow text not null
@@ -590,6 +592,10 @@ function is_awaited(p_lock integer)
     returns boolean
     volatile
 
+function is_rare(p_workflow text, p_queue text, p_limit integer)
+    returns boolean
+    volatile
+
 function is_same_payload(p_one json, p_other json)
     returns boolean
     immutable
@@ -628,7 +634,7 @@ function list_queues()
 
 function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
     returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off
 
 function list_schedules()
     returns TABLE(name text, workflow text, queue text, cron text, timezone text, every interval, overlap text, jitter interval, catch_up interval, paused boolean, next_at timestamp with time zone, last_at timestamp with time zone, last_run uuid, skipped bigint, error text)

@@ -10,8 +10,9 @@ use crate::id::RunId;
 
 /// Which runs to list; the default is the newest 50. What is set is looked for, all of it.
 ///
-/// Live states, states other than succeeded, attributes and parents lead straight to their runs, however many there are. The
-/// others are looked for among all runs, from the newest on: bound them by [`since`](Filter::since).
+/// States, attributes and parents lead straight to their runs, however many others there are, and so does a workflow or queue that
+/// is rare; one that is common is looked for from the newest run on. Text is looked for in all that the others leave: bound it
+/// by [`since`](Filter::since).
 #[derive(Debug, Clone)]
 pub struct Filter {
     /// Only runs of this workflow.

@@ -25,7 +25,10 @@ begin
         v_to := v_from + v_width;
         v_name := to_char(v_from at time zone 'UTC', 'YYYYMMDD_HH24MI');
         foreach v_table in array array['run', 'outcome', 'child', 'attribute', 'checkpoint', 'signal', 'event'] loop
-            execute format('create table ambo.%I (like ambo.%I including all)', v_table || '_' || v_name, v_table);
+            -- Vacuum soon after the runs have come, not when a fifth more have: it writes the index of the rare.
+            execute format('create table ambo.%I (like ambo.%I including all)', v_table || '_' || v_name, v_table)
+                || case when v_table = 'run' then ' with (autovacuum_vacuum_insert_scale_factor = 0,
+                                                          autovacuum_vacuum_insert_threshold = 50000)' else '' end;
             execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
                            v_table, v_table || '_' || v_name,
                            ambo.run_id_floor(v_from), ambo.run_id_floor(v_to));

@@ -49,6 +49,11 @@ create table ambo.run (
     primary key (id)
 ) partition by range (id);
 
+-- Where runs of a rare workflow or queue may be: vacuum writes a few hundred bytes for each 32 pages of runs, enqueues nothing.
+create index run_rare on ambo.run using brin (
+    workflow text_bloom_ops (n_distinct_per_range = 200), queue text_bloom_ops (n_distinct_per_range = 200))
+    with (pages_per_range = 32);
+
 -- How it ended: immutable. `attempt` is the claim under which it ended.
 create table ambo.outcome (
     run_id uuid not null,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(feature = "encryption", feature = "object-store"))]
 use super::place::Place;
 use crate::error::{Code, Error, Result};
+#[cfg(any(feature = "encryption", feature = "object-store"))]
 use crate::payload::Json;
 
 /// What every envelope begins with, and no payload.

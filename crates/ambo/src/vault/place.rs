@@ -10,6 +10,10 @@ use crate::error::{Code, Error, Result};
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(any(feature = "encryption", feature = "object-store")),
+    expect(dead_code, reason = "only what is in an envelope is compared by what the envelope says")
+)]
 pub(crate) enum Place<'a> {
     /// The input of a run; whether it comes with an idempotency key.
     Input {
