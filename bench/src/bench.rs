@@ -24,6 +24,17 @@ impl Samples {
     pub fn of(&self, metric: &'static str, competitor: &'static str) -> &[f64] {
         self.0.get(&(metric, competitor)).map_or(&[], Vec::as_slice)
     }
+
+    /// One figure of each round over another, as figures of their own.
+    pub fn divided(
+        &self,
+        (metric, competitor): (&'static str, &'static str),
+        by: (&'static str, &'static str),
+        into: (&'static str, &'static str),
+    ) -> Samples {
+        let pairs = self.of(metric, competitor).iter().zip(self.of(by.0, by.1));
+        Samples(BTreeMap::from([(into, pairs.map(|(one, other)| one / other).collect())]))
+    }
 }
 
 /// What every scenario is given.

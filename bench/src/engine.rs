@@ -36,6 +36,8 @@ pub enum Workflow {
     OneStep,
     /// Ten steps that return 0 to 9; returns the input plus 45.
     TenSteps,
+    /// None; returns the input. Enqueued only.
+    Noop,
 }
 
 impl Workflow {
@@ -44,6 +46,7 @@ impl Workflow {
         match self {
             Workflow::OneStep => "one_step",
             Workflow::TenSteps => "ten_steps",
+            Workflow::Noop => "noop",
         }
     }
 
@@ -52,6 +55,7 @@ impl Workflow {
         match self {
             Workflow::OneStep => input + 1,
             Workflow::TenSteps => input + 45,
+            Workflow::Noop => input,
         }
     }
 }
@@ -65,10 +69,10 @@ pub struct Transfer {
     pub delta: i32,
 }
 
-/// One-step runs whose body has ended in this process: the cheap sign that a database may be asked.
+/// Runs whose body has ended in this process: the cheap sign that a database may be asked.
 static ENDED: AtomicI64 = AtomicI64::new(0);
 
-/// Called at the end of the one-step workflow.
+/// Called at the end of the one-step workflow and of jobs.
 pub fn count_ended() {
     ENDED.fetch_add(1, Ordering::Relaxed);
 }
@@ -107,11 +111,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
 pub trait Producer: Clone + Send + Sync + 'static {
     /// Connects to a database in which the engine was launched before.
     fn connect(url: &str) -> impl Future<Output = Result<Self>> + Send;
-    /// Enqueues a one-step run; durable when it returns. Gives the id.
-    fn enqueue(&self, input: i64) -> impl Future<Output = Result<String>> + Send;
+    /// Enqueues a run; durable when it returns. Gives the id.
+    fn enqueue(&self, workflow: Workflow, input: i64) -> impl Future<Output = Result<String>> + Send;
     /// Enqueues a one-step run within a user's transaction, where the engine can.
     fn enqueue_in_transaction(&self, input: i64) -> impl Future<Output = Result<String>> + Send {
-        self.enqueue(input)
+        self.enqueue(Workflow::OneStep, input)
     }
     /// Closes the connections.
     fn close(self) -> impl Future<Output = ()> + Send;

@@ -86,7 +86,7 @@ pub async fn enqueue_for<E: Engine>(
         tasks.spawn(async move {
             let mut runs = 0;
             while runs == 0 || start.elapsed() < time {
-                producer.enqueue(number * 1_000_000 + runs).await?;
+                producer.enqueue(Workflow::OneStep, number * 1_000_000 + runs).await?;
                 runs += 1;
             }
             Ok(runs)

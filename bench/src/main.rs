@@ -5,7 +5,9 @@
 mod bench;
 mod database;
 mod engine;
+mod jobs;
 mod load;
+mod process;
 mod report;
 mod scenario;
 mod server;
@@ -66,6 +68,9 @@ enum Hidden {
     /// The other process of `sleepers`: a worker until its stdin ends.
     #[command(hide = true)]
     Work { url: String },
+    /// One of `fleet`: likewise.
+    #[command(hide = true)]
+    WorkJobs { url: String },
 }
 
 #[tokio::main]
@@ -85,6 +90,7 @@ async fn run(args: Args) -> Result<()> {
             return scenario::latency::enqueue_on_demand(engine, url).await;
         }
         Some(Hidden::Work { url }) => return engine::waiting::work(url).await,
+        Some(Hidden::WorkJobs { url }) => return jobs::ambo::work(url).await,
         None => {}
     }
     let names = match args.name {

@@ -2,8 +2,12 @@
 
 pub mod alone;
 pub mod children;
+pub mod deep;
 pub mod enqueue_tx;
+pub mod fair;
+pub mod fleet;
 pub mod idle;
+pub mod jobs;
 pub mod latency;
 pub mod limit;
 pub mod pinned;
@@ -51,6 +55,16 @@ pub enum Name {
     Signals,
     /// Fan out and gather.
     Children,
+    /// Plain no-op jobs through a queue, 200 producers.
+    Jobs,
+    /// The same with limits that hold nothing up.
+    Limited,
+    /// One tenant with a million waiting, and a hundred with one each.
+    Fair,
+    /// Claims from a queue that is ten million deep.
+    Deep,
+    /// Sixteen worker processes against four.
+    Fleet,
     /// A steady load while nothing can be vacuumed. Minutes long; not part of `all`.
     Pinned,
     /// Every scenario but `pinned`.
@@ -59,7 +73,7 @@ pub enum Name {
 
 impl Name {
     /// What `all` stands for.
-    pub const EACH: [Name; 13] = [
+    pub const EACH: [Name; 18] = [
         Name::Steps,
         Name::Limit,
         Name::Start,
@@ -73,6 +87,11 @@ impl Name {
         Name::Sleepers,
         Name::Signals,
         Name::Children,
+        Name::Jobs,
+        Name::Limited,
+        Name::Fair,
+        Name::Deep,
+        Name::Fleet,
     ];
 
     /// Measures one scenario.
@@ -92,6 +111,11 @@ impl Name {
             Name::Signals => signals::run(bench).await,
             Name::Children => children::run(bench).await,
             Name::Pinned => pinned::run(bench).await,
+            Name::Jobs => jobs::jobs(bench).await,
+            Name::Limited => jobs::limited(bench).await,
+            Name::Fair => fair::run(bench).await,
+            Name::Deep => deep::run(bench).await,
+            Name::Fleet => fleet::run(bench).await,
             Name::All => unreachable!("`all` is expanded by main"),
         }
     }

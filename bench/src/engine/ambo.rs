@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambo::{Client, Ctx, Enqueue, TokioPostgres, Worker};
+use ambo::{Client, Ctx, Enqueue, TokioPostgres, Untyped, Worker};
 use anyhow::{Context, Result, bail};
 use tokio::sync::Mutex;
 
@@ -18,7 +18,8 @@ use crate::yardstick::pgbench::TPC_B;
 pub const ENQUEUE: &str =
     "select ambo.enqueue_workflow('one_step', to_json($1::bigint), queue => 'bench')::text";
 
-type Body<'run, O> = Pin<Box<dyn Future<Output = ambo::Result<O>> + Send + 'run>>;
+/// What a workflow's body is.
+pub type Body<'run, O> = Pin<Box<dyn Future<Output = ambo::Result<O>> + Send + 'run>>;
 
 /// One no-op step.
 pub struct OneStep;
@@ -137,6 +138,7 @@ impl Engine for Ambo {
         Ok(match workflow {
             Workflow::OneStep => Enqueue::<OneStep>::new(input).start(&self.worker).await?.result().await?,
             Workflow::TenSteps => Enqueue::<TenSteps>::new(input).start(&self.worker).await?.result().await?,
+            Workflow::Noop => bail!("jobs are enqueued"),
         })
     }
 
@@ -170,8 +172,9 @@ impl Producer for AmboProducer {
         Ok(AmboProducer { client, connection: Arc::new(Mutex::new(connect(url).await?)) })
     }
 
-    async fn enqueue(&self, input: i64) -> Result<String> {
-        let enqueued = Enqueue::<OneStep>::new(input).queue(QUEUE).on(&self.client).await?;
+    async fn enqueue(&self, workflow: Workflow, input: i64) -> Result<String> {
+        let enqueued =
+            Enqueue::<Untyped>::named(workflow.name(), &input).queue(QUEUE).on(&self.client).await?;
         Ok(enqueued.run.to_string())
     }
 

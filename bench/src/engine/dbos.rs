@@ -22,6 +22,7 @@ pub struct Dbos {
     dbos: DBOS,
     one_step: Arc<Registered>,
     ten_steps: Arc<Registered>,
+    noop: Arc<Registered>,
 }
 
 async fn one_step(input: i64) -> dbos::Result<i64> {
@@ -29,6 +30,11 @@ async fn one_step(input: i64) -> dbos::Result<i64> {
     let one: i64 = dbos::step("step", || async { dbos::Result::Ok(1) }).await?;
     count_ended();
     Ok(input + one)
+}
+
+async fn noop(input: i64) -> dbos::Result<i64> {
+    count_ended();
+    Ok(input)
 }
 
 async fn ten_steps(input: i64) -> dbos::Result<i64> {
@@ -55,9 +61,10 @@ impl Engine for Dbos {
         let dbos = DBOS::new(config);
         let one_step = Arc::new(dbos.register_workflow("one_step", one_step)?);
         let ten_steps = Arc::new(dbos.register_workflow("ten_steps", ten_steps)?);
+        let noop = Arc::new(dbos.register_workflow("noop", noop)?);
         dbos.launch().await?;
         dbos.register_queue(QUEUE, queue, QueueConflict::AlwaysUpdate).await?;
-        Ok(Dbos { dbos, one_step, ten_steps })
+        Ok(Dbos { dbos, one_step, ten_steps, noop })
     }
 
     /// Its supervisor finds a new queue within a second; the queue's poller starts at one poll a second and
@@ -70,6 +77,7 @@ impl Engine for Dbos {
         let registered = match workflow {
             Workflow::OneStep => &self.one_step,
             Workflow::TenSteps => &self.ten_steps,
+            Workflow::Noop => &self.noop,
         };
         Ok(registered.run(input).await?)
     }
@@ -103,10 +111,9 @@ impl Producer for DbosProducer {
         Ok(DbosProducer(Arc::new(Client::connect(config).await?)))
     }
 
-    async fn enqueue(&self, input: i64) -> Result<String> {
+    async fn enqueue(&self, workflow: Workflow, input: i64) -> Result<String> {
         let options = dbos::EnqueueOptions::on(Enqueue::new(QUEUE));
-        let name = Workflow::OneStep.name();
-        let handle: WorkflowHandle<i64> = self.0.enqueue_with(name, input, options).await?;
+        let handle: WorkflowHandle<i64> = self.0.enqueue_with(workflow.name(), input, options).await?;
         Ok(handle.workflow_id().to_owned())
     }
 

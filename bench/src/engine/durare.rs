@@ -32,6 +32,11 @@ async fn one_step(ctx: DurableContext, input: i64) -> durare::Result<i64> {
     Ok(input + one)
 }
 
+async fn noop(_: DurableContext, input: i64) -> durare::Result<i64> {
+    count_ended();
+    Ok(input)
+}
+
 async fn ten_steps(ctx: DurableContext, input: i64) -> durare::Result<i64> {
     let mut sum = input;
     for n in 0..10 {
@@ -88,6 +93,7 @@ impl Engine for Durare {
             .executor_id("bench")
             .register("one_step", one_step)
             .register("ten_steps", ten_steps)
+            .register("noop", noop)
             .register("transfer", move |ctx, input| transfer(ctx, source.clone(), input))
             .register_queue(queue);
         let engine = builder.build().await?;
@@ -133,8 +139,8 @@ impl Producer for DurareProducer {
         Ok(DurareProducer { client: Arc::new(client), pool })
     }
 
-    async fn enqueue(&self, input: i64) -> Result<String> {
-        let (name, options) = (Workflow::OneStep.name(), WorkflowOptions::default());
+    async fn enqueue(&self, workflow: Workflow, input: i64) -> Result<String> {
+        let (name, options) = (workflow.name(), WorkflowOptions::default());
         let handle: WorkflowHandle<i64> = self.client.enqueue(QUEUE, name, input, options).await?;
         Ok(handle.id().to_owned())
     }

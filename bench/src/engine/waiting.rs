@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use ambo::{Client, Ctx, Worker};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 
 use super::ambo::{OneStep, install};
+use crate::process::serve;
 
 type Body<'run, O> = Pin<Box<dyn Future<Output = ambo::Result<O>> + Send + 'run>>;
 
@@ -96,7 +97,5 @@ pub async fn launch(url: &str, park_after: Option<Duration>) -> Result<Worker> {
 /// The hidden process of `sleepers`: a worker until its standard input ends.
 pub async fn work(url: &str) -> Result<()> {
     let _worker = launch(url, None).await?;
-    println!("ready");
-    tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.context("cannot read stdin")?;
-    Ok(())
+    serve().await
 }

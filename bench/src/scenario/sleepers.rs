@@ -1,22 +1,19 @@
 //! `sleepers`: runs that sleep, what they cost the worker, how fast it restarts beside them and wakes them.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use ambo::{Client, Enqueue};
-use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use anyhow::{Result, ensure};
 
 use crate::bench::{Bench, Sample};
 use crate::database::{Database, connect};
 use crate::engine::ambo::{Ambo, OneStep, install};
+use crate::process::Process;
 use crate::report::{Bar, Better, Line};
 use crate::scenario::runs;
 
 /// In one call of `ambo.enqueue_workflows`.
 const BATCH: i64 = 10_000;
-const MIB: f64 = 1024.0 * 1024.0;
 const SLEEPING: &str = "select count(*) from ambo.timer";
 const ENDED: &str = "select count(*) from ambo.outcome where status = 'succeeded'";
 
@@ -50,7 +47,7 @@ async fn measure(bench: &Bench, database: &Database) -> Result<Sample> {
     let (sleepers, due) = if bench.quick { (50_000, 10_000) } else { (1_000_000, 100_000) };
     install(&database.url).await?;
     let client = Client::connect(&database.url).await?;
-    let worker = Process::start(&database.url).await?;
+    let worker = Process::start("work", &database.url).await?;
     for n in 0..2000 {
         Enqueue::<OneStep>::new(n).on(&client).await?;
     }
@@ -66,7 +63,7 @@ async fn measure(bench: &Bench, database: &Database) -> Result<Sample> {
 
     drop(worker);
     let began = Instant::now();
-    let worker = Process::start(&database.url).await?;
+    let worker = Process::start("work", &database.url).await?;
     let probe = Enqueue::<OneStep>::new(1).on(&client).await?;
     ensure!(client.handle::<OneStep>(probe.run).result().await? == 2);
     let restart = began.elapsed().as_secs_f64();
@@ -110,31 +107,4 @@ async fn enqueue(database: &Database, runs: i64, until: i64) -> Result<()> {
         left -= i64::from(batch);
     }
     Ok(())
-}
-
-/// A worker in a process of its own; killed when dropped.
-struct Process(Child);
-
-impl Process {
-    async fn start(url: &str) -> Result<Process> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .args(["work", url])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let said = process.stdout.take().context("the worker has no stdout")?;
-        let ready = BufReader::new(said).lines().next_line().await?;
-        ensure!(ready.as_deref() == Some("ready"), "the worker process ended");
-        Ok(Process(process))
-    }
-
-    /// Its resident memory, in MiB.
-    fn resident(&self) -> Result<f64> {
-        let pid = self.0.id().context("the worker process has ended")?;
-        let pages = std::fs::read_to_string(format!("/proc/{pid}/statm"))
-            .context("the memory of a process is read from /proc, which this system does not have")?;
-        let pages: f64 = pages.split(' ').nth(1).context("statm has a second field")?.parse()?;
-        Ok(pages * 4096.0 / MIB)
-    }
 }
