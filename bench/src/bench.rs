@@ -35,6 +35,11 @@ impl Samples {
         let pairs = self.of(metric, competitor).iter().zip(self.of(by.0, by.1));
         Samples(BTreeMap::from([(into, pairs.map(|(one, other)| one / other).collect())]))
     }
+
+    /// Adds a figure of one round.
+    pub fn add(&mut self, metric: &'static str, competitor: &'static str, figure: f64) {
+        self.0.entry((metric, competitor)).or_default().push(figure);
+    }
 }
 
 /// What every scenario is given.
@@ -111,7 +116,7 @@ impl Bench {
                         "{scenario}: round {} of {rounds}: {competitor}: {metric} {figure:.2}",
                         round + 1
                     );
-                    samples.0.entry((metric, competitor)).or_default().push(figure);
+                    samples.add(metric, competitor, figure);
                 }
             }
         }

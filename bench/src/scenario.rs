@@ -12,6 +12,7 @@ pub mod latency;
 pub mod limit;
 pub mod pinned;
 pub mod runs;
+pub mod search;
 pub mod signals;
 pub mod sleepers;
 pub mod start;
@@ -67,13 +68,15 @@ pub enum Name {
     Fleet,
     /// A steady load while nothing can be vacuumed. Minutes long; not part of `all`.
     Pinned,
+    /// A page of runs by each of their properties, out of ten million.
+    Search,
     /// Every scenario but `pinned`.
     All,
 }
 
 impl Name {
     /// What `all` stands for.
-    pub const EACH: [Name; 18] = [
+    pub const EACH: [Name; 19] = [
         Name::Steps,
         Name::Limit,
         Name::Start,
@@ -92,6 +95,7 @@ impl Name {
         Name::Fair,
         Name::Deep,
         Name::Fleet,
+        Name::Search,
     ];
 
     /// Measures one scenario.
@@ -116,6 +120,7 @@ impl Name {
             Name::Fair => fair::run(bench).await,
             Name::Deep => deep::run(bench).await,
             Name::Fleet => fleet::run(bench).await,
+            Name::Search => search::run(bench).await,
             Name::All => unreachable!("`all` is expanded by main"),
         }
     }

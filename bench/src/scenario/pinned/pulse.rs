@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::engine::{Producer, ended};
+use crate::engine::{Producer, Workflow, ended};
 
 /// Enqueues that have not been answered; more are not begun.
 const OPEN: i64 = 5000;
@@ -98,7 +98,7 @@ async fn beat<P: Producer>(producer: P, rate: f64, stopped: Arc<AtomicBool>) -> 
             sent += 1;
             tokio::spawn(async move {
                 let input = NEXT.fetch_add(1, Ordering::Relaxed);
-                match producer.enqueue(input).await {
+                match producer.enqueue(Workflow::OneStep, input).await {
                     Ok(_) => note(input, Half::Committed(Instant::now())),
                     Err(error) => {
                         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
