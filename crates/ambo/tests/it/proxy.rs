@@ -57,8 +57,9 @@ impl Proxy {
                 server.set_nodelay(true).expect("nodelay");
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                let answers = tokio::spawn(answers(from_server, to_client, shared.clone()));
-                tokio::spawn(requests(from_client, to_server, shared.clone(), answers));
+                let swallows = Arc::new(AtomicBool::new(false));
+                let answers = tokio::spawn(answers(from_server, to_client, shared.clone(), swallows.clone()));
+                tokio::spawn(requests(from_client, to_server, shared.clone(), answers, swallows));
             }
         });
         Proxy { url, state, accepting }
@@ -101,8 +102,20 @@ async fn message(from: &mut OwnedReadHalf) -> std::io::Result<(u8, Vec<u8>)> {
     Ok((bytes[0], bytes))
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: Arc<State>) {
+/// `swallows`: from now on nothing is passed on, and the client's end is closed when the server has answered a commit.
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    state: Arc<State>,
+    swallows: Arc<AtomicBool>,
+) {
     while let Ok((tag, bytes)) = message(&mut from).await {
+        if swallows.load(Ordering::SeqCst) {
+            if tag == b'C' && (bytes[5..].starts_with(b"COMMIT") || bytes[5..].starts_with(b"ROLLBACK")) {
+                return;
+            }
+            continue;
+        }
         if tag == b'Z' {
             state.round_trips.fetch_add(1, Ordering::SeqCst);
         }
@@ -131,6 +144,7 @@ async fn requests(
     mut to: OwnedWriteHalf,
     state: Arc<State>,
     answers: tokio::task::JoinHandle<()>,
+    swallows: Arc<AtomicBool>,
 ) {
     // The first message has no tag.
     let Ok(length) = from.read_u32().await else { return };
@@ -150,13 +164,15 @@ async fn requests(
         let is_commit = tag == b'Q' && bytes[5..].to_ascii_lowercase().starts_with(b"commit");
         let lose = if is_commit { state.lose.swap(Lose::Nothing as u8, Ordering::SeqCst) } else { 0 };
         if lose != Lose::Nothing as u8 {
-            // The task holds the client's end: dropped, that is closed.
-            answers.abort();
-            let _ = answers.await;
-            if lose == Lose::Answer as u8 {
-                to.write_all(&bytes).await.expect("the server");
-            }
             state.lost.fetch_add(1, Ordering::SeqCst);
+            // The task holds the client's end: dropped, that is closed.
+            if lose == Lose::Answer as u8 {
+                swallows.store(true, Ordering::SeqCst);
+                to.write_all(&bytes).await.expect("the server");
+            } else {
+                answers.abort();
+            }
+            let _ = answers.await;
             if lose == Lose::Everything as u8 {
                 drop(from);
                 std::future::pending::<()>().await;
