@@ -120,34 +120,25 @@ impl Books {
 
     /// The orders that waited for an approval, and those that could not be shipped: by the ids that must be there.
     async fn check_kinds(&mut self, pool: &PgPool, orders: u64) -> Result<()> {
-        let ended = async |of: Kind, sql: &'static str| -> Result<(i64, bool)> {
-            let ids: Vec<i64> = of_kind(orders, of).map(|id| id as i64).collect();
-            let found: Vec<i64> = sqlx::query_scalar(sql).fetch_all(pool).await.context(sql)?;
-            Ok((found.len() as i64, found == ids))
+        let are_all = |of: Kind, found: Vec<i64>| {
+            (found.len() as i64, found.into_iter().eq(of_kind(orders, of).map(|id| id as i64)))
         };
-        let (approved, right) = ended(
-            Kind::Approved,
-            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
+        let failed = async |of: Kind, error: &str| -> Result<(i64, bool)> {
+            let sql = "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
+                 join ambo.outcome e on e.run_id = r.id join given_back g on g.order_id = o.id
+                 where e.status = 'failed' and e.error::text like $1 order by 1";
+            let found = sqlx::query_scalar(sql).bind(error).fetch_all(pool).await.context(sql)?;
+            Ok(are_all(of, found))
+        };
+        let sql = "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
              join ambo.outcome e on e.run_id = r.id join shipment s on s.order_id = o.id
-             where o.approved and e.status = 'succeeded' order by 1",
-        )
-        .await?;
+             where o.approved and e.status = 'succeeded' order by 1";
+        let approved = sqlx::query_scalar(sql).fetch_all(pool).await.context(sql)?;
+        let (approved, right) = are_all(Kind::Approved, approved);
         self.check("orders approved", approved, right, "by a signal in a transaction; then shipped");
-        let (timed_out, right) = ended(
-            Kind::Unapproved,
-            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
-             join ambo.outcome e on e.run_id = r.id join given_back g on g.order_id = o.id
-             where e.status = 'failed' and e.error::text like '%AMBO042%' order by 1",
-        )
-        .await?;
+        let (timed_out, right) = failed(Kind::Unapproved, "%AMBO042%").await?;
         self.check("orders timed out", timed_out, right, "nobody approved; their stock was given back");
-        let (compensated, right) = ended(
-            Kind::Unshippable,
-            "select o.id from orders o join ambo.run r on r.key = 'order-' || o.id
-             join ambo.outcome e on e.run_id = r.id join given_back g on g.order_id = o.id
-             where e.status = 'failed' and e.error::text like '%no carrier%' order by 1",
-        )
-        .await?;
+        let (compensated, right) = failed(Kind::Unshippable, "%no carrier%").await?;
         self.check("orders compensated", compensated, right, "not shippable; their stock was given back");
         Ok(())
     }
