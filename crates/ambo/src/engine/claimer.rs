@@ -172,7 +172,7 @@ impl Claimer {
 
     /// One round of claims, and the pause that follows from it. Says whether it found something.
     async fn round(&mut self, empty: usize) -> Result<bool> {
-        let session = self.link.session().await?.number;
+        let session = self.session_without_predecessors().await?;
         if self.marked_by.replace(session) != Some(session) {
             self.unlearn();
         }
@@ -194,6 +194,17 @@ impl Claimer {
             _ => self.sleep(empty).await?,
         }
         Ok(false)
+    }
+
+    /// The number of the session, once no backend of an earlier one is at work: what such a one was asked to claim it may
+    /// claim until it is gone, long after the answer was given up. Only then does comparing find all of it.
+    async fn session_without_predecessors(&mut self) -> Result<u64> {
+        self.link.session().await?;
+        if !self.link.predecessors.is_empty() {
+            self.link.await_predecessors().await?;
+            self.life.suspicion.store(true, Ordering::Release);
+        }
+        Ok(self.link.session().await?.number)
     }
 
     /// Claims from all queues: the plain ones together, each managed one by itself; another one first each time, or, where

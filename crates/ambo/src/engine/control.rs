@@ -22,6 +22,8 @@ const LOOK: usize = 10_000;
 const BLOCKS: Duration = Duration::from_secs(1);
 /// Between two looks for claims that this worker does not know, when nothing is suspected.
 const RECONCILE: Duration = Duration::from_secs(60);
+/// The same behind a pooler, where nobody can tell when a claim that was given up is done with.
+const RECONCILE_POOLED: Duration = Duration::from_secs(10);
 
 /// Why a life ended.
 #[derive(Debug)]
@@ -129,7 +131,8 @@ impl<'a> Control<'a> {
         if pulse.is_keeper {
             self.engine.vault.sweep(&session, &schema);
         }
-        if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > RECONCILE {
+        let patience = if self.engine.target.pooled { RECONCILE_POOLED } else { RECONCILE };
+        if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > patience {
             life::reconcile(&self.engine, &self.life, &session, &mut self.unknown).await?;
             self.reconciled = Instant::now();
         }

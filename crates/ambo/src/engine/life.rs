@@ -275,13 +275,29 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
 }
 
 /// Compares the claims that the database holds with the runs in memory: a claim whose answer was lost belongs to a
-/// worker that does not know it. Only what is unknown twice is handed back: a start may be on its way.
+/// worker that does not know it.
 pub(crate) async fn reconcile(
     engine: &Engine,
     life: &Life,
     session: &Session,
     unknown_before: &mut Vec<(Uuid, i32)>,
 ) -> Result<()> {
+    // What is suspected from here on is not answered by what is read here.
+    life.suspicion.store(false, Ordering::Release);
+    let settled = settle_unknown(engine, life, session, unknown_before).await;
+    if !matches!(settled, Ok(true)) {
+        life.suspicion.store(true, Ordering::Release);
+    }
+    settled.map(|_| ())
+}
+
+/// Only what is unknown twice is handed back: a start may be on its way. Says whether nothing unknown is left.
+async fn settle_unknown(
+    engine: &Engine,
+    life: &Life,
+    session: &Session,
+    unknown_before: &mut Vec<(Uuid, i32)>,
+) -> Result<bool> {
     let schema = &engine.target.schema;
     let unknown: Vec<(Uuid, i32)> = claim::claims_of(session, schema, life.worker)
         .await?
@@ -294,9 +310,9 @@ pub(crate) async fn reconcile(
         let count = claim::hand_back(session, schema, life.worker, &lost).await?;
         tracing::warn!(worker = life.worker, count, "claims whose answer was lost were handed back");
     }
-    life.suspicion.store(!unknown.is_empty() && lost.len() < unknown.len(), Ordering::Release);
+    let settled = lost.len() == unknown.len();
     *unknown_before = unknown;
-    Ok(())
+    Ok(settled)
 }
 
 impl Life {

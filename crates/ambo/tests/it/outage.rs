@@ -195,6 +195,44 @@ async fn claims_whose_answer_was_lost_are_not_stranded() {
     cut_again_and_again("ambo worker claims", 12, 100).await;
 }
 
+/// The network goes, and the server knows nothing of it: a claim that the worker has given up commits long after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_commits_after_its_worker_has_given_it_up_is_not_stranded() {
+    let db = database().await;
+    // The first claim sleeps in the midst of it.
+    db.sql
+        .batch_execute(
+            "create table gate (is_open bool);
+             create function keep_waiting() returns trigger language plpgsql as $$ begin
+                 while not exists (select from public.gate) loop perform pg_sleep(0.01); end loop;
+                 return new;
+             end $$;
+             create trigger keep_waiting before insert on ambo.claim for each row execute function keep_waiting()",
+        )
+        .await
+        .unwrap();
+    let proxy = Proxy::before(&db.url).await;
+    let client = ambo::Client::connect(&proxy.url).await.unwrap();
+    let worker =
+        Worker::builder(&client).workflow_fn("noop", async |_: Ctx<'_>, (): ()| -> Result<i64> { Ok(7) });
+    let worker = worker.start().await.unwrap();
+    let run = ambo::enqueue_all(&db.client, [Enqueue::named("noop", &())]).await.unwrap()[0].run;
+    db.until(
+        "select count(*) = 1 from pg_stat_activity where datname = current_database()
+         and application_name = 'ambo worker claims' and wait_event = 'PgSleep'",
+    )
+    .await;
+    proxy.cut("ambo worker claims");
+    // By then the worker has looked for claims that it does not know, and found none.
+    db.sql.batch_execute("create table cut_at as select clock_timestamp() as at").await.unwrap();
+    db.until("select h.at > c.at + interval '2.5 s' from ambo.heartbeat h, cut_at c").await;
+    db.sql.batch_execute("insert into gate values (true)").await.unwrap();
+    let handle: Handle<Untyped> = db.client.handle(run);
+    let result = tokio::time::timeout(Duration::from_secs(20), handle.result_as::<i64, Error>()).await;
+    assert_eq!(result.expect("the run is stranded").unwrap(), 7);
+    worker.drain(Duration::ZERO).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_heartbeat_is_cut_keeps_its_runs() {
     cut_again_and_again("ambo worker control", 8, 5).await;

@@ -1,11 +1,12 @@
 //! A proxy before the server that knows its protocol: counts round trips, and loses what a test wants lost.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// What becomes of the next COMMIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ struct State {
     lost: AtomicU64,
     round_trips: AtomicU64,
     keeps_options: AtomicBool,
+    /// Each connection by the name that its client gave, with what cuts it.
+    connections: Mutex<Vec<(String, Arc<Notify>)>>,
 }
 
 impl Proxy {
@@ -73,6 +76,12 @@ impl Proxy {
     /// From now on the startup options of a client reach nobody, as in a pooler.
     pub(crate) fn keep_options(&self) {
         self.state.keeps_options.store(true, Ordering::SeqCst);
+    }
+
+    /// Closes the ends of the clients with this name. The server sees nothing: what it does for them goes on.
+    pub(crate) fn cut(&self, name: &str) {
+        let connections = self.state.connections.lock().expect("no panic");
+        connections.iter().filter(|(known, _)| known == name).for_each(|(_, cut)| cut.notify_one());
     }
 
     /// How many were lost.
@@ -139,6 +148,13 @@ fn without_options(start: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What the client calls itself in its startup message.
+fn client_name(start: &[u8]) -> String {
+    let mut words = start[4..].split(|byte| *byte == 0);
+    words.find(|word| *word == b"application_name");
+    String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned()
+}
+
 async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -159,8 +175,20 @@ async fn requests(
     if to.write_all(&length.to_be_bytes()).await.is_err() {
         return;
     }
+    let cut = Arc::new(Notify::new());
+    state.connections.lock().expect("no panic").push((client_name(&start), cut.clone()));
     let mut sent = to.write_all(&start).await.is_ok();
-    while sent && let Ok((tag, bytes)) = message(&mut from).await {
+    while sent {
+        let message = tokio::select! {
+            message = message(&mut from) => message,
+            () = cut.notified() => {
+                answers.abort();
+                let _ = answers.await;
+                drop(from);
+                return std::future::pending().await;
+            }
+        };
+        let Ok((tag, bytes)) = message else { return };
         let is_commit = tag == b'Q' && bytes[5..].to_ascii_lowercase().starts_with(b"commit");
         let lose = if is_commit { state.lose.swap(Lose::Nothing as u8, Ordering::SeqCst) } else { 0 };
         if lose != Lose::Nothing as u8 {
