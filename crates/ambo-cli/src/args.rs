@@ -169,6 +169,8 @@ pub(crate) enum Run {
     Fork(RunFork),
     /// Send a signal to a run
     Signal(RunSignal),
+    /// Take back a signal that a run has not taken, or that did not fit
+    DropSignal(RunDropSignal),
     /// Send a request to a run, and print its answer
     Update(RunUpdate),
     /// What a run has published
@@ -190,6 +192,15 @@ pub(crate) struct RunSignal {
     /// For this run it means one signal
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+}
+
+/// `ambo run drop-signal`
+#[derive(Debug, Args)]
+pub(crate) struct RunDropSignal {
+    /// The id of the run
+    pub(crate) id: RunId,
+    /// The number of the signal, as the error of the run tells it
+    pub(crate) number: i64,
 }
 
 /// `ambo run update`

@@ -472,6 +472,10 @@ function drop_partition()
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on
 
+function drop_signal(run_id uuid, seq bigint)
+    returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function due_schedules()
     returns TABLE(name text, cron text, timezone text, every_us bigint, next_at timestamp with time zone, horizon timestamp with time zone)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp

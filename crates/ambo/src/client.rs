@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::handle::Handle;
 use crate::id::RunId;
 use crate::on::sealed;
+use crate::payload::Json;
 use crate::store::admin::{self, Outcome};
 use crate::store::connect::{Link, Session, Target};
 use crate::store::enqueue::NewRun;
@@ -257,9 +258,22 @@ impl Client {
         key: &str,
         after: u32,
     ) -> Result<Vec<(u32, T)>> {
+        let values = self.recorded_events(run, key, after).await?;
+        self.read_events(key, values).await
+    }
+
+    /// Events as they are recorded.
+    async fn recorded_events(&self, run: RunId, key: &str, after: u32) -> Result<Vec<(i32, Json)>> {
         let session = self.session().await?;
         let after = i32::try_from(after).unwrap_or(i32::MAX);
-        let values = crate::store::signal::events(&session, self.schema(), run.as_uuid(), key, after).await?;
+        crate::store::signal::events(&session, self.schema(), run.as_uuid(), key, after).await
+    }
+
+    async fn read_events<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        values: Vec<(i32, Json)>,
+    ) -> Result<Vec<(u32, T)>> {
         let what = format!("the event {key:?}");
         let mut events = Vec::with_capacity(values.len());
         for (number, value) in values {
@@ -282,13 +296,18 @@ impl Client {
         key: &str,
         after: u32,
     ) -> Result<Vec<(u32, T)>> {
+        let values = self.next_recorded_events(run, key, after).await?;
+        self.read_events(key, values).await
+    }
+
+    async fn next_recorded_events(&self, run: RunId, key: &str, after: u32) -> Result<Vec<(i32, Json)>> {
         let (mut pause, longest) = if self.is_pooled() { EVENT_LOOKS_POOLED } else { EVENT_LOOKS };
         let news = self.waiter().listen(run.as_uuid());
         loop {
             let told = news.notified();
             tokio::pin!(told);
             told.as_mut().enable();
-            let values = self.events(run, key, after).await?;
+            let values = self.recorded_events(run, key, after).await?;
             if !values.is_empty() {
                 return Ok(values);
             }
@@ -296,7 +315,7 @@ impl Client {
             let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
             if ended.ok_or_else(|| unknown(run))? {
                 // Once more: it may have published between the two looks, and ended then.
-                return self.events(run, key, after).await;
+                return self.recorded_events(run, key, after).await;
             }
             tokio::select! {
                 () = told => {}
@@ -311,7 +330,8 @@ impl Client {
     ///
     /// # Errors
     /// `AMBO001` for the key or topic, `AMBO003` if the key names another request, `AMBO004` or `AMBO007` for the payload, `AMBO033` if
-    /// there is no such run, `AMBO034` if it has ended or ends without an answer, `AMBO028` if the answer is not an `R`.
+    /// there is no such run, `AMBO034` if it has ended or ends without an answer, `AMBO038` if the run waits for another payload,
+    /// `AMBO028` if the answer is not an `R`.
     ///
     /// # Cancel safety
     /// The request stays sent; ask again under the same key.
@@ -328,17 +348,27 @@ impl Client {
             return Err(Error::new(Code::InvalidName, text));
         }
         let answer = update::answer_key(key);
-        // Answered before: also by a run that has ended since and takes no more signals.
-        let mut answers = self.events::<R>(run, &answer, 0).await?;
-        if answers.is_empty() {
-            let request = crate::Update { value: payload, key: key.to_owned() };
-            crate::SendSignal::new(run, topic, &request).key(answer.as_str()).on(self).await?;
-            answers = self.next_events::<R>(run, &answer, 0).await?;
+        let request = crate::Update { value: payload, key: key.to_owned() };
+        // Sent again it is known by its key, also to a run that has ended since and takes no more signals.
+        crate::SendSignal::new(run, topic, &request).key(answer.as_str()).on(self).await?;
+        let mut answers = self.next_recorded_events(run, &answer, 0).await?;
+        answers.truncate(1);
+        if let Some(refused) = answers.first().and_then(|(_, first)| update::refused(first)) {
+            return Err(refused);
         }
-        let first = answers.into_iter().next();
+        let first = self.read_events::<R>(&answer, answers).await?.into_iter().next();
         first.map(|(_, answer)| answer).ok_or_else(|| {
             Error::new(Code::WrongState, format!("run {run} has ended and did not answer the update {key:?}"))
         })
+    }
+
+    /// Takes back a signal that a run has not taken, or that did not fit the type that it waited for, by the number that the
+    /// error (`AMBO038`) tells. Its key is free then. Says whether there was one.
+    ///
+    /// # Errors
+    /// `AMBO034` if the run has taken it.
+    pub async fn drop_signal(&self, run: RunId, number: i64) -> Result<bool> {
+        crate::store::signal::drop_signal(&self.session().await?, self.schema(), run.as_uuid(), number).await
     }
 
     /// Runs a failed, cancelled or dead run again, from its checkpoints.

@@ -214,7 +214,8 @@ impl<'run> Ctx<'run> {
     /// received once, in the order in which they were sent. A run that waits for longer than a second leaves memory.
     ///
     /// # Errors
-    /// `AMBO042` after [`Signal::timeout`], `AMBO025` if the run is cancelled meanwhile, `AMBO028` if the payload is not a `T`.
+    /// `AMBO042` after [`Signal::timeout`], `AMBO025` if the run is cancelled meanwhile, `AMBO038` if the payload is not a `T`: the
+    /// signal is taken then, and a loop may wait for the next. A run that fails of it takes it again when it is retried.
     pub fn signal<'a, T>(&mut self, topic: impl Into<String>) -> Signal<'a, T>
     where
         'run: 'a,
@@ -224,16 +225,16 @@ impl<'run> Ctx<'run> {
     }
 
     /// Waits for the next update of a topic, as for a [`signal`](Ctx::signal): a request whose sender waits for an
-    /// [`answer`](Ctx::answer).
+    /// [`answer`](Ctx::answer). One whose value is not a `T` is answered with `AMBO038`, and the wait goes on.
     ///
     /// # Errors
-    /// As `signal`.
+    /// As `signal`; `AMBO038` is for a signal under the topic that is no update.
     pub fn update<'a, T>(&mut self, topic: impl Into<String>) -> Signal<'a, Update<T>>
     where
         'run: 'a,
         T: serde::de::DeserializeOwned + Send + 'a,
     {
-        self.signal(topic)
+        Signal::request(self.run, self.position(), topic.into())
     }
 
     /// Answers an update: its sender, and whoever sends it again under its key, gets this.

@@ -98,6 +98,8 @@ codes! {
     HistoryLimit = "036",
     /// A graph was declared that cannot run as it is meant.
     InvalidGraph = "037",
+    /// What was sent to a run does not fit the type that it waits for.
+    UnfitMessage = "038",
     /// The database cannot be reached, or does not accept writes.
     Unavailable = "040",
     /// The configuration is wrong.

@@ -12,7 +12,9 @@ use clap::ValueEnum as _;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::args::{self, Input, Run, RunEnqueue, RunEvents, RunList, RunSignal, RunUpdate, Selection};
+use crate::args::{
+    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunSignal, RunUpdate, Selection,
+};
 use crate::database::Database;
 use crate::failure::Failure;
 use crate::output::{Cell, Column, Output, Table, age, state_style};
@@ -46,6 +48,7 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
         Run::Rewind(wanted) => act::act(&Act::Rewind(wanted.to), &wanted.targets, &client, output).await,
         Run::Fork(wanted) => act::act(&Act::Fork(wanted.at), &wanted.targets, &client, output).await,
         Run::Signal(wanted) => signal(&wanted, &client, output).await,
+        Run::DropSignal(wanted) => drop_signal(&wanted, &client, output).await,
         Run::Update(wanted) => {
             let RunUpdate { id, topic, payload, key } = &wanted;
             let answer: Box<RawValue> = client.update(*id, topic, payload, key).await?;
@@ -82,6 +85,17 @@ async fn signal(wanted: &RunSignal, client: &Client, output: Output) -> Result<(
     output.say(&format!("signal to run {}: {sentence}", wanted.id));
     if output.is_json {
         output.json(&json!({ "id": wanted.id, "topic": wanted.topic, "is_new": is_new }))?;
+    }
+    Ok(())
+}
+
+async fn drop_signal(wanted: &RunDropSignal, client: &Client, output: Output) -> Result<()> {
+    let RunDropSignal { id, number } = *wanted;
+    let dropped = client.drop_signal(id, number).await?;
+    let sentence = if dropped { "dropped" } else { "there is none" };
+    output.say(&format!("signal {number} to run {id}: {sentence}"));
+    if output.is_json {
+        output.json(&json!({ "id": id, "number": number, "dropped": dropped }))?;
     }
     Ok(())
 }

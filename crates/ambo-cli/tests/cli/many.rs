@@ -192,6 +192,11 @@ fn a_run_is_sent_signals_and_its_events_are_read() {
         stderr:   `ambo run list` shows the runs; history older than the retention is dropped (docs/errors/AMBO033.md)
         exit status: 1
     "#]].assert_eq(&db.ambo(&["run", "signal", nobody, "decision"]).shown());
+    let number = db.sql.text("select seq::text from ambo.signal");
+    for (number, said) in [(number.as_str(), "dropped"), ("7000000", "there is none")] {
+        let dropped = db.ambo(&["run", "drop-signal", &run, number]).shown();
+        assert!(dropped.contains(&format!("signal {number} to run ")) && dropped.contains(said), "{dropped}");
+    }
     expect![[r#"
         stderr: run 00000000-0000-0000-0000-000000000000 has published nothing under "progress" after number 0
     "#]]

@@ -14,8 +14,9 @@ end $$;
 
 -- A new run that begins with what another one had recorded before a position (null: with all of it), and executes the
 -- rest. The other one stays as it is, and so do the effects of both: what it did before the position is not done again.
--- Values that it had published before the position are published by the new run too; signals that it had not consumed
--- are not sent on. The attribute "forked_from" of the new run names it.
+-- Values that it had published before the position are published by the new run too, and the keys of signals that
+-- it had consumed mean the same to it; those that it had not consumed are not sent on. The attribute "forked_from" of the new
+-- run names it.
 create or replace function ambo.fork_run(p_run uuid, p_position text default null) returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -45,6 +46,13 @@ begin
     from ambo.checkpoint c join ambo.event e
         on e.run_id = p_run and e.key = substr(c.name, 12) and e.number::text = c.output::text
     where c.run_id = v_fork and starts_with(c.name, 'ambo:event ');
+    insert into ambo.signal (run_id, seq, sent_at, topic, key, payload)
+    select v_fork, s.seq, s.sent_at, s.topic, s.key, s.payload
+    from ambo.signal s
+    -- Of what it had consumed before it continued as new the keys are left, under topics that nobody asks for.
+    where s.run_id = p_run and (octet_length(s.topic) > 200 or s.seq in (
+        select (c.output ->> 'seq')::bigint from ambo.checkpoint c
+        where c.run_id = v_fork and starts_with(c.name, 'ambo:signal ')));
     perform ambo.restore_attributes(v_fork);
     perform ambo.make_ready(array[v_fork], array[1], '{0}', '{null}', '{null}');
     return v_fork;

@@ -37,7 +37,8 @@ as $$
         cross join lateral (
             select r.input::text from ambo.run r where r.id = a.run_id union all
             select concat(c.output, c.error) from ambo.checkpoint c where c.run_id = a.run_id union all
-            select e.value::text from ambo.event e where e.run_id = a.run_id
+            select e.value::text from ambo.event e where e.run_id = a.run_id union all
+            select s.payload::text from ambo.signal s where s.run_id = a.run_id
             offset 0) p (text)
         where a.attributes ? 'forked_from'
     )

@@ -47,7 +47,7 @@ as $$
         ('dead_letters', 'observer operator'), ('dead_errors', 'observer operator'), ('vital_signs', 'observer operator'),
         ('privileges', 'observer operator'),
         -- What is to be done about it.
-        ('act_on_runs', 'operator'), ('retry_run', 'operator'), ('rewind_run', 'operator'), ('fork_run', 'operator'),
+        ('act_on_runs', 'operator'), ('retry_run', 'operator'), ('rewind_run', 'operator'), ('fork_run', 'operator'), ('drop_signal', 'operator'),
         ('create_queue', 'operator'), ('pause_queue', 'operator'), ('drain_queue', 'operator'), ('purge_queue', 'operator'),
         ('set_queue', 'operator'), ('set_group', 'operator'), ('unblock_group', 'operator'),
         ('purge_dead', 'operator'), ('redrive_dead', 'operator'), ('adopt', 'operator'),

@@ -54,6 +54,23 @@ begin
     return false;
 end $$;
 
+-- Takes a signal back, by its number: one that the run has not taken, or that did not fit the type that it waited for. Its key
+-- is free then. Says whether there was one.
+create or replace function ambo.drop_signal(run_id uuid, seq bigint) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    if exists (select from ambo.checkpoint c
+               where c.run_id = drop_signal.run_id and starts_with(c.name, 'ambo:signal ') and c.error is null
+                 and c.output ->> 'seq' = drop_signal.seq::text)
+    then
+        raise exception 'AMBO034: run % has taken signal %', run_id, seq using errcode = 'AM034';
+    end if;
+    delete from ambo.signal s where s.run_id = drop_signal.run_id and s.seq = drop_signal.seq;
+    return found;
+end $$;
+
 -- The next signal of a topic that the run has not consumed. `again` says that something had come for the run since the
 -- last look: whatever else it waits for should look as well.
 create or replace function ambo.next_signal(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::call::{Call, face};
 use super::step::replay;
+use crate::engine::executor::encode_error;
 use crate::engine::journal::Fact;
 use crate::engine::run::{Run, Stop};
 use crate::engine::wait::For;
@@ -178,7 +179,9 @@ async fn receive<W: Workflow>(
                 Err(error) => return run.die(error).await,
             };
             let decoded = payload::decode("the result of a child", &output);
-            run.record(position, name.into(), Ok(output), Duration::ZERO);
+            // That it did not fit is what the run was told, and is told in every replay until it is retried.
+            let recorded = decoded.as_ref().map(|_| output).map_err(encode_error);
+            run.record(position, name.into(), recorded, Duration::ZERO);
             return decoded.map_err(Failure::Ambo);
         }
         let recorded = outcome.error.unwrap_or_else(|| "{}".into());

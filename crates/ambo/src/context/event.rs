@@ -60,8 +60,13 @@ pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &st
         let text = format!("the key of an event has 1 to 200 bytes and no NUL; this one has {}", key.len());
         return Err(Error::new(Code::InvalidName, text));
     }
-    let name = format!("{NAME}{key}");
     let value = run.vault.encode("the value of an event", value)?;
+    give(run, position, key, value)
+}
+
+/// [`publish`], of what is encoded.
+pub(crate) fn give(run: &Arc<Run>, position: Arc<str>, key: &str, value: payload::Json) -> Result<()> {
+    let name = format!("{NAME}{key}");
     match run.replay(&position, &name) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => {}
@@ -87,6 +92,7 @@ async fn receive<T: DeserializeOwned>(
 ) -> Result<T> {
     let name = format!("ambo:await {key} of {of}");
     if let Some(recorded) = replay::<Box<serde_json::value::RawValue>, Error>(run, &position, &name).await {
+        run.history.pass(&format!("{position}.0"));
         return payload::decode(&format!("the event {key:?}"), recorded?.get());
     }
     let due = match timeout {
@@ -113,7 +119,9 @@ async fn receive<T: DeserializeOwned>(
                 Err(error) => return run.die(error).await,
             };
             let read = payload::decode(&format!("the event {key:?}"), &value);
-            run.record(position, name.into(), Ok(value.into()), Duration::ZERO);
+            // That it did not fit is what the run was told, and is told in every replay until it is retried.
+            let recorded = read.as_ref().map(|_| value.into()).map_err(encode_error);
+            run.record(position, name.into(), recorded, Duration::ZERO);
             return read;
         }
         run.check_cancel()?;

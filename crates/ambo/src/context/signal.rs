@@ -1,5 +1,6 @@
 //! Signals as the run that they are sent to sees them.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde_json::value::RawValue;
 use super::call::{Call, face};
 use super::sleep::{Until, due_at};
 use super::step::replay;
+use super::{Update, event, update};
 use crate::engine::clock;
 use crate::engine::executor::encode_error;
 use crate::engine::run::Run;
@@ -51,7 +53,7 @@ pub(crate) fn consumed(checkpoint: &Checkpoint) -> Option<i64> {
 
 impl<'a, T: DeserializeOwned + Send + 'a> Signal<'a, T> {
     pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, topic: String) -> Self {
-        Signal(Call::new(None, move |timeout| receive(run, position, topic, timeout)))
+        Signal(Call::new(None, move |timeout| receive(run, position, topic, timeout, None)))
     }
 
     /// How long to wait, by the database's clock; then the call fails with `AMBO042`. Default: for ever.
@@ -61,11 +63,22 @@ impl<'a, T: DeserializeOwned + Send + 'a> Signal<'a, T> {
     }
 }
 
+impl<'a, T: DeserializeOwned + Send + 'a> Signal<'a, Update<T>> {
+    pub(crate) fn request(run: &'a Arc<Run>, position: Arc<str>, topic: String) -> Self {
+        let wanted = Some(std::any::type_name::<T>());
+        Signal(Call::new(None, move |timeout| receive(run, position, topic, timeout, wanted)))
+    }
+}
+
+/// Waits for a signal that fits. `request`: the type that a request is to hold; one that holds another is answered, and the
+/// wait goes on. To the run such a signal is an error, recorded beside what it took: the same in every replay, until a retry
+/// of the run forgets it and takes the signal again, perhaps with code that it fits.
 async fn receive<T: DeserializeOwned>(
     run: &Arc<Run>,
     position: Arc<str>,
     topic: String,
     timeout: Option<Duration>,
+    request: Option<&'static str>,
 ) -> Result<T> {
     if topic.is_empty() || topic.len() > 200 || topic.contains('\0') {
         let text =
@@ -73,8 +86,11 @@ async fn receive<T: DeserializeOwned>(
         return Err(Error::new(Code::InvalidName, text));
     }
     let name = format!("{NAME}{topic}");
+    let mut refused = pass_refusals(run, &position, &name).await;
     if let Some(recorded) = replay::<Consumed, Error>(run, &position, &name).await {
-        return read(run, &recorded?.payload, &topic).await;
+        run.history.pass(&format!("{position}.0"));
+        let Consumed { seq, payload } = recorded?;
+        return read(&open(run, &payload, &topic).await, seq, &topic);
     }
     let due = match timeout {
         Some(limit) => {
@@ -89,13 +105,26 @@ async fn receive<T: DeserializeOwned>(
         tokio::pin!(nudged);
         nudged.as_mut().enable();
         if let Some((seq, payload)) = next(run, &topic).await {
-            let payload = RawValue::from_string(payload.into()).map_err(|error| {
-                Error::new(Code::NotDecodable, "the payload of a signal is not JSON").with_source(error)
-            })?;
-            let consumed = Consumed { seq, payload };
-            let json = payload::encode("a signal", &consumed)?;
-            run.record(position, name.into(), Ok(json), Duration::ZERO);
-            return read(run, &consumed.payload, &topic).await;
+            let consumed = Consumed { seq, payload: RawValue::from_string(payload.into())? };
+            // As it came, however deep: what cannot be read is an error of the call, and not of the record.
+            let json: payload::Json = serde_json::to_string(&consumed)?.into();
+            let opened = open(run, &consumed.payload, &topic).await;
+            // From here to the record nothing waits: what is taken and dropped would be lost.
+            if !run.consume(seq) {
+                continue; // Another branch was faster.
+            }
+            let read = read(&opened, seq, &topic);
+            if let (Err(_), Some(wanted)) = (&read, request)
+                && let Some(key) = update::key_of(&opened)
+            {
+                refused += 1;
+                let [taken, told] = refusal(&position, refused);
+                event::give(run, told, &update::answer_key(&key), update::refusal(&key, wanted))?;
+                run.record(taken, name.clone().into(), Ok(json), Duration::ZERO);
+                continue;
+            }
+            run.record_with(position, name.into(), json, read.as_ref().err().map(encode_error));
+            return read;
         }
         run.check_cancel()?;
         if due.is_some_and(|due| run.clock.until(due).is_zero()) {
@@ -112,6 +141,26 @@ async fn receive<T: DeserializeOwned>(
     }
 }
 
+/// Where a wait records the request number `n` that it refused: that it took it, and what it told its sender.
+fn refusal(position: &str, n: usize) -> [Arc<str>; 2] {
+    [format!("{position}.{}", 2 * n - 1).into(), format!("{position}.{}", 2 * n).into()]
+}
+
+/// Comes by the requests that this wait has refused before; says how many.
+async fn pass_refusals(run: &Arc<Run>, position: &str, name: &str) -> usize {
+    for n in 1.. {
+        let [taken, told] = refusal(position, n);
+        if !run.history.has(&taken) {
+            return n - 1;
+        }
+        if let Err(error) = run.replay(&taken, name) {
+            run.die(error).await
+        }
+        run.history.pass(&told);
+    }
+    0
+}
+
 /// Returns when the time has come by the database's clock.
 pub(crate) async fn until(run: &Run, due: Option<jiff::Timestamp>) {
     match due {
@@ -120,16 +169,22 @@ pub(crate) async fn until(run: &Run, due: Option<jiff::Timestamp>) {
     }
 }
 
-/// Reads what was sent, as it was: an envelope stays one in the record.
-async fn read<T: DeserializeOwned>(run: &Run, payload: &RawValue, topic: &str) -> Result<T> {
-    let payload = match run.open(&Place::Signal { topic, keyed: false }, payload.get()).await {
+/// What was sent: in the record an envelope stays one.
+async fn open<'t>(run: &Run, payload: &'t RawValue, topic: &str) -> Cow<'t, str> {
+    match run.open(&Place::Signal { topic, keyed: false }, payload.get()).await {
         Ok(payload) => payload,
-        Err(error) => return run.die(error).await,
-    };
-    payload::decode(&format!("the signal {topic:?}"), &payload)
+        Err(error) => run.die(error).await,
+    }
 }
 
-/// The next signal that nobody in this run has taken, and takes it. Asks until the database answers.
+fn read<T: DeserializeOwned>(payload: &str, seq: i64, topic: &str) -> Result<T> {
+    payload::decode(&format!("signal {seq} under {topic:?}"), payload).map_err(|error| {
+        let cure = "drop it and send another, or correct the type; then retry the run";
+        Error::new(Code::UnfitMessage, format!("{}: {cure}", error.text()))
+    })
+}
+
+/// The next signal that nobody in this run has taken. Asks until the database answers.
 async fn next(run: &Arc<Run>, topic: &str) -> Option<(i64, Box<str>)> {
     let _at_work = run.waits.work();
     let mut pause = Duration::from_millis(10);
@@ -142,13 +197,7 @@ async fn next(run: &Arc<Run>, topic: &str) -> Option<(i64, Box<str>)> {
                     // Something came, and this look took the row that said so: the others look as well.
                     run.nudge();
                 }
-                let (seq, payload) = found.signal?;
-                let mut consumed = run.consumed();
-                // Another branch may have been faster.
-                if !consumed.contains(&seq) {
-                    consumed.push(seq);
-                    return Some((seq, payload));
-                }
+                return found.signal;
             }
             Err(error) => {
                 tracing::debug!(run = %run.id, %error, "cannot look for signals; trying again");

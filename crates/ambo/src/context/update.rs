@@ -2,7 +2,12 @@
 
 use std::fmt;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Error};
+use crate::payload::Json;
+use crate::vault::envelope;
 
 /// What the keys of answers begin with.
 const ANSWER: &str = "ambo:answer ";
@@ -34,4 +39,30 @@ impl<T> fmt::Debug for Update<T> {
 /// The event under which the answer to a request is published.
 pub(crate) fn answer_key(key: &str) -> String {
     format!("{ANSWER}{key}")
+}
+
+/// The key of a request whose value may be anything; `None`: it is no request.
+pub(crate) fn key_of(payload: &str) -> Option<String> {
+    serde_json::from_str::<Update<IgnoredAny>>(payload).ok().map(|update| update.key)
+}
+
+/// What stands in the place of an answer to a request that the run cannot take. No answer that a run gives begins so: it is
+/// refused as an envelope is.
+#[derive(Serialize, Deserialize)]
+struct Refusal {
+    #[serde(rename = "ambo:refused")]
+    error: Error,
+}
+
+pub(crate) fn refusal(key: &str, wanted: &str) -> Json {
+    let text = format!("the value of the update {key:?} does not fit `{wanted}`, which the run waits for");
+    let refusal = Refusal { error: Error::new(Code::UnfitMessage, text) };
+    serde_json::to_string(&refusal).unwrap_or_else(|_| unreachable!("texts")).into()
+}
+
+/// Why a request was refused, if what was recorded as its answer says that.
+pub(crate) fn refused(answer: &str) -> Option<Error> {
+    let refusal =
+        serde_json::from_str::<Refusal>(Some(answer).filter(|json| envelope::is_one(json))?).ok()?;
+    Some(refusal.error)
 }

@@ -210,7 +210,10 @@ async fn was_cancelled(run: &Arc<Run>) -> bool {
 
 fn is_worth_a_retry(error: &Error) -> bool {
     !error.is_permanent()
-        && !matches!(error.code(), Code::NotDecodable | Code::Cancelled | Code::NonDeterminism)
+        && !matches!(
+            error.code(),
+            Code::NotDecodable | Code::UnfitMessage | Code::Cancelled | Code::NonDeterminism
+        )
 }
 
 fn park(run: &Arc<Run>, park: NewPark) {

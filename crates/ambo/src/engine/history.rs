@@ -209,6 +209,13 @@ impl History {
         }
     }
 
+    /// Comes by a call that belongs to another one and is of no use any more, if it is recorded.
+    pub(crate) fn pass(&self, position: &str) {
+        if self.calls().remove(position).is_some() {
+            self.passed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Why what the run did is being undone, as it was recorded.
     pub(crate) fn undone_for(&self) -> Option<Box<str>> {
         self.calls().get(UNDO)?.error.clone()

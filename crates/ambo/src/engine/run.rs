@@ -329,6 +329,20 @@ impl Run {
         }));
     }
 
+    /// [`record`](Run::record), of a call that has taken something, whether or not it failed of it.
+    pub(crate) fn record_with(
+        self: &Arc<Self>,
+        position: Arc<str>,
+        name: Cow<'static, str>,
+        output: Json,
+        error: Option<Json>,
+    ) {
+        if error.is_some() {
+            self.history.fail(&position);
+        }
+        self.give(Fact::Checkpoint(NewCheckpoint { error, ..self.checkpoint(position, name, output) }));
+    }
+
     /// A checkpoint without a history of its own: of a call that is not an effect.
     pub(crate) fn checkpoint(
         &self,
@@ -420,6 +434,16 @@ impl Run {
 
     pub(crate) fn consumed(&self) -> std::sync::MutexGuard<'_, Vec<i64>> {
         self.consumed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a signal, unless another call has.
+    pub(crate) fn consume(&self, seq: i64) -> bool {
+        let mut consumed = self.consumed();
+        let is_mine = !consumed.contains(&seq);
+        if is_mine {
+            consumed.push(seq);
+        }
+        is_mine
     }
 
     /// The number of the next value that is published under a key, from 1. Above all that history knows: branches of a

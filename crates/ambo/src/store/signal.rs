@@ -65,3 +65,10 @@ pub(crate) async fn has_ended(session: &Session, schema: &Schema, run: Uuid) -> 
     let rows = session.query(&sql, &[(&run, Type::UUID)]).await?;
     rows.first().map(|row| row.try_get(0).map_err(from_driver)).transpose()
 }
+
+/// Takes a signal back; says whether there was one.
+pub(crate) async fn drop_signal(session: &Session, schema: &Schema, run: Uuid, seq: i64) -> Result<bool> {
+    let sql = schema.sql("select ambo.drop_signal($1, $2)");
+    let row = session.query_one(&sql, &[(&run, Type::UUID), (&seq, Type::INT8)]).await?;
+    row.try_get(0).map_err(from_driver)
+}

@@ -62,6 +62,7 @@ mod trace;
 mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
+mod unfit;
 mod update;
 mod upgrade;
 mod wait;

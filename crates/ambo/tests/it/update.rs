@@ -41,6 +41,60 @@ async fn a_request_is_handled_once_and_answered_alike() {
     assert_eq!(db.client.handle::<counter>(run).result().await.unwrap(), 33);
     assert_eq!(add(7, "second").await.unwrap(), 12, "answered before it ended");
     assert_eq!(add(7, "late").await.unwrap_err().code(), Code::WrongState);
+    // A key means one request, whatever has become of it.
+    assert_eq!(add(8, "second").await.unwrap_err().code(), Code::KeyConflict);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_means_one_request_before_and_after_its_answer() {
+    let db = database().await;
+    let run = counter::enqueue().on(&db.client).await.unwrap().run;
+    let add = async |value: i64| db.client.update::<i64>(run, "add", &value, "k").await;
+    let first = db.client.update::<i64>(run, "add", &5, "k");
+    let other = async {
+        db.until("select count(*) = 1 from ambo.signal").await;
+        assert_eq!(add(6).await.unwrap_err().code(), Code::KeyConflict, "before");
+        Worker::builder(&db.client).workflow::<counter>().start().await.unwrap()
+    };
+    let (first, worker) = tokio::join!(first, other);
+    assert_eq!(first.unwrap(), 5);
+    assert_eq!(add(6).await.unwrap_err().code(), Code::KeyConflict, "after");
+    // A fork has handled what the run had before.
+    let fork = db.client.fork(run, None).await.unwrap();
+    assert_eq!(db.client.update::<i64>(fork, "add", &5, "k").await.unwrap(), 5);
+    assert_eq!(db.client.update::<i64>(fork, "add", &1, "new").await.unwrap(), 6, "not handled twice");
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_request_is_refused_and_the_run_waits_for_the_next() {
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
+    let run = counter::enqueue().on(&db.client).await.unwrap().run;
+    let refused = async |key: &str| {
+        let refused = db.client.update::<i64>(run, "add", &"five", key).await.unwrap_err();
+        assert_eq!(refused.code(), Code::UnfitMessage);
+        assert!(refused.to_string().contains("does not fit `i64`"), "{refused}");
+    };
+    let add = async |value: i64, key: &str| db.client.update::<i64>(run, "add", &value, key).await;
+    refused("a").await;
+    refused("b").await;
+    // A worker that replays the run, with its wait not over yet, goes on where it stood.
+    worker.drain(std::time::Duration::from_secs(5)).await;
+    let worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
+    refused("c").await;
+    assert_eq!(add(5, "d").await.unwrap(), 5);
+    refused("a").await;
+    refused("e").await;
+    drop(worker);
+    let _worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
+    assert_eq!(add(2, "f").await.unwrap(), 7);
+    assert_eq!(add(0, "end").await.unwrap_err().code(), Code::WrongState);
+    let answers = "select count(*) from ambo.event where key like 'ambo:answer%'";
+    assert_eq!(db.number(answers).await, 6, "each request is answered once");
+    let histories = db.client.histories(&ambo::admin::Filter::default()).await.unwrap();
+    let same = Worker::builder(&db.client).workflow::<counter>();
+    assert_eq!(same.replay_check(histories).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,5 +114,5 @@ async fn a_request_that_makes_no_sense_is_refused() {
     SendSignal::new(run, "add", &"no request").on(&db.client).await.unwrap();
     let _worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
     let failed = db.client.handle::<counter>(run).result().await.unwrap_err();
-    assert!(failed.to_string().contains("AMBO028"), "{failed}");
+    assert!(failed.to_string().contains("AMBO038"), "{failed}");
 }

@@ -1,0 +1,145 @@
+//! What is sent to a run and does not fit the type that it waits for: nothing is lost of it, neither the run nor what was sent.
+
+use std::time::Duration;
+
+use ambo::admin::Filter;
+use ambo::{Code, Ctx, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker};
+
+use crate::harness::{Database, database};
+
+async fn number(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+    Ok(cx.signal::<u32>("go").timeout(Duration::from_secs(3600)).await?.to_string())
+}
+
+/// [`number`], as it should have been.
+async fn anything(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+    let heard = cx.signal::<serde_json::Value>("go").timeout(Duration::from_secs(3600)).await?;
+    Ok(heard.to_string())
+}
+
+async fn ended(db: &Database, run: RunId) -> Result<String> {
+    Ok(db.client.handle::<Untyped>(run).result_as::<String, Error>().await?)
+}
+
+async fn sent(db: &Database, payload: &impl serde::Serialize) -> RunId {
+    let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
+    SendSignal::new(run, "go", payload).on(&db.client).await.unwrap();
+    run
+}
+
+/// What the code of `worker` does otherwise than all runs.
+macro_rules! differences {
+    ($db:expr, $worker:expr) => {{
+        let histories = $db.client.histories(&Filter::default()).await.unwrap();
+        $worker.replay_check(histories).await.unwrap()
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_failed_of_an_unfit_signal_takes_it_again_when_it_is_retried() {
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow_fn("w", number).start().await.unwrap();
+    let run = sent(&db, &"twelve").await;
+    let failed = ended(&db, run).await.unwrap_err();
+    assert_eq!(failed.code(), Code::UnfitMessage);
+    assert!(failed.to_string().contains("under \"go\" does not fit `u32`"), "{failed}");
+    db.until("select count(*) = 1 from ambo.outcome where status = 'failed'").await;
+    assert_eq!(differences!(db, Worker::builder(&db.client).workflow_fn("w", number)), []);
+    db.client.retry(run).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage, "it is still there");
+    worker.drain(Duration::from_secs(5)).await;
+    let _worker = Worker::builder(&db.client).workflow_fn("w", anything).start().await.unwrap();
+    db.client.retry(run).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "\"twelve\"");
+    assert_eq!(differences!(db, Worker::builder(&db.client).workflow_fn("w", anything)), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_signal_can_be_dropped_and_another_sent() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow_fn("w", number).start().await.unwrap();
+    let run = sent(&db, &"twelve").await;
+    assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage);
+    let seq = db.number("select seq from ambo.signal").await;
+    assert!(!db.client.drop_signal(run, seq + 1).await.unwrap(), "there is no such signal");
+    assert!(db.client.drop_signal(run, seq).await.unwrap());
+    db.client.retry(run).await.unwrap();
+    SendSignal::new(run, "go", &12).on(&db.client).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "12");
+    let taken = db.client.drop_signal(run, db.number("select seq from ambo.signal").await).await;
+    assert_eq!(taken.unwrap_err().code(), Code::WrongState);
+}
+
+/// Takes what fits, and says what it heard.
+async fn patient<T: serde::de::DeserializeOwned + ToString + Send>(mut cx: Ctx<'_>) -> Result<String> {
+    let mut heard = Vec::new();
+    loop {
+        match cx.signal::<T>("go").await {
+            Ok(number) => heard.push(number.to_string()),
+            Err(error) if error.code() == Code::UnfitMessage => heard.push("?".to_owned()),
+            Err(error) => return Err(error),
+        }
+        if heard.len() == 3 {
+            return Ok(heard.join(" "));
+        }
+        cx.step("heard", || async { Ok::<_, Error>(()) }).await?;
+    }
+}
+
+async fn patient_number(cx: Ctx<'_>, _: ()) -> Result<String> {
+    patient::<u32>(cx).await
+}
+
+async fn patient_anything(cx: Ctx<'_>, _: ()) -> Result<String> {
+    patient::<serde_json::Value>(cx).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_goes_on_after_an_unfit_signal_does_so_in_every_replay() {
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow_fn("w", patient_number).start().await.unwrap();
+    let run = sent(&db, &"twelve").await;
+    SendSignal::new(run, "go", &12).on(&db.client).await.unwrap();
+    db.until("select count(*) = 4 from ambo.checkpoint").await;
+    worker.drain(Duration::from_secs(5)).await;
+    // To this code the first one fits; but the run has gone on without it.
+    let _worker = Worker::builder(&db.client).workflow_fn("w", patient_anything).start().await.unwrap();
+    // As deep as only SQL can send it.
+    let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+    let id = run.to_string();
+    db.sql
+        .execute("select ambo.send_signal($1::text::uuid, 'go', $2::text::json)", &[&id, &deep])
+        .await
+        .unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "? 12 ?");
+    assert_eq!(differences!(db, Worker::builder(&db.client).workflow_fn("w", patient_anything)), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_event_or_result_of_a_child_is_the_same_error_in_every_replay() {
+    async fn child(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        cx.publish("state", &"done")?;
+        Ok("done".to_owned())
+    }
+    /// The child, as this parent believes it to be.
+    #[ambo::workflow(name = "child")]
+    async fn wrong(_cx: Ctx) -> Result<u32> {
+        Ok(1)
+    }
+    async fn parent(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        let child = cx.child::<wrong>(()).start()?;
+        let event = cx.event::<u32>(child.run_id(), "state").await.unwrap_err();
+        let result = cx.result_of(child).await.map_err(Error::from).unwrap_err();
+        cx.signal::<u32>("go").await?;
+        Ok(format!("{} {}", event.code(), result.code()))
+    }
+    let db = database().await;
+    let build = || Worker::builder(&db.client).workflow_fn("child", child).workflow_fn("w", parent);
+    let worker = build().start().await.unwrap();
+    let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 3 from ambo.checkpoint where name not like '%ambo:event%'").await;
+    worker.drain(Duration::from_secs(5)).await;
+    let _worker = build().start().await.unwrap();
+    SendSignal::new(run, "go", &1).on(&db.client).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "AMBO028 AMBO028");
+}
