@@ -59,6 +59,7 @@ table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     claimed_at timestamp with time zone not null default now()
     attempt integer not null
     losses smallint not null
+    begun boolean not null default true
     deadline timestamp with time zone
     UNIQUE index claim_pkey btree (run_id)
 
@@ -83,6 +84,13 @@ table fan_in with (fillfactor=50)
     upto uuid not null
     looked_at timestamp with time zone not null
     UNIQUE index fan_in_pkey btree (run_id)
+
+table head with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+    queue text not null
+    group_key text not null
+    run_id uuid not null
+    UNIQUE index head_pkey btree (queue, group_key, run_id)
+    UNIQUE index head_run btree (run_id)
 
 table heartbeat with (fillfactor=50)
     worker_id bigint not null
@@ -392,6 +400,10 @@ function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function begin_runs(p_worker bigint, p_runs uuid[])
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -516,6 +528,10 @@ function expire_dead(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
 
+function expire_heads(p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function expire_keys(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -523,10 +539,6 @@ function expire_keys(p_limit integer)
 function expire_runs(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
-
-function expire_slots(p_limit integer)
-    returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[], p_known_priorities smallint[])
     returns TABLE(queue text, workflow text, priority smallint)
@@ -608,7 +620,7 @@ function kept_objects()
     returns SETOF text
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off
 
-function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_holds boolean DEFAULT false)
+function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_leads boolean DEFAULT false)
     returns text
     immutable
 

@@ -77,8 +77,8 @@ begin
         where r.ctid = any (array(select place from late_locked union select place from fresh_locked))
         returning r.*
     ), claimed as (
-        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
-        select t.run_id, p_worker, t.attempt + 1, t.losses, least(t.deadline, now() + t.timeout) from taken t
+        insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
+        select t.run_id, p_worker, t.attempt + 1, t.losses, t.losses = 0, least(t.deadline, now() + t.timeout) from taken t
         where not t.wakes
     ), ordered as materialized (
         select t.run_id, t.attempt + 1 as attempt, t.losses, t.seq, t.queue, t.workflow, t.priority, t.wakes,
@@ -255,12 +255,12 @@ as $$
 $$;
 
 -- The name of the lane of a workflow's runs: its own, or, where they are pinned to a version of their workers, of a group,
--- or hold a slot already, with that behind it.
-create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_holds boolean default false)
+-- or the head of it, with that behind it.
+create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_leads boolean default false)
 returns text
 language sql immutable
 -- Of nothing that is not immutable itself, such as concat_ws: it dissolves in the statement that calls it.
-return case when p_holds then p_workflow || chr(31) || coalesce(p_pin, '') || coalesce(chr(31) || p_group, '') || chr(31) || '+'
+return case when p_leads then p_workflow || chr(31) || coalesce(p_pin, '') || coalesce(chr(31) || p_group, '') || chr(31) || '+'
             when p_group is not null then p_workflow || chr(31) || coalesce(p_pin, '') || chr(31) || p_group
             when p_pin is not null then p_workflow || chr(31) || p_pin
             else p_workflow end;
@@ -269,6 +269,16 @@ return case when p_holds then p_workflow || chr(31) || coalesce(p_pin, '') || co
 create or replace function ambo.pin_of(p_worker bigint) returns text
 language sql stable
 return (select w.version from ambo.worker w where w.id = p_worker and w.pinned);
+
+-- Runs that workers died with are about to be executed: from now on it counts if this one dies too.
+create or replace function ambo.begin_runs(p_worker bigint, p_runs uuid[]) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
+as $$
+begin
+    perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
+    update ambo.claim c set begun = true where c.run_id = any (p_runs) and c.worker_id = p_worker and not c.begun;
+end $$;
 
 -- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.
 create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
@@ -316,7 +326,7 @@ begin
                             start_by)
     select nextval('ambo.ready_seq'), v_xid, r.id, u.attempt, u.losses, r.priority, r.weight, r.queue,
            ambo.lane(r.workflow, u.pin, r.group_key,
-                     r.group_key is not null and exists (select from ambo.slot s where s.run_id = r.id)),
+                     r.group_key is not null and exists (select from ambo.head h where h.run_id = r.id)),
            r.timeout, u.deadline, case when u.attempt = 0 then r.start_by end
     from unnest(p_runs, p_attempts, p_losses, p_deadlines, p_pins) as u (id, attempt, losses, deadline, pin)
     cross join lateral (select r.* from ambo.run r where r.id = u.id offset 0) r;

@@ -11,6 +11,10 @@
 -- others by number; here those are looked up, and what is newer is read. A slot of its own whose claim's answer was lost is
 -- newer than what it knows, and counts as somebody else's.
 --
+-- A place is held in execution only. Where the order of groups is kept, a run that leaves execution before its end, or fails where
+-- that blocks, is the head of its group (ambo.head): the others of the group wait for it. It comes back in a lane of its own, of
+-- its group and marked '+', and takes a place like any other.
+--
 -- A claim answers no payloads: nothing large is sent while the locks are held, for a client that does not read would hold
 -- up all others. See claimed_runs.
 
@@ -106,7 +110,6 @@ declare
     v_other_groups text[];
     v_other_weights integer[];
     v_room integer;
-    v_here integer;
     v_tokens double precision;
     v_woken uuid[];
     v_groups text[];
@@ -138,8 +141,7 @@ begin
                 select s.* from ambo.slot s where s.queue = p_queue and s.seq = o.seq offset 0) s
             union all
             select s.* from ambo.slot s where s.queue = p_queue and s.seq > p_seen) s;
-        v_here := q.worker_concurrency - p_here;
-        v_room := least(v_room, v_here,
+        v_room := least(v_room, q.worker_concurrency - p_here,
                         q.concurrency - p_mine - (select coalesce(sum(w), 0) from unnest(v_other_weights) w));
         if q.ordered is not null then
             q.group_concurrency := 1;
@@ -153,27 +155,32 @@ begin
         end if;
     end if;
 
-    -- Rows that wake and runs that hold a slot already need no room: their lanes are free. Of the others as many are tried as
-    -- there is room for, and what they have is taken in turns, so that the last of the room goes round too.
+    -- Rows that wake need no room: their lanes are free. Of the others as many are tried as there is room for, and what they
+    -- have is taken in turns, so that the last of the room goes round too.
     with lane as materialized (
         select l.n, l.lane, l.priority, l.low, l.share, l.mine, nullif(split_part(l.lane, chr(31), 3), '') as group_key,
-               split_part(l.lane, chr(31), 4) <> '' as is_free
+               split_part(l.lane, chr(31), 4) = '~' as is_free, split_part(l.lane, chr(31), 4) = '+' as is_head
         from unnest(p_lanes, p_priorities, p_lows, p_shares, p_mine_groups)
             with ordinality as l (lane, priority, low, share, mine, n)
     ), other as materialized (
         select u.g as group_key, sum(u.w) as weight from unnest(v_other_groups, v_other_weights) as u (g, w) group by u.g
     ), open as materialized (
-        select l.*, case when not l.is_free and l.group_key is not null
+        select l.*, case when l.group_key is not null
                          then least(q.group_concurrency - l.mine - coalesce(o.weight, 0), r.left) end as group_room
         from lane l left join other o on o.group_key = l.group_key
         cross join lateral (
-            select case when q.group_rate_limit is not null and l.group_key is not null and not l.is_free then floor(
+            select case when q.group_rate_limit is not null and l.group_key is not null then floor(
                 ambo.tokens(p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint
             end as left) r
         where not q.paused and (v_room > 0 or l.is_free)
           -- A lookup for each, if there is any.
           and case when v_paused then (
                   select g.paused from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key) end is not true
+          -- This snapshot is newer than that of the slots: a run is seen as one or the other.
+          and case when q.ordered is not null and l.group_key is not null and not l.is_head then (
+                  select true from ambo.head h where h.queue = p_queue and h.group_key = l.group_key
+                    and (q.ordered = 'block' or not exists (select from ambo.outcome o where o.run_id = h.run_id))
+                  limit 1) end is not true
     ), eligible as materialized (
         select o.*, row_number() over (partition by o.is_free order by o.n) as k,
                count(*) over (partition by o.is_free) as all_of_them
@@ -185,11 +192,11 @@ begin
         from eligible e where e.is_free or e.k <= v_room
     ), seen as materialized (
         -- One more than may be taken: where the mark is to be.
-        select t.n, t.group_key, t.group_room, t.share, t.is_free, t.quota, f.place, f.seq, f.wakes,
+        select t.n, t.group_key, t.group_room, t.share, t.quota, f.place, f.seq,
                row_number() over (partition by t.n order by f.seq) as rank,
                case when f.wakes then 0
                     else least(f.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
-                               q.group_rate_burst) end as load
+                               q.group_rate_burst) end as weight
         from tried t cross join lateral (
             select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
             where r.queue = p_queue and r.workflow = t.lane and r.priority = t.priority and r.seq > t.low
@@ -199,39 +206,37 @@ begin
         where r.ctid = any (array(select s.place from seen s where s.rank <= s.quota))
         for update skip locked
     ), weighed as materialized (
-        -- What holds a slot needs room in its worker only.
-        select s.*, case when s.is_free then 0 else s.load end as weight
-        from seen s where s.rank <= s.quota and s.place in (select l.place from locked l)
+        select s.* from seen s where s.rank <= s.quota and s.place in (select l.place from locked l)
     ), sized as (
         select w.*, sum(w.weight) over (partition by w.group_key order by w.n, w.seq) as in_group,
-               sum(w.weight) over turn as in_all, sum(w.load) over turn as in_here, row_number() over turn as nth
+               sum(w.weight) over turn as in_all, row_number() over turn as nth
         from weighed w window turn as (order by w.weight > 0, (w.rank - 1) / w.share, w.n, w.seq)
     ), taken as (
         delete from ambo.ready r where r.ctid = any (array(
             select s.place from sized s
             where s.nth <= p_limit
-              and (s.load = 0 or v_here is null or s.in_here <= v_here)
               and (s.weight = 0 or s.in_all <= v_room and (s.group_room is null or s.in_group <= s.group_room))))
         returning r.*
     ), claimed as (
-        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
-        select t.run_id, p_worker, t.attempt + 1, t.losses, least(t.deadline, now() + t.timeout) from taken t
+        insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
+        select t.run_id, p_worker, t.attempt + 1, t.losses, t.losses = 0, least(t.deadline, now() + t.timeout) from taken t
         where not t.wakes
     ), ordered as materialized (
-        select t.run_id, t.weight, t.wakes, l.n, l.group_key, l.is_free
+        select t.run_id, t.weight, t.wakes, l.n, l.group_key, l.is_head
         from taken t join lane l on l.lane = t.workflow and l.priority = t.priority order by l.n, t.seq
     ), given as materialized (
         -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
         -- nothing would compare each with all.
         select o.run_id, o.wakes, o.n, o.group_key,
-               case when v_limited and not o.wakes and not o.is_free then nextval('ambo.slot_seq') end as slot,
-               case when o.is_free then (select s.weight from ambo.slot s where s.run_id = o.run_id)
-                    when v_limited then least(o.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
+               case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot,
+               case when v_limited then least(o.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
                                               q.group_rate_burst) end as weight
         from ordered o
     ), held as (
         insert into ambo.slot (queue, seq, run_id, group_key, weight)
         select p_queue, g.slot, g.run_id, g.group_key, g.weight from given g where g.slot is not null
+    ), led as (
+        delete from ambo.head h where h.run_id = any (array(select o.run_id from ordered o where o.is_head))
     )
     select array_agg(g.run_id) filter (where not g.wakes),
            array_agg(g.slot) filter (where not g.wakes),
@@ -299,8 +304,8 @@ begin
     order by g.n;
 end $$;
 
--- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run of a group keeps its slot until it has
--- ended, and, where failure blocks, also then.
+-- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run of a group is the head of it until
+-- it has ended, and, where failure blocks, also then.
 create or replace function ambo.free_slots(p_runs uuid[], p_ended boolean) returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -312,12 +317,17 @@ begin
             cross join lateral (select s.ctid as place from ambo.slot s where s.run_id = g.id offset 0) s));
         return;
     end if;
-    delete from ambo.slot d where d.ctid = any (array(
-        select s.place from unnest(p_runs) g (id)
-        cross join lateral (
-            select s.ctid as place, s.queue, s.group_key from ambo.slot s where s.run_id = g.id offset 0) s
-        cross join lateral (select q.ordered from ambo.queue q where q.name = s.queue offset 0) q
-        where q.ordered is null or s.group_key is null
-           or p_ended and (q.ordered <> 'block' or not exists (
-                  select from ambo.outcome o where o.run_id = g.id and o.status in ('failed', 'dead')))));
+    with freed as (
+        delete from ambo.slot d where d.ctid = any (array(
+            select s.place from unnest(p_runs) g (id)
+            cross join lateral (select s.ctid as place from ambo.slot s where s.run_id = g.id offset 0) s))
+        returning d.queue, d.group_key, d.run_id
+    )
+    insert into ambo.head (queue, group_key, run_id)
+    select f.queue, f.group_key, f.run_id from freed f
+    cross join lateral (select q.ordered from ambo.queue q where q.name = f.queue offset 0) q
+    where q.ordered is not null and f.group_key is not null
+      and (not p_ended or q.ordered = 'block' and exists (
+              select from ambo.outcome o where o.run_id = f.run_id and o.status in ('failed', 'dead')))
+    on conflict do nothing;
 end $$;

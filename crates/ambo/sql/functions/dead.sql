@@ -82,7 +82,7 @@ begin
             update ambo.run r set queue = p_queue, group_key = case when q.managed then r.group_key end
             from ambo.queue q where q.name = p_queue and r.id = redrive_dead.run_id and r.queue <> p_queue;
             if found then
-                delete from ambo.slot s where s.run_id = redrive_dead.run_id;
+                delete from ambo.head h where h.run_id = redrive_dead.run_id;
             end if;
             v_due := now() + make_interval(secs => v_place / p_per_second);
             perform ambo.retry_run(run_id, v_due);
@@ -117,7 +117,7 @@ begin
         where o.run_id = d.id and o.status = 'dead' returning o.run_id
     )
     select coalesce(array_agg(g.run_id), '{}') into v_gone from gone g;
-    delete from ambo.slot s where s.run_id = any (v_gone);
+    delete from ambo.head h where h.run_id = any (v_gone);
     delete from ambo.checkpoint c where c.run_id = any (v_gone);
     delete from ambo.child c where c.run_id = any (v_gone);
     delete from ambo.attribute a where a.run_id = any (v_gone);

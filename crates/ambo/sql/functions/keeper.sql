@@ -1,7 +1,7 @@
 -- The keeper's acts: idempotent, bounded, short.
 
 -- Takes the claims of a dead worker, up to p_limit of them, back to ready; a run that has lost too many
--- workers without progress goes to the dead letters with that reason. The worker's fence lock is held
+-- workers without progress goes to the dead letters with that reason; one that had not begun has lost nothing. The worker's fence lock is held
 -- exclusively, so no flush of it is under way, and the next one sees that the claims are gone. Claims that a
 -- committing transaction step has locked are left for the next time. `buried` when nothing is left. `held`: a backend has the
 -- lock for a worker that has been silent for two leases, and we may not end it.
@@ -55,12 +55,12 @@ begin
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
             select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))
-        returning c.run_id, c.attempt, c.losses, c.deadline
+        returning c.run_id, c.attempt, c.losses, c.begun, c.deadline
     ), judged as materialized (
         select t.run_id, t.attempt, t.deadline, r.attempts_max,
-               case when exists (select from ambo.checkpoint c
-                                 where c.run_id = t.run_id and c.attempt = t.attempt)
-                    then 0 else t.losses end + 1 as losses
+               case when not t.begun then t.losses
+                    when exists (select from ambo.checkpoint c where c.run_id = t.run_id and c.attempt = t.attempt) then 1
+                    else t.losses + 1 end as losses
         from taken t cross join lateral (select r.* from ambo.run r where r.id = t.run_id offset 0) r
     ), dropped as (
         insert into ambo.outcome (run_id, attempt, status, error)
@@ -234,16 +234,15 @@ begin
     return v_count;
 end $$;
 
--- Frees the slots of runs that are gone with their history: groups in order that nobody has unblocked until then go on.
-create or replace function ambo.expire_slots(p_limit integer) returns integer
+-- Lets groups go on whose head is gone with its history: nobody has unblocked them until then.
+create or replace function ambo.expire_heads(p_limit integer) returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_count integer;
 begin
-    delete from ambo.slot d where d.ctid = any (array(
-        select s.ctid from ambo.queue q join ambo.slot s on s.queue = q.name
-        where q.ordered is not null and not exists (select from ambo.run r where r.id = s.run_id) limit p_limit));
+    delete from ambo.head d where d.ctid = any (array(
+        select h.ctid from ambo.head h where not exists (select from ambo.run r where r.id = h.run_id) limit p_limit));
     get diagnostics v_count = row_count;
     return v_count;
 end $$;

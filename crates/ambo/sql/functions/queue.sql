@@ -159,9 +159,9 @@ begin
     where k.name = queue;
     if v_blocks and q.ordered is distinct from 'block' then
         -- Groups that stand still go on: nobody looks after them any more.
-        delete from ambo.slot d where d.ctid = any (array(
-            select s.ctid from ambo.slot s
-            cross join lateral (select from ambo.outcome o where o.run_id = s.run_id offset 0) o where s.queue = queue));
+        delete from ambo.head d where d.ctid = any (array(
+            select h.ctid from ambo.head h
+            cross join lateral (select from ambo.outcome o where o.run_id = h.run_id offset 0) o where h.queue = queue));
     end if;
     perform ambo.wake();
 end $$;
@@ -222,11 +222,11 @@ create or replace function ambo.blocked_groups(queue text default null)
 returns table (queue text, group_key text, run_id uuid, since timestamptz, error json)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    select s.queue, s.group_key, s.run_id, o.ended_at, o.error
-    from ambo.slot s join ambo.queue q on q.name = s.queue and q.ordered is not null
-    join ambo.outcome o on o.run_id = s.run_id
-    where blocked_groups.queue is null or s.queue = blocked_groups.queue
-    order by s.queue, s.group_key
+    select h.queue, h.group_key, h.run_id, o.ended_at, o.error
+    from ambo.head h join ambo.queue q on q.name = h.queue and q.ordered = 'block'
+    join ambo.outcome o on o.run_id = h.run_id
+    where blocked_groups.queue is null or h.queue = blocked_groups.queue
+    order by h.queue, h.group_key
 $$;
 
 -- Lets a group that is blocked go on without the run that failed. Says whether it was blocked. To have the run itself run
@@ -236,8 +236,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-    delete from ambo.slot s where s.queue = queue and s.group_key = group_key
-        and exists (select from ambo.outcome o where o.run_id = s.run_id);
+    delete from ambo.head h where h.queue = queue and h.group_key = group_key
+        and exists (select from ambo.outcome o where o.run_id = h.run_id);
     if not found then
         return false;
     end if;

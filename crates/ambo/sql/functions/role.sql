@@ -35,7 +35,7 @@ as $$
         ('step_is_marked', 'worker'), ('next_signal', 'worker'), ('take_wake', 'worker'), ('came_for', 'worker'),
         -- The keeper, which any worker may be.
         ('bury_worker', 'worker'), ('fire_timers', 'worker'), ('expire_keys', 'worker'),
-        ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_slots', 'worker'),
+        ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_heads', 'worker'), ('begin_runs', 'worker'),
         ('object_horizon', 'worker'), ('kept_objects', 'worker'),
         ('pins', 'worker'), ('release_pins', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
         ('due_schedules', 'worker'), ('tick_schedule', 'worker'),

@@ -131,8 +131,8 @@ begin
                     where t.run_id = g.id and (t.pin is null or t.pin = v_pin) offset 0 for update skip locked) p))
             returning t.run_id, t.attempt, t.losses, t.deadline
         )
-        insert into ambo.claim (run_id, worker_id, attempt, losses, deadline)
-        select u.run_id, p_worker, u.attempt + 1, u.losses, u.deadline from up u
+        insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
+        select u.run_id, p_worker, u.attempt + 1, u.losses, u.losses = 0, u.deadline from up u
         returning run_id, attempt, losses, deadline;
     end if;
     -- One that is still there is locked, by an operator's rewind perhaps: should that be rolled back, the run must be

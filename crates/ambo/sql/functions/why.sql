@@ -46,10 +46,10 @@ begin
     select w.* into v_ready from (
         select distinct split_part(l.workflow, chr(31), 2) as pin from ambo.lanes() l
         where l.queue = r.queue and split_part(l.workflow, chr(31), 1) = r.workflow) p
-    cross join (values (false), (true)) h (holds)
+    cross join (values (false), (true)) h (leads)
     cross join lateral (
         select y.* from ambo.ready y
-        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, nullif(p.pin, ''), r.group_key, h.holds)
+        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, nullif(p.pin, ''), r.group_key, h.leads)
           and y.priority = r.priority and y.run_id = p_run and not y.wakes limit 1) w;
     if not found then
         return query select 'moving', 'it is on its way from one place to another; ask again', null::uuid, null::timestamptz;
@@ -81,8 +81,11 @@ begin
         select 'group in order', format('the run %s of its group comes first; it %s', s.run_id,
                                         coalesce('has ended as ' || o.status || ': the group is blocked', 'has not ended')),
                s.run_id, null::timestamptz
-        from ambo.slot s left join ambo.outcome o on o.run_id = s.run_id
-        where s.queue = q.name and s.group_key = r.group_key and s.run_id <> p_run;
+        from (select s.run_id from ambo.slot s where s.queue = q.name and s.group_key = r.group_key
+              union all
+              select h.run_id from ambo.head h where h.queue = q.name and h.group_key = r.group_key) s
+        left join ambo.outcome o on o.run_id = s.run_id
+        where s.run_id <> p_run and (o.run_id is null or q.ordered = 'block');
         v_told := v_told or found;
     elsif q.group_concurrency is not null and r.group_key is not null then
         select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name and s.group_key = r.group_key;

@@ -132,13 +132,15 @@ create index ready_start_by on ambo.ready (start_by) where start_by is not null;
 create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where split_part(workflow, chr(31), 2) <> '';
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
--- `losses` counts the workers that died with this run since it last made progress.
+-- `losses` counts the workers that died with this run since it last made progress. One that has some is in its worker's memory
+-- before it is `begun`: it loses nothing by what kills that worker until then.
 create table ambo.claim (
     run_id uuid primary key,
     worker_id bigint not null,
     claimed_at timestamptz not null default now(),
     attempt integer not null,
     losses smallint not null,
+    begun boolean not null default true,
     deadline timestamptz
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
@@ -276,6 +278,17 @@ create table ambo.slot (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create unique index slot_run on ambo.slot (run_id);
+
+-- Where a queue is ordered: the run that comes first in its group while it is not in execution, as it is parked, on its way to
+-- another worker, or has failed where that blocks. The group waits for it; a place of the queue it has not.
+create table ambo.head (
+    queue text collate "C" not null,
+    group_key text collate "C" not null,
+    run_id uuid not null,
+    primary key (queue, group_key, run_id)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create unique index head_run on ambo.head (run_id);
 
 -- What is left of a rate: the newest row counts, and is replaced by a newer one, so that it is found first, however many
 -- dead ones stand behind it. An empty group_key stands for the whole queue.

@@ -128,6 +128,7 @@ impl Claimer {
                 if let Some(suspect) = self.next_suspect() {
                     tracing::warn!(run = %suspect.id, workflow = suspect.workflow, losses = suspect.losses,
                         "workers died with this run; it runs alone");
+                    self.begin(&[suspect.id]).await;
                     self.alone = Some((suspect.id, Instant::now()));
                     self.life.adopt(&self.engine, suspect);
                     continue;
@@ -278,7 +279,7 @@ impl Claimer {
                 let claimed = dispatched.runs.len();
                 shares.served(&self.dispatchers[nth].queue, claimed, claimed < room);
             }
-            let found = self.take_in(dispatched.runs, &dispatched.nudged);
+            let found = self.take_in(dispatched.runs, &dispatched.nudged).await;
             if found > 0 || !dispatched.arrived {
                 return Ok(found);
             }
@@ -286,15 +287,32 @@ impl Claimer {
         Ok(0)
     }
 
+    /// What has losses counts for one that has begun from here on. If that cannot be told it begins all the same: a death that
+    /// is not counted does no harm.
+    async fn begin(&mut self, runs: &[Uuid]) {
+        let schema = self.link.schema().clone();
+        let told = match self.link.session().await {
+            Ok(session) => claim::begin_runs(session, &schema, self.life.worker, runs).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, runs = runs.len(), "could not say that runs begin which workers died with");
+        }
+    }
+
     /// Begins what was claimed, and tells runs in memory for which something came. Answers how much that is.
-    fn take_in(&mut self, runs: Vec<ClaimedRun>, nudged: &[Uuid]) -> usize {
+    async fn take_in(&mut self, runs: Vec<ClaimedRun>, nudged: &[Uuid]) -> usize {
         for run in nudged.iter().filter_map(|run| self.life.run(run)) {
             run.nudge();
         }
         let found = runs.len().max(usize::from(!nudged.is_empty()));
+        let doubtful = |run: &&ClaimedRun| run.losses > 0 && !run.is_suspect();
+        let doubtful: Vec<Uuid> = runs.iter().filter(doubtful).map(|run| run.id).collect();
+        if !doubtful.is_empty() {
+            self.begin(&doubtful).await;
+        }
         for run in runs {
-            // The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
-            if run.losses > 0 && run.losses + 1 >= run.attempts_max {
+            if run.is_suspect() {
                 self.life.suspects().push_back(run);
             } else {
                 self.life.adopt(&self.engine, run);
@@ -322,7 +340,7 @@ impl Claimer {
         self.late = late;
         telemetry::claimed(runs.len(), started.elapsed());
         self.count_shares(&runs, room);
-        let found = self.take_in(runs, &nudged);
+        let found = self.take_in(runs, &nudged).await;
         if self.swept.elapsed() > Duration::from_secs(1) {
             self.sweep(&session).await?;
         }

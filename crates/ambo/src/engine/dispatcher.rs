@@ -181,25 +181,20 @@ impl Dispatcher {
         arrived
     }
 
-    /// Counts the runs that were given. Where the order of a group is kept a slot outlives what this worker knows of its run:
-    /// there the database tells each time, as of the slots of others.
+    /// Counts the runs that were given.
     fn count_in(&mut self, answer: &Answer, choices: &[Choice], runs: &mut [ClaimedRun], life: &Life) {
         let by_run: HashMap<Uuid, usize> =
             answer.given.iter().enumerate().map(|(n, given)| (given.run, n)).collect();
-        if self.ordered.is_some() {
-            self.others.extend(answer.given.iter().filter_map(|given| given.slot));
-        }
         for run in runs {
             let Some(given) = by_run.get(&run.id).map(|n| &answer.given[*n]) else { continue };
             let group = choices.get(given.lane).and_then(|choice| group(&choice.lane));
-            if given.slot.is_none() && self.ordered.is_none() {
+            if given.slot.is_none() {
                 continue;
             }
             let slot = Slot {
                 queue: self.queue.clone(),
                 group: group.map(Into::into),
-                weight: if self.ordered.is_some() { 0 } else { given.weight },
-                here: given.weight,
+                weight: given.weight,
                 count: self.count,
                 ordered: self.ordered.clone(),
             };

@@ -9,10 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Slot {
     pub(crate) queue: Arc<str>,
     pub(crate) group: Option<Arc<str>>,
-    /// What was counted for it here; 0 where the database tells each time.
     pub(crate) weight: i32,
-    /// What it weighs.
-    pub(crate) here: i32,
     /// The count that it was counted in.
     pub(crate) count: u64,
     /// What becomes of its group when it fails, in a queue that is ordered.
@@ -85,14 +82,12 @@ impl Slots {
     pub(crate) fn take(&self, slot: &Slot) {
         let mut uses = self.uses();
         let used = uses.entry(slot.queue.clone()).or_default();
-        used.here += slot.here;
+        used.here += slot.weight;
         if used.count != slot.count {
             return;
         }
         used.total += slot.weight;
-        if let Some(group) = &slot.group
-            && slot.weight > 0
-        {
+        if let Some(group) = &slot.group {
             *used.groups.entry(group.clone()).or_default() += slot.weight;
         }
     }
@@ -101,7 +96,7 @@ impl Slots {
     pub(crate) fn free(&self, slot: &Slot) -> bool {
         let mut uses = self.uses();
         if let Some(used) = uses.get_mut(&slot.queue) {
-            used.here -= slot.here;
+            used.here -= slot.weight;
         }
         if let Some(used) = uses.get_mut(&slot.queue)
             && used.count == slot.count
@@ -134,7 +129,7 @@ mod tests {
     fn slot(slots: &Slots, group: &str, weight: i32) -> Slot {
         let queue: Arc<str> = "q".into();
         let count = slots.total(&queue).1;
-        let slot = Slot { queue, group: Some(group.into()), weight, here: weight, count, ordered: None };
+        let slot = Slot { queue, group: Some(group.into()), weight, count, ordered: None };
         slots.take(&slot);
         slot
     }
@@ -156,7 +151,7 @@ mod tests {
         let queue: Arc<str> = "q".into();
         slots.total(&queue);
         slots.recount("q");
-        let late = Slot { queue: queue.clone(), group: None, weight: 2, here: 2, count: 0, ordered: None };
+        let late = Slot { queue: queue.clone(), group: None, weight: 2, count: 0, ordered: None };
         slots.take(&late);
         assert_eq!(slots.total(&queue), (0, 1, 2));
         slots.free(&late);

@@ -28,18 +28,18 @@ struct Class {
 pub(crate) struct Turns {
     lows: HashMap<Key, i64>,
     classes: BTreeMap<i16, Class>,
-    /// Lanes of rows that wake and of runs that hold a slot: they wait for nobody.
+    /// Lanes of rows that wake: they wait for nobody.
     free: HashSet<Key>,
 }
 
-/// The fields of a lane's name, see `ambo.lane`: the workflow with its pin, the group, and whether it is free.
+/// The fields of a lane's name, see `ambo.lane`: the workflow with its pin, the group, and whether only wakes stand in it.
 fn fields(lane: &str) -> (&str, Option<&str>, bool) {
     let mut fields = lane.splitn(4, PIN);
     let workflow = fields.next().unwrap_or_default();
     let pin = fields.next().filter(|pin| !pin.is_empty());
     let group = fields.next().filter(|group| !group.is_empty());
     let base = pin.map_or(workflow, |pin| &lane[..workflow.len() + PIN.len_utf8() + pin.len()]);
-    (base, group, fields.next().is_some_and(|mark| !mark.is_empty()))
+    (base, group, fields.next() == Some("~"))
 }
 
 /// The group that a lane is of.
@@ -252,9 +252,14 @@ mod tests {
         let chosen = choose(&mut turns, None, 0);
         assert_eq!(chosen[0].low, 17);
         turns.update(&chosen, &[Some(17)], &HashSet::new(), &[], now);
-        assert!(turns.arrive("w\u{1f}2\u{1f}a\u{1f}+", 0, 3, &bases, now), "pinned, and holding a slot");
+        assert!(
+            turns.arrive("w\u{1f}2\u{1f}a\u{1f}+", 0, 3, &bases, now),
+            "pinned, and the head of its group"
+        );
+        assert!(turns.arrive("w\u{1f}\u{1f}\u{1f}~", 0, 3, &bases, now), "wakes");
         let chosen = choose(&mut turns, Some(1), 1);
-        assert_eq!(chosen.len(), 1, "the group is full, but for what it holds");
-        assert_eq!(fields(&chosen[0].lane), ("w\u{1f}2", Some("a"), true));
+        assert_eq!(chosen.len(), 1, "the group is full; what wakes needs no room");
+        assert_eq!(fields(&chosen[0].lane), ("w", None, true));
+        assert_eq!(fields("w\u{1f}2\u{1f}a\u{1f}+"), ("w\u{1f}2", Some("a"), false));
     }
 }

@@ -45,6 +45,13 @@ pub(crate) struct ClaimedRun {
     pub(crate) history: Vec<Checkpoint>,
 }
 
+impl ClaimedRun {
+    /// The last chance before it is declared poison: alone, so that no innocent neighbour dies with it.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.losses > 0 && self.losses + 1 >= self.attempts_max
+    }
+}
+
 /// A recorded call of a run.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
@@ -204,6 +211,13 @@ pub(crate) async fn sweep(
         )
         .await?;
     row.try_get(0).map_err(from_driver)
+}
+
+/// Says that runs which workers died with are about to be executed.
+pub(crate) async fn begin_runs(session: &Session, schema: &Schema, worker: i64, runs: &[Uuid]) -> Result<()> {
+    let sql = schema.sql("select ambo.begin_runs($1, $2)");
+    session.query_one(&sql, &[(&worker, Type::INT8), (&runs, Type::UUID_ARRAY)]).await?;
+    Ok(())
 }
 
 /// Gives runs back unfinished; no loss is counted. Returns how many were still this worker's.

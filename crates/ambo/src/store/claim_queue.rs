@@ -44,7 +44,7 @@ pub(crate) struct Question<'a> {
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) run: Uuid,
-    /// None: nothing is counted, or the run held its slot before.
+    /// None: nothing is counted.
     pub(crate) slot: Option<i64>,
     /// The index of its lane among the choices.
     pub(crate) lane: usize,

@@ -226,7 +226,7 @@ pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()>
         "select ambo.make_partitions()::text",
         "select ambo.drop_partition()::text",
         "select ambo.expire_keys(10000)::text",
-        "select ambo.expire_slots(10000)::text",
+        "select ambo.expire_heads(10000)::text",
         "select ambo.expire_dead(10000)::text",
     ] {
         if let Err(error) = chore(session, &schema.sql(sql)).await {

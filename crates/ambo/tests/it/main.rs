@@ -18,6 +18,7 @@ mod fork;
 mod graph;
 mod guarantees;
 mod harness;
+mod heads;
 mod hostile;
 mod hostile_sql;
 #[cfg(feature = "sqlx")]
@@ -37,6 +38,7 @@ mod outage;
 mod partition;
 #[cfg(all(feature = "encryption", feature = "object-store"))]
 mod payload;
+mod poison;
 mod privilege;
 mod program;
 mod proxy;

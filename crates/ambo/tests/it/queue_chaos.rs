@@ -3,7 +3,7 @@
 //! the highest setting in force was never exceeded, order was kept, and all came to their end.
 //! `AMBO_QUEUE_CHAOS` says how many times, each with a seed of its own; 500 make a night.
 
-mod hold;
+pub(crate) mod hold;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -232,9 +232,10 @@ impl Round {
     async fn assert_nothing_is_lost_or_left(&self) {
         self.db.until("select not exists (select from ambo.claim)").await;
         assert_eq!(self.db.number("select count(*) from ambo.ready where not wakes").await, 0);
-        let slots = "select count(*) from ambo.slot s where not exists (select from ambo.outcome o
-            where o.run_id = s.run_id and o.status in ('failed', 'dead'))";
-        assert_eq!(self.db.number(slots).await, 0, "a place is taken by nobody");
+        assert_eq!(self.db.number("select count(*) from ambo.slot").await, 0, "a place is taken by nobody");
+        let heads = "select count(*) from ambo.head h where not exists (select from ambo.outcome o
+            where o.run_id = h.run_id and o.status in ('failed', 'dead'))";
+        assert_eq!(self.db.number(heads).await, 0, "a group waits for nobody");
         let wrong = "select count(*) from ambo.outcome o join ambo.run r on r.id = o.run_id
             where (o.status <> 'succeeded') <> (r.input ->> 'fails')::boolean";
         assert_eq!(self.db.number(wrong).await, 0, "a run has another outcome than its own");
@@ -312,7 +313,7 @@ async fn limits_and_order_hold_whatever_happens_to_workers_and_settings() {
 }
 
 /// Keeps one worker alive until the test is over: a new one for each that ends.
-async fn revive(url: String) {
+pub(crate) async fn revive(url: String) {
     loop {
         Child::start("holder", &url, &[]).ended().await;
     }
@@ -322,8 +323,8 @@ async fn revive(url: String) {
 async fn a_run_that_kills_its_workers_is_dead_by_its_attempts_and_its_group_is_told_of() {
     let db = database().await;
     db.sql.batch_execute(hold::TABLE).await.expect(hold::TABLE);
-    // One at a time: what a worker holds when it dies has lost an attempt too.
-    let settings = QueueSettings::default().ordered(Ordered::Block).worker_concurrency(1);
+    // One at a time: what a worker holds when it dies has lost an attempt too. Its group takes no place when it is dead.
+    let settings = QueueSettings::default().ordered(Ordered::Block).concurrency(1);
     db.client.set_queue("q", &settings).await.unwrap();
     let held = |number: i32, group: &str, kills| {
         let held = Held { number, group: Some(group.into()), priority: 0, ms: 1, fails: false, kills };
@@ -345,5 +346,5 @@ async fn a_run_that_kills_its_workers_is_dead_by_its_attempts_and_its_group_is_t
     db.until("select count(*) = 9 from ambo.outcome").await;
     workers.abort();
     assert_eq!(db.number("select count(*) from ambo.outcome where status = 'succeeded'").await, 8);
-    db.until("select not exists (select from ambo.slot)").await;
+    db.until("select not exists (select from ambo.slot) and not exists (select from ambo.head)").await;
 }

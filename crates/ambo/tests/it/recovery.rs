@@ -114,7 +114,7 @@ async fn the_runs_of_a_killed_keeper_are_claimed_again_within_five_seconds() {
 }
 
 /// Keeps a worker alive until the test is over: a new one for each that ends.
-async fn revive(url: String) {
+pub(crate) async fn revive(url: String) {
     loop {
         let (mut child, _) = Child::worker(&url, &[]).await;
         child.ended().await;
