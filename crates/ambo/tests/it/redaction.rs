@@ -43,7 +43,7 @@ async fn fails(mut cx: Ctx<'_>, input: String) -> Result<String> {
     cx.step("keep", || async { Ok::<_, Error>(kept.clone()) }).await?;
     cx.publish("event", &input)?;
     let wrong: Result<u32> = cx.signal("signal").await;
-    assert_eq!(wrong.unwrap_err().code(), Code::NotDecodable);
+    assert_eq!(wrong.unwrap_err().code(), Code::UnfitMessage);
     let of = cx.run_id();
     let wrong: Result<u32> = cx.event(of, "event").await;
     assert_eq!(wrong.unwrap_err().code(), Code::NotDecodable);
