@@ -3,6 +3,7 @@
 //! Results go to stdout, talk goes to stderr, and the exit code is that of the program that was run.
 
 mod check;
+mod deny;
 mod pg;
 mod run;
 mod test;
@@ -37,6 +38,8 @@ enum Command {
     },
     /// Checks formatting, lints, documentation, licences and tidiness.
     Check,
+    /// Checks licences, sources and bans of the dependencies by `deny.toml`: what cargo-deny does, but for advisories.
+    Deny,
     /// Checks the rules of the code base that no linter knows: heads, lengths, names, layers.
     Tidy,
     /// Builds and runs the demonstration: kills everything, loses nothing.
@@ -82,6 +85,7 @@ fn main() -> Result<ExitCode> {
     match Xtask::parse().command {
         Command::Test { postgres, filter } => test::test(&postgres, &filter),
         Command::Check => check::check(),
+        Command::Deny => deny::deny().map(exit_code),
         Command::Tidy => tidy::tidy().map(exit_code),
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Chaos { arguments } => run::chaos(&arguments),
