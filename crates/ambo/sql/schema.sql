@@ -136,6 +136,7 @@ table keeper with (fillfactor=50)
     renewed_at timestamp with time zone not null default now()
     server text not null default ''::text
     grace_until timestamp with time zone not null default now()
+    timer_mark json
     CHECK (only_row)
     UNIQUE index keeper_pkey btree (only_row)
 
@@ -345,9 +346,11 @@ table timer
     attempt integer not null
     losses smallint not null
     deadline timestamp with time zone
+    xid xid8 not null default pg_current_xact_id()
     pin text
     index timer_due btree (due_at, run_id)
     UNIQUE index timer_pkey btree (run_id)
+    index timer_xid btree (xid, due_at)
 
 table transaction_marker
     run_id uuid not null
@@ -548,9 +551,9 @@ function finish_step(p_worker bigint, p_run uuid, p_attempt integer, p_position 
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
 
-function fire_timers(p_limit integer)
-    returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off, enable_seqscan=off, enable_bitmapscan=off
+function fire_timers(p_limit integer, p_mark json DEFAULT NULL::json, OUT fired integer, OUT mark json, OUT wait_ms bigint)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off, enable_seqscan=off, enable_bitmapscan=off, enable_sort=off, enable_incremental_sort=off
 
 function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[], p_freed uuid[])
     returns uuid[]
@@ -588,7 +591,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT next_timer_ms bigint, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

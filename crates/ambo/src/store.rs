@@ -16,6 +16,7 @@ pub(crate) mod signal;
 pub(crate) mod start;
 #[cfg(feature = "testing")]
 pub(crate) mod testing;
+pub(crate) mod timer;
 pub(crate) mod transaction;
 pub(crate) mod types;
 pub(crate) mod why;

@@ -143,8 +143,9 @@ begin
         database_oid = (select d.oid from pg_database d where d.datname = current_database());
     -- The xids of the old server mean nothing here.
     update ambo.ready r set xid = pg_current_xact_id();
+    update ambo.timer t set xid = pg_current_xact_id();
     delete from ambo.transaction_marker m where m.xid > pg_current_xact_id();
-    update ambo.keeper k set server = '', worker_id = null, renewed_at = pg_catalog.now();
+    update ambo.keeper k set server = '', worker_id = null, renewed_at = pg_catalog.now(), timer_mark = null;
 end $$;
 
 -- One run with its input and output, in the columns of list_runs and four more.

@@ -71,7 +71,8 @@ begin
                 hint = 'Give the run that comes last a key; then a repetition finds all of them.';
         end if;
         -- Without members it may start now.
-        update ambo.timer t set due_at = case when v_ids is null then now() else 'infinity' end where t.run_id = v_then.run_id;
+        update ambo.timer t set due_at = case when v_ids is null then now() else 'infinity' end, xid = pg_current_xact_id()
+        where t.run_id = v_then.run_id;
         insert into ambo.child (run_id, child_id) select v_then.run_id, i from unnest(v_ids) i;
         insert into ambo.fan_in (run_id, upto, looked_at)
         select v_then.run_id, '00000000-0000-0000-0000-000000000000', now() where v_ids is not null;
@@ -114,6 +115,7 @@ as $$
 declare
     v_others uuid[] := p_runs;
     v_next uuid;
+    v_timer ambo.timer%rowtype;
     r record;
 begin
     -- Locked first, then looked: whoever looks at the same time does so with what has ended until then.
@@ -134,8 +136,10 @@ begin
             continue;
         end if;
         delete from ambo.fan_in f where f.run_id = r.run_id;
-        update ambo.timer t set due_at = '-infinity' where t.run_id = r.run_id and t.attempt = 0;
-        perform ambo.fire_timers(1);
+        delete from ambo.timer t where t.run_id = r.run_id and t.attempt = 0 returning t.* into v_timer;
+        if found then
+            perform ambo.make_ready(array[r.run_id], '{0}', array[v_timer.losses], array[v_timer.deadline], array[v_timer.pin]);
+        end if;
     end loop;
     return v_others;
 end $$;

@@ -46,7 +46,7 @@ begin
         else
             -- The row in timer is what says that it has not started; whoever has locked it is waited for.
             update ambo.timer t
-            set due_at = least(clock_timestamp() + p_period, ambo.run_time(v_known) + p_max)
+            set due_at = least(clock_timestamp() + p_period, ambo.run_time(v_known) + p_max), xid = pg_current_xact_id()
             where t.run_id = v_known and t.attempt = 0;
             if found then
                 update ambo.run r set input = p_input where r.id = v_known;

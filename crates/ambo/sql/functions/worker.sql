@@ -45,11 +45,12 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 -- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew. `look` says that
 -- something may have come for one of its runs.
 -- `managed`: of the queues that it serves, those that are claimed by claim_queue.
--- To the keeper it also says which workers are dead and how long until the next timer is due.
+-- To the keeper it also says which workers are dead, and where the looks for due timers go on (`timer_mark`, see fire_timers): where
+-- it is itself, or where the keeper before it was.
 create or replace function ambo.heartbeat(
-    p_worker bigint, p_in_flight integer, p_draining boolean,
+    p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json default null,
     out alive boolean, out look boolean, out is_keeper boolean, out dead bigint[],
-    out next_timer_ms bigint, out lease_ms integer, out now_us bigint, out schedules_due boolean,
+    out timer_mark json, out lease_ms integer, out now_us bigint, out schedules_due boolean,
     out next_tick_ms bigint, out managed text[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -85,11 +86,16 @@ begin
     schedules_due := exists (select from ambo.schedule s where s.next_at <= v_now and not s.paused);
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
-    if v_keeper.server <> '' and v_keeper.server <> v_server then
+    if v_keeper.server = v_server then
+        timer_mark := case when v_keeper.worker_id = p_worker then coalesce(p_timer_mark, v_keeper.timer_mark)
+                           else v_keeper.timer_mark end;
+    elsif v_keeper.server <> '' then
+        -- Nor does the snapshot in the mark mean anything on a server that was promoted.
         v_keeper.grace_until := v_alive + v_lease;
     end if;
     update ambo.keeper k
     set worker_id = p_worker, renewed_at = v_alive, server = v_server, grace_until = v_keeper.grace_until,
+        timer_mark = heartbeat.timer_mark,
         epoch = k.epoch + (k.worker_id is distinct from p_worker)::integer;
     dead := array(select w.id from ambo.worker w where w.dead_at is not null);
     if v_alive > v_keeper.grace_until then
@@ -104,9 +110,6 @@ begin
             end if;
         end loop;
     end if;
-    -- No timer, no row; greatest() would make a null to 0, which means now.
-    select greatest((extract(epoch from t.due_at - clock_timestamp()) * 1000)::bigint, 0) into next_timer_ms
-    from ambo.timer t where t.due_at < 'infinity' order by t.due_at limit 1;
     -- A schedule whose time is past waits for something else than the time.
     next_tick_ms := (select (extract(epoch from min(s.next_at) - v_now) * 1000)::bigint
                      from ambo.schedule s where s.next_at > v_now and not s.paused);

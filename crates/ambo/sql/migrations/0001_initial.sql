@@ -146,17 +146,21 @@ create table ambo.claim (
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
 -- What becomes ready later: runs that were delayed, and runs that are parked, out of every worker's memory. One that
--- waits for something other than the time is due at infinity; a row in ready that wakes it takes it out.
+-- waits for something other than the time is due at infinity; a row in ready that wakes it takes it out. `xid`: of the
+-- transaction that made it, or set its time.
 create table ambo.timer (
     run_id uuid primary key,
     due_at timestamptz not null,
     attempt integer not null,
     losses smallint not null,
     deadline timestamptz,
+    xid xid8 not null default pg_current_xact_id(),
     -- The version of the workers that it goes on in.
     pin text collate "C"
 );
 create index timer_due on ambo.timer (due_at, run_id);
+-- For what came to be due below the mark of the looks.
+create index timer_xid on ambo.timer (xid, due_at);
 
 -- Runs in some worker's memory for which something has come. The worker takes the row before it looks; one that
 -- parks a run finds it there, and the run is ready again.
@@ -373,14 +377,15 @@ create table ambo.heartbeat (
     draining boolean not null default false
 ) with (fillfactor = 50);
 
--- The keeper: an epoch in a row. `grace_until`: nobody is dead before (a server start or a promotion).
+-- The keeper: an epoch in a row. `grace_until`: nobody is dead before (a server start or a promotion). `timer_mark`: see fire_timers.
 create table ambo.keeper (
     only_row boolean primary key default true check (only_row),
     epoch bigint not null default 0,
     worker_id bigint,
     renewed_at timestamptz not null default now(),
     server text not null default '',
-    grace_until timestamptz not null default now()
+    grace_until timestamptz not null default now(),
+    timer_mark json
 ) with (fillfactor = 50);
 insert into ambo.keeper default values;
 

@@ -110,7 +110,8 @@ impl<'a> Control<'a> {
         let schema = self.engine.target.schema.clone();
         let in_flight = i32::try_from(self.life.in_flight()).unwrap_or(i32::MAX);
         let draining = self.engine.is_draining();
-        let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining).await?;
+        let mark = self.keeper.timer_mark();
+        let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining, mark).await?;
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
         self.life.report_blockers(BLOCKS);
@@ -125,16 +126,30 @@ impl<'a> Control<'a> {
         if pulse.look {
             self.look(&session).await?;
         }
-        if pulse.is_keeper && self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
-            self.life.hint.notify_one();
-        }
         if pulse.is_keeper {
+            if self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
+                self.life.hint.notify_one();
+            }
             self.engine.vault.sweep(&session, &schema);
+        } else {
+            self.keeper.retire();
         }
         let patience = if self.engine.target.pooled { RECONCILE_POOLED } else { RECONCILE };
         if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > patience {
             life::reconcile(&self.engine, &self.life, &session, &mut self.unknown).await?;
             self.reconciled = Instant::now();
+        }
+        Ok(true)
+    }
+
+    /// Between two heartbeats: timers that are due. On another connection, perhaps to another server, a heartbeat comes first.
+    async fn fire_timers(&mut self) -> Result<bool> {
+        let session = self.link.session().await?.clone();
+        if self.prepared != Some(session.number) {
+            return self.beat().await;
+        }
+        if self.keeper.fire_timers(&session, &self.engine.target.schema).await? {
+            self.life.hint.notify_one();
         }
         Ok(true)
     }
@@ -175,23 +190,33 @@ impl<'a> Control<'a> {
 /// Beats until the worker stops or is declared dead.
 pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
     let engine = control.engine.clone();
-    let mut next = Instant::now();
+    let mut next_beat = Instant::now();
+    let mut next_timer = None;
     loop {
+        let is_timer = next_timer.is_some_and(|timer| timer < next_beat);
+        let mut beats = !is_timer;
         tokio::select! {
             () = engine.stop.cancelled() => return End::Stopped,
             () = engine.rig.killed() => return End::Killed,
-            () = engine.rig.beat() => {}
+            () = engine.rig.beat() => beats = true,
             Some(notice) = control.notices.recv() => {
                 control.notice(&notice);
                 if matches!(notice, Notice::Lost) {
-                    next = Instant::now();
+                    next_beat = Instant::now();
                 }
                 continue;
             }
-            () = tokio::time::sleep_until(next) => {}
+            () = tokio::time::sleep_until(next_timer.filter(|_| is_timer).unwrap_or(next_beat)) => {}
         }
-        match control.beat().await {
-            Ok(true) => next = Instant::now() + control.keeper.next_duty(BEAT),
+        let done = if beats { control.beat().await } else { control.fire_timers().await };
+        match done {
+            Ok(true) => {
+                let now = Instant::now();
+                if beats {
+                    next_beat = now + control.keeper.next_beat(BEAT);
+                }
+                next_timer = control.keeper.next_timer().map(|timer| now + timer);
+            }
             Ok(false) => return End::Fenced,
             Err(error) => {
                 control.life.control.send_replace(None);
@@ -200,7 +225,8 @@ pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
                     () = control.link.recover(&error) => {}
                     () = engine.stop.cancelled() => return End::Stopped,
                 }
-                next = Instant::now();
+                next_beat = Instant::now();
+                next_timer = None;
             }
         }
     }

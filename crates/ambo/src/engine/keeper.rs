@@ -10,14 +10,16 @@ use crate::error::Result;
 use crate::store::connect::Session;
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
+use crate::store::timer;
 use crate::store::worker::{self, Pin, Pulse};
 use crate::telemetry;
 
 /// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
 const BURY_BATCH: i32 = 5000;
-/// Timers fired in one transaction.
+/// Timers fired, or runs ended, in one transaction.
 const TIMER_BATCH: i32 = 5000;
-const TIMER_BATCHES: u32 = 2;
+/// Between two looks at timers, however many are due: a moment for the heartbeat.
+const TIMER_PAUSE: Duration = Duration::from_millis(5);
 /// Ticks of one schedule between two heartbeats.
 const TICK_ROUNDS: u32 = 20;
 /// Between looks at the versions that runs are pinned to.
@@ -29,7 +31,10 @@ const HOUSE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Duties {
     kept_house: Option<Instant>,
+    /// Where the looks for due timers go on, and how long until the next.
+    timer_mark: Option<String>,
     next_timer: Option<Duration>,
+    next_tick: Option<Duration>,
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
@@ -49,20 +54,9 @@ impl Duties {
         for dead in &pulse.dead {
             made_ready |= bury(session, schema, keeper, *dead).await?;
         }
-        self.next_timer = pulse.next_timer;
-        if pulse.next_timer.is_some_and(|wait| wait.is_zero()) {
-            self.next_timer = Some(Duration::ZERO);
-            // At most this many batches between two heartbeats, of which the next then comes at once.
-            for _ in 0..TIMER_BATCHES {
-                let fired = worker::fire_timers(session, schema, TIMER_BATCH).await?;
-                made_ready |= fired > 0;
-                if fired < TIMER_BATCH {
-                    self.next_timer = None;
-                    break;
-                }
-            }
-        }
-        self.next_timer = [self.next_timer, pulse.next_tick].into_iter().flatten().min();
+        self.timer_mark.clone_from(&pulse.timer_mark);
+        made_ready |= self.fire_timers(session, schema).await?;
+        self.next_tick = pulse.next_tick;
         while worker::expire_runs(session, schema, TIMER_BATCH).await? == TIMER_BATCH {}
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
@@ -82,6 +76,21 @@ impl Duties {
             self.kept_house = Some(Instant::now());
         }
         Ok(made_ready)
+    }
+
+    /// Makes due timers ready; answers whether there were any.
+    pub(crate) async fn fire_timers(&mut self, session: &Session, schema: &Schema) -> Result<bool> {
+        let fired = timer::fire(session, schema, TIMER_BATCH, self.timer_mark.as_deref()).await?;
+        self.timer_mark = Some(fired.mark);
+        self.next_timer = fired.wait;
+        Ok(fired.count > 0)
+    }
+
+    /// The duties fell to another worker.
+    pub(crate) fn retire(&mut self) {
+        self.timer_mark = None;
+        self.next_timer = None;
+        self.next_tick = None;
     }
 
     /// Gives runs to any worker whose version has had none for long enough.
@@ -111,9 +120,19 @@ impl Duties {
         Ok(released > 0)
     }
 
-    /// When to beat again: a timer that is due sooner than the next heartbeat is fired on time.
-    pub(crate) fn next_duty(&self, beat: Duration) -> Duration {
-        self.next_timer.map_or(beat, |timer| timer.max(Duration::from_millis(5)).min(beat))
+    /// For the heartbeat, with which the next keeper gets it.
+    pub(crate) fn timer_mark(&self) -> Option<&str> {
+        self.timer_mark.as_deref()
+    }
+
+    /// How long until the next heartbeat: a tick that is due sooner is on time.
+    pub(crate) fn next_beat(&self, beat: Duration) -> Duration {
+        self.next_tick.map_or(beat, |tick| tick.max(TIMER_PAUSE).min(beat))
+    }
+
+    /// How long until the next look at timers, where one is due soon.
+    pub(crate) fn next_timer(&self) -> Option<Duration> {
+        self.next_timer.map(|timer| timer.max(TIMER_PAUSE))
     }
 }
 

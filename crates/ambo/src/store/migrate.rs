@@ -53,6 +53,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/worker.sql"),
     include_str!("../../sql/functions/workflow.sql"),
     include_str!("../../sql/functions/keeper.sql"),
+    include_str!("../../sql/functions/timer.sql"),
     include_str!("../../sql/functions/partition.sql"),
     include_str!("../../sql/functions/admin.sql"),
     include_str!("../../sql/functions/list.sql"),

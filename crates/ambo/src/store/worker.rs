@@ -73,8 +73,8 @@ pub(crate) struct Pulse {
     pub(crate) is_keeper: bool,
     /// To the keeper: workers to bury.
     pub(crate) dead: Vec<i64>,
-    /// To the keeper: how long until the next timer is due.
-    pub(crate) next_timer: Option<Duration>,
+    /// To the keeper: where the looks for due timers go on.
+    pub(crate) timer_mark: Option<String>,
     /// The lease in milliseconds.
     pub(crate) lease_ms: i32,
     /// The time of the database, in microseconds since 1970.
@@ -98,15 +98,21 @@ pub(crate) async fn heartbeat(
     worker: i64,
     in_flight: i32,
     draining: bool,
+    timer_mark: Option<&str>,
 ) -> Result<Pulse> {
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, look, is_keeper, dead, next_timer_ms, lease_ms, now_us, schedules_due, next_tick_ms,
+                "select alive, look, is_keeper, dead, timer_mark::text, lease_ms, now_us, schedules_due, next_tick_ms,
                         managed
-                 from ambo.heartbeat($1, $2, $3)",
+                 from ambo.heartbeat($1, $2, $3, $4::text::json)",
             ),
-            &[(&worker, Type::INT8), (&in_flight, Type::INT4), (&draining, Type::BOOL)],
+            &[
+                (&worker, Type::INT8),
+                (&in_flight, Type::INT4),
+                (&draining, Type::BOOL),
+                (&timer_mark, Type::TEXT),
+            ],
         )
         .await?;
     let pulse = || -> Result<Pulse, tokio_postgres::Error> {
@@ -115,7 +121,7 @@ pub(crate) async fn heartbeat(
             look: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
             is_keeper: row.try_get(2)?,
             dead: row.try_get::<_, Option<_>>(3)?.unwrap_or_default(),
-            next_timer: row.try_get::<_, Option<i64>>(4)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            timer_mark: row.try_get(4)?,
             lease_ms: row.try_get(5)?,
             now_us: row.try_get(6)?,
             schedules_due: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
@@ -170,12 +176,6 @@ pub(crate) async fn bury(
         })
     };
     burial().map_err(from_driver)
-}
-
-/// Makes due timers ready, up to `limit`; answers how many.
-pub(crate) async fn fire_timers(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
-    let row = session.query_one(&schema.sql("select ambo.fire_timers($1)"), &[(&limit, Type::INT4)]).await?;
-    row.try_get(0).map_err(from_driver)
 }
 
 /// Ends runs whose time to start is over, up to `limit`; answers how many.

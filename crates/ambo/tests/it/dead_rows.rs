@@ -8,7 +8,8 @@ async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
         'ambo.ready'::regclass, 'ambo.ready_pkey'::regclass, 'ambo.ready_xid'::regclass, 'ambo.ready_pin'::regclass,
         'ambo.wake'::regclass, 'ambo.wake_pkey'::regclass,
         'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass,
-        'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass]) o";
+        'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass,
+        'ambo.timer_xid'::regclass]) o";
     sql.batch_execute("begin").await.unwrap();
     // The figure holds what earlier transactions of the session have not reported yet.
     let before: i64 = sql.query_one(count, &[]).await.unwrap().get(0);
@@ -56,4 +57,62 @@ async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
     let walk = "set local enable_seqscan = off; select from ambo.wake limit 1";
     let blocks = blocks_of(&db.sql, walk).await;
     assert!(blocks > 200, "a walk touched {blocks} blocks only");
+}
+
+/// Looks for due timers until none is left; answers how many there were and where the next look goes on.
+async fn fire_all(sql: &tokio_postgres::Client, mark: Option<String>) -> (i32, String) {
+    let (mut all, mut mark) = (0, mark);
+    loop {
+        let look = "select fired, mark::text, wait_ms from ambo.fire_timers(5000, $1::text::json)";
+        let row = sql.query_one(look, &[&mark]).await.unwrap();
+        all += row.get::<_, i32>(0);
+        mark = Some(row.get(1));
+        if row.get::<_, Option<i64>>(2) != Some(0) {
+            return (all, mark.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_look_for_due_timers_does_not_walk_over_those_that_were() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let insert = |n: u32, due: &str| {
+        format!(
+            "insert into ambo.timer (run_id, due_at, attempt, losses)
+             select gen_random_uuid(), {due}, 1, 0 from generate_series(1, {n}) n"
+        )
+    };
+    let mut mark = None;
+    for _ in 0..3 {
+        // Some at one time, some that are woken before theirs, and some in a transaction that stays open.
+        db.sql.batch_execute(&insert(20_000, "now()")).await.unwrap();
+        db.sql.batch_execute(&insert(20_000, "clock_timestamp() - n * interval '1 ms'")).await.unwrap();
+        db.sql.batch_execute(&insert(20_000, "now() + interval '1 hour'")).await.unwrap();
+        db.sql.batch_execute("delete from ambo.timer where due_at > now()").await.unwrap();
+        let (fired, next) = fire_all(&db.sql, mark).await;
+        assert_eq!(fired, 40_000);
+        let open = connect(&db.url).await;
+        open.batch_execute(&format!("begin; {}", insert(20_000, "now() - interval '1 hour'"))).await.unwrap();
+        // From here on it is in progress at every look.
+        db.sql.batch_execute("select pg_current_xact_id()").await.unwrap();
+        let (_, mut next) = fire_all(&db.sql, Some(next)).await;
+        for due in ["now() - interval '1 day'", "clock_timestamp()"] {
+            let look = format!("select ambo.fire_timers(5000, '{next}')");
+            let blocks = blocks_of(&db.sql, &look).await;
+            println!("a look: {blocks} blocks");
+            assert!(blocks < 60, "a look at nothing touched {blocks} blocks");
+            db.sql.batch_execute(&insert(1, due)).await.unwrap();
+            let blocks = blocks_of(&db.sql, &look).await;
+            println!("one due {due}: {blocks} blocks");
+            assert!(blocks < 100, "a look at one timer touched {blocks} blocks");
+            next = fire_all(&db.sql, Some(next)).await.1;
+        }
+        open.batch_execute("rollback").await.unwrap();
+        mark = Some(next);
+    }
+    // That the figures mean something.
+    let blocks = blocks_of(&db.sql, "select ambo.fire_timers(5000)").await;
+    assert!(blocks > 1000, "without a mark a look touched {blocks} blocks only");
 }

@@ -73,7 +73,12 @@ async fn the_time_to_start_counts_from_when_a_run_may_start() {
     run.on(&db.client).await.unwrap();
     let after = "select count(*) from ambo.run r join ambo.timer t on t.run_id = r.id where r.start_by = t.due_at + interval '1 minute'";
     assert_eq!(db.number(after).await, 1);
-    db.sql.batch_execute("update ambo.timer set due_at = now(); select ambo.fire_timers(10)").await.unwrap();
+    db.sql
+        .batch_execute(
+            "update ambo.timer set due_at = now(), xid = pg_current_xact_id(); select ambo.fire_timers(10)",
+        )
+        .await
+        .unwrap();
     assert_eq!(db.number("select count(*) from ambo.ready where start_by is not null").await, 1);
     let at = |seconds| jiff::Timestamp::now() + Duration::from_secs(seconds);
     let both = Enqueue::named("count", &1).start_by(at(60)).start_within(Duration::from_secs(60));

@@ -59,6 +59,7 @@ mod stage;
 mod testbed;
 #[cfg(feature = "testing")]
 mod time_limits;
+mod timers;
 mod trace;
 #[cfg(feature = "sqlx")]
 mod transaction;

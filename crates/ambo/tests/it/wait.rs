@@ -301,7 +301,7 @@ async fn a_run_that_waits_for_an_event_is_parked_however_long_it_stays_first() {
     let later = later.unwrap().run;
     let run = Enqueue::<Untyped>::named("waits", &later).on(&db.client).await.unwrap().run;
     db.until("select exists (select from ambo.timer where attempt > 0)").await;
-    db.sql.batch_execute("update ambo.timer set due_at = now()").await.unwrap();
+    db.sql.batch_execute("update ambo.timer set due_at = now(), xid = pg_current_xact_id()").await.unwrap();
     assert_eq!(db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap(), 7);
     worker.drain(Duration::ZERO).await;
 }
