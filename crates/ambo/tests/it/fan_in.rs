@@ -97,7 +97,7 @@ async fn a_fan_in_of_ten_thousand_takes_as_long_as_its_members() {
     assert_eq!(result(&db.client, all.then.run).await, 1);
     let took = started.elapsed();
     // Each look reads what has ended since: far from a member for each member, which would take minutes.
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert_eq!(begun.load(Ordering::SeqCst), 1);
     println!("10,000 members: {took:?}");
 }

@@ -281,9 +281,12 @@ async fn the_timeout_of_a_run_ends_it_while_it_is_parked() {
     let db = database().await;
     let tally = Arc::new(Tally::default());
     let worker = builder(&db, &tally).start().await.unwrap();
-    let nap = Enqueue::named("nap", &3_600_000).timeout(Duration::from_millis(2500));
+    let nap = Enqueue::named("nap", &7_200_000).timeout(Duration::from_secs(3600));
     let run = nap.on(&db.client).await.unwrap().run;
     db.until(PARKED).await;
+    let an_hour_on = "update ambo.timer set due_at = now(), deadline = now(), xid = pg_current_xact_id()
+        where due_at = deadline";
+    assert_eq!(db.sql.execute(an_hour_on, &[]).await.unwrap(), 1, "it is due when its time is over");
     let error = db.client.handle::<Untyped>(run).result_as::<u32, Error>().await.unwrap_err();
     assert_eq!(Error::from(error).code(), Code::RunTimeout);
     worker.drain(Duration::ZERO).await;

@@ -49,7 +49,8 @@ async fn a_sleeping_worker_begins_soon_after_a_commit_elsewhere() {
     // An hour: whoever is woken was woken by the commit.
     let (_worker, mut began) = listener(&db, Duration::from_secs(3600)).await;
     let median = median_ms(&db, &mut began, 20).await;
-    assert!(median < 50, "the median was {median} ms");
+    // Far below a second, after which a heartbeat might have found it; how far depends on the machine.
+    assert!(median < 500, "the median was {median} ms");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +68,7 @@ async fn no_enqueue_is_missed_by_a_worker_that_is_just_falling_asleep() {
         caller.batch_execute(ENQUEUE).await.unwrap();
         until_asleep(&db).await;
         caller.batch_execute("commit").await.unwrap();
-        let found = tokio::time::timeout(Duration::from_secs(3), began.recv()).await;
+        let found = tokio::time::timeout(Duration::from_secs(20), began.recv()).await;
         assert!(found.is_ok(), "in round {n} the run was not found: a lost wake-up");
     }
 }
