@@ -23,6 +23,7 @@ declare
     v_count integer;
     v_fenced uuid[] := '{}';
     v_ended uuid[];
+    v_ended_attempts integer[];
     v_all boolean;
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
@@ -50,14 +51,14 @@ begin
                 cross join lateral (
                     select c.ctid as place from ambo.claim c
                     where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt offset 0) h))
-            returning c.run_id)
-        select array_agg(e.run_id) into v_ended from ended e;
+            returning c.run_id, c.attempt)
+        select array_agg(e.run_id), array_agg(e.attempt) into v_ended, v_ended_attempts from ended e;
         v_all := coalesce(cardinality(v_ended), 0) = cardinality(p_ended_runs);
         insert into ambo.outcome (run_id, attempt, status, output, error)
         select e.run_id, e.attempt, e.status::ambo.status, e.output, e.error
         from unnest(p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors)
             as e (run_id, attempt, status, output, error)
-        where v_all or e.run_id = any (v_ended);
+        where v_all or (e.run_id, e.attempt) in (select * from unnest(v_ended, v_ended_attempts));
         if not v_all then
             select v_fenced || coalesce(array_agg(e.run_id), '{}') into v_fenced
             from unnest(p_ended_runs, p_ended_attempts) as e (run_id, attempt)

@@ -119,7 +119,7 @@ impl Claimer {
                 std::future::pending::<()>().await;
             }
             let deadline = if let Some((suspect, since)) = self.alone
-                && self.life.knows(&suspect)
+                && self.life.run(&suspect).is_some()
                 && since.elapsed() < SOLITUDE
             {
                 Some(since + SOLITUDE)

@@ -79,7 +79,7 @@ pub(crate) async fn execute(
     }
     // The outcome itself may still be refused or fenced: then nobody else would take the run out of memory. The reason
     // that led to this ending is not another one.
-    if life.knows(&run.id) {
+    if life.holds(&run) {
         tokio::select! {
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.lose(&run),
@@ -262,7 +262,7 @@ async fn hand_back(engine: &Engine, life: &Arc<Life>, run: &Arc<Run>) {
         None => Err(Error::new(Code::Unavailable, "the connection is cut")),
     };
     match handed_back {
-        Ok(()) => life.forget(&run.id),
+        Ok(()) => life.forget(run),
         Err(error) => {
             tracing::warn!(run = %run.id, %error, "could not hand the run back; its lease will run out");
             life.lose(run);

@@ -75,15 +75,26 @@ impl Life {
         let deadline = identity.deadline;
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
         self.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
+        let earlier = self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
+        if let Some(earlier) = earlier {
+            // Claimed again before this worker learned that its park had committed: the answer is late, or lost.
+            earlier.stop(Stop::Fenced);
+            self.make_room(&earlier);
+        }
         run.meters.run_started();
         let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input, deadline);
         engine.runtime.spawn(execution);
     }
 
-    pub(crate) fn knows(&self, run: &Uuid) -> bool {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run)
-            || self.suspects().iter().any(|suspect| suspect.id == *run)
+    /// Whether this claim of a run is in memory.
+    pub(crate) fn knows(&self, run: &Uuid, attempt: i32) -> bool {
+        self.run(run).is_some_and(|run| run.attempt == attempt)
+            || self.suspects().iter().any(|suspect| suspect.id == *run && suspect.attempt == attempt)
+    }
+
+    /// Whether a run is in memory, and not a later claim of it instead.
+    pub(crate) fn holds(&self, run: &Arc<Run>) -> bool {
+        self.run(&run.id).is_some_and(|held| Arc::ptr_eq(&held, run))
     }
 
     pub(crate) fn suspects(&self) -> std::sync::MutexGuard<'_, VecDeque<ClaimedRun>> {
@@ -115,22 +126,31 @@ impl Life {
     }
 
     /// A run is out of memory, and the database may not know it.
-    pub(crate) fn lose(&self, run: &Run) {
+    pub(crate) fn lose(&self, run: &Arc<Run>) {
         self.slots.recount(&run.queue);
-        self.forget(&run.id);
+        self.forget(run);
     }
 
-    /// A run is out of memory: ended, parked or handed back.
-    pub(crate) fn forget(&self, run: &Uuid) {
-        let forgotten = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
-        if let Some(run_forgotten) = forgotten {
-            if run_forgotten.slot.as_ref().is_some_and(|slot| self.slots.free(slot)) {
-                self.hint.notify_one();
+    /// A run is out of memory: ended, parked or handed back. A later claim of it stays.
+    pub(crate) fn forget(&self, run: &Arc<Run>) {
+        {
+            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            if !runs.get(&run.id).is_some_and(|held| Arc::ptr_eq(held, run)) {
+                return;
             }
-            self.in_flight.fetch_sub(1, Ordering::AcqRel);
-            self.room.notify_one();
-            self.outcomes.lose(*run);
+            runs.remove(&run.id);
         }
+        self.make_room(run);
+        self.outcomes.lose(run.id);
+    }
+
+    /// A run does not execute here any more.
+    fn make_room(&self, run: &Run) {
+        if run.slot.as_ref().is_some_and(|slot| self.slots.free(slot)) {
+            self.hint.notify_one();
+        }
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.room.notify_one();
     }
 }
 
@@ -139,7 +159,7 @@ impl journal::Witness for Life {
         run.meters.run_ended(outcome.status);
         run.settle();
         self.outcomes.settle(run.id, outcome, sent);
-        self.forget(&run.id);
+        self.forget(run);
     }
 
     fn lost(&self, run: &Arc<Run>) {
@@ -149,7 +169,7 @@ impl journal::Witness for Life {
 
     fn parked(&self, run: &Arc<Run>) {
         run.settle();
-        self.forget(&run.id);
+        self.forget(run);
     }
 
     fn published(&self, run: &Arc<Run>) {
@@ -302,7 +322,7 @@ async fn settle_unknown(
     let unknown: Vec<(Uuid, i32)> = claim::claims_of(session, schema, life.worker)
         .await?
         .into_iter()
-        .filter(|(run, _)| !life.knows(run))
+        .filter(|(run, attempt)| !life.knows(run, *attempt))
         .collect();
     let lost: Vec<(Uuid, i32)> =
         unknown.iter().copied().filter(|claim| unknown_before.contains(claim)).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ambo::{Ctx, Enqueue, Error, Failure, Handle, Result, TokioPostgres, Untyped, Worker};
+use ambo::{Ctx, Enqueue, Error, Failure, Handle, Result, SendSignal, TokioPostgres, Untyped, Worker};
 use ambo_postgres::{Cluster, Place, Shutdown};
 
 use crate::harness::{Database, connect, database, database_at};
@@ -193,6 +193,46 @@ async fn journals_cut_in_the_midst_of_a_flush_lose_nothing_and_repeat_nothing() 
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_whose_answer_was_lost_are_not_stranded() {
     cut_again_and_again("ambo worker claims", 12, 100).await;
+}
+
+/// What committed a park is not heard of; the run is woken and claimed again by its worker, which then learns that the
+/// earlier claim is gone. It must not take the later one for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_claimed_again_before_its_park_was_heard_of_goes_on() {
+    let db = database().await;
+    let proxy = Proxy::before(&db.url).await;
+    let client = ambo::Client::connect(&proxy.url).await.unwrap();
+    let worker =
+        Worker::builder(&client).workflow_fn("wait", async |mut cx: Ctx<'_>, (): ()| -> Result<i64> {
+            let first: i64 = cx.signal("first").await?;
+            let second: i64 = cx.signal("second").await?;
+            Ok(first + second)
+        });
+    let worker = worker.workflow_fn("noop", async |_: Ctx<'_>, (): ()| -> Result<()> { Ok(()) });
+    let worker = worker.max_in_flight(2).start().await.unwrap();
+    // Until both lanes of the journal have their connection.
+    let lanes = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'ambo worker journal'";
+    while db.number(lanes).await < 2 {
+        let noop = ambo::enqueue_all(&db.client, [Enqueue::named("noop", &())]).await.unwrap()[0].run;
+        let handle: Handle<Untyped> = db.client.handle(noop);
+        handle.result_as::<(), Error>().await.unwrap();
+    }
+    let run = ambo::enqueue_all(&db.client, [Enqueue::named("wait", &())]).await.unwrap()[0].run;
+    db.until("select count(*) = 1 from ambo.claim").await;
+    proxy.mute("ambo worker journal");
+    db.until("select count(*) = 0 from ambo.claim").await;
+    SendSignal::new(run, "first", &1).on(&db.client).await.unwrap();
+    db.until("select count(*) = 1 from ambo.claim where attempt = 2").await;
+    proxy.cut("ambo worker journal");
+    db.until("select count(*) = 0 from ambo.claim").await;
+    SendSignal::new(run, "second", &2).on(&db.client).await.unwrap();
+    let handle: Handle<Untyped> = db.client.handle(run);
+    let result = tokio::time::timeout(Duration::from_secs(20), handle.result_as::<i64, Error>()).await;
+    assert_eq!(result.expect("the run is stranded").unwrap(), 3);
+    // A place that is never free again would stand here for ever.
+    db.until("select in_flight = 0 from ambo.heartbeat").await;
+    worker.drain(Duration::ZERO).await;
 }
 
 /// The network goes, and the server knows nothing of it: a claim that the worker has given up commits long after.

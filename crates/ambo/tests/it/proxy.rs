@@ -1,7 +1,7 @@
 //! A proxy before the server that knows its protocol: counts round trips, and loses what a test wants lost.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -34,8 +34,15 @@ struct State {
     lost: AtomicU64,
     round_trips: AtomicU64,
     keeps_options: AtomicBool,
-    /// Each connection by the name that its client gave, with what cuts it.
-    connections: Mutex<Vec<(String, Arc<Notify>)>>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+}
+
+/// One connection, by the name that its client gave.
+#[derive(Default)]
+struct Connection {
+    name: OnceLock<String>,
+    cut: Notify,
+    is_mute: AtomicBool,
 }
 
 impl Proxy {
@@ -61,8 +68,11 @@ impl Proxy {
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
                 let swallows = Arc::new(AtomicBool::new(false));
-                let answers = tokio::spawn(answers(from_server, to_client, shared.clone(), swallows.clone()));
-                tokio::spawn(requests(from_client, to_server, shared.clone(), answers, swallows));
+                let connection = Arc::<Connection>::default();
+                shared.connections.lock().expect("no panic").push(connection.clone());
+                let ways = (shared.clone(), connection.clone(), swallows.clone());
+                let answers = tokio::spawn(answers(from_server, to_client, ways));
+                tokio::spawn(requests(from_client, to_server, shared.clone(), connection, answers, swallows));
             }
         });
         Proxy { url, state, accepting }
@@ -80,8 +90,18 @@ impl Proxy {
 
     /// Closes the ends of the clients with this name. The server sees nothing: what it does for them goes on.
     pub(crate) fn cut(&self, name: &str) {
-        let connections = self.state.connections.lock().expect("no panic");
-        connections.iter().filter(|(known, _)| known == name).for_each(|(_, cut)| cut.notify_one());
+        self.named(name).for_each(|connection| connection.cut.notify_one());
+    }
+
+    /// From the next execution of a statement on, the clients with this name hear nothing of the server, which hears all of
+    /// them.
+    pub(crate) fn mute(&self, name: &str) {
+        self.named(name).for_each(|connection| connection.is_mute.store(true, Ordering::SeqCst));
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = Arc<Connection>> {
+        let connections = self.state.connections.lock().expect("no panic").clone();
+        connections.into_iter().filter(move |connection| connection.name.get().is_some_and(|own| own == name))
     }
 
     /// How many were lost.
@@ -115,10 +135,15 @@ async fn message(from: &mut OwnedReadHalf) -> std::io::Result<(u8, Vec<u8>)> {
 async fn answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    state: Arc<State>,
-    swallows: Arc<AtomicBool>,
+    (state, connection, swallows): (Arc<State>, Arc<Connection>, Arc<AtomicBool>),
 ) {
+    let mut is_silent = false;
     while let Ok((tag, bytes)) = message(&mut from).await {
+        // What only prepares a statement is answered: parameters were not bound yet.
+        is_silent |= tag == b'2' && connection.is_mute.load(Ordering::SeqCst);
+        if is_silent {
+            continue;
+        }
         if swallows.load(Ordering::SeqCst) {
             if tag == b'C' && (bytes[5..].starts_with(b"COMMIT") || bytes[5..].starts_with(b"ROLLBACK")) {
                 return;
@@ -159,6 +184,7 @@ async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     state: Arc<State>,
+    connection: Arc<Connection>,
     answers: tokio::task::JoinHandle<()>,
     swallows: Arc<AtomicBool>,
 ) {
@@ -175,13 +201,12 @@ async fn requests(
     if to.write_all(&length.to_be_bytes()).await.is_err() {
         return;
     }
-    let cut = Arc::new(Notify::new());
-    state.connections.lock().expect("no panic").push((client_name(&start), cut.clone()));
+    connection.name.get_or_init(|| client_name(&start));
     let mut sent = to.write_all(&start).await.is_ok();
     while sent {
         let message = tokio::select! {
             message = message(&mut from) => message,
-            () = cut.notified() => {
+            () = connection.cut.notified() => {
                 answers.abort();
                 let _ = answers.await;
                 drop(from);
