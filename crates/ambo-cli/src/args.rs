@@ -356,6 +356,9 @@ pub(crate) struct RunCancel {
     /// Why; recorded with the run
     #[arg(long, value_name = "TEXT", default_value = "by an operator")]
     pub(crate) reason: String,
+    /// They end within this span, such as 30s or 10m, undone or not: what is left then makes them dead
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) grace: Option<Duration>,
 }
 
 /// `ambo run enqueue`

@@ -91,6 +91,7 @@ pub fn job(options: TokenStream, item: TokenStream) -> TokenStream {
 /// - `name = "charge"`: the recorded name. Default: the function's.
 /// - `retry = Retry::exponential()`: an expression, as for `Step::retry`.
 /// - `timeout = Duration::from_secs(30)`: an expression, as for `Step::timeout`.
+/// - `cancel_at_once`: a cancel of the run drops an attempt under way, as `Step::cancel_at_once`.
 /// - `crate = path`: where `ambo` is. Default: `::ambo`.
 ///
 /// # Example

@@ -19,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) retry: Option<Expr>,
     /// The time limit of one attempt of a step.
     pub(crate) timeout: Option<Expr>,
+    /// A cancel does not wait for an attempt of a step that is under way.
+    pub(crate) cancel_at_once: bool,
     /// The function that says whether to try a workflow again is no use.
     pub(crate) permanent: Option<Expr>,
 }
@@ -26,7 +28,14 @@ pub(crate) struct Options {
 impl Options {
     /// Reads them; `known` are those that this macro has.
     pub(crate) fn parse(tokens: TokenStream, known: &[&str]) -> Result<Self> {
-        let mut options = Options { ambo: None, name: None, retry: None, timeout: None, permanent: None };
+        let mut options = Options {
+            ambo: None,
+            name: None,
+            retry: None,
+            timeout: None,
+            cancel_at_once: false,
+            permanent: None,
+        };
         let parser = syn::meta::parser(|meta| {
             let key = meta.path.get_ident().map(Ident::to_string).unwrap_or_default();
             match key.as_str() {
@@ -36,6 +45,10 @@ impl Options {
                 "crate" => options.ambo = Some(meta.value()?.call(Path::parse_mod_style)?),
                 "name" => options.name = Some(name(meta.value()?.parse()?)?),
                 "retry" => options.retry = Some(meta.value()?.parse()?),
+                "cancel_at_once" if meta.input.peek(syn::Token![=]) => {
+                    return Err(meta.error("`cancel_at_once` is there or not, and takes no value"));
+                }
+                "cancel_at_once" => options.cancel_at_once = true,
                 "permanent" => options.permanent = Some(meta.value()?.parse()?),
                 _ => options.timeout = Some(meta.value()?.parse()?),
             }
@@ -59,7 +72,11 @@ impl Options {
 }
 
 fn list(options: &[&str]) -> String {
-    options.iter().map(|option| format!("`{option} = ...`")).collect::<Vec<_>>().join(", ")
+    let shown = options.iter().map(|option| match *option {
+        "cancel_at_once" => format!("`{option}`"),
+        _ => format!("`{option} = ...`"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 fn name(literal: LitStr) -> Result<LitStr> {

@@ -31,7 +31,7 @@ pub(crate) fn expand(options: TokenStream, item: &mut ItemFn) -> Result<TokenStr
 }
 
 fn parse(options: TokenStream, item: &ItemFn) -> Result<Step> {
-    let options = Options::parse(options, &["name", "retry", "timeout", "crate"])?;
+    let options = Options::parse(options, &["name", "retry", "timeout", "cancel_at_once", "crate"])?;
     let function = Function::check(item, "a step")?;
     let mut attempt = false;
     let mut arguments = Vec::new();
@@ -105,7 +105,7 @@ impl Step {
     }
 
     fn generate(&self) -> TokenStream {
-        let Options { retry, timeout, .. } = &self.options;
+        let Options { retry, timeout, cancel_at_once, .. } = &self.options;
         let Function { item, returned, .. } = &self.function;
         let ambo = self.options.ambo(returned.span());
         let conditions = self.function.conditions();
@@ -129,6 +129,7 @@ impl Step {
         };
         let retry = retry.iter();
         let timeout = timeout.iter();
+        let at_once = cancel_at_once.then(|| quote!(.cancel_at_once()));
         quote! {
             #item
 
@@ -154,6 +155,7 @@ impl Step {
                         #ambo::Ctx::step_with(#cx, #name, move |#attempt| #call)
                             #(.retry(#retry))*
                             #(.timeout(#timeout))*
+                            #at_once
                     }
                 }
             };

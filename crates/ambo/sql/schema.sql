@@ -19,6 +19,7 @@ table cancel_request
     run_id uuid not null
     requested_at timestamp with time zone not null default now()
     reason text
+    undo_by timestamp with time zone
     UNIQUE index cancel_request_pkey btree (run_id)
 
 partitioned table checkpoint
@@ -387,7 +388,7 @@ table workflow
     graph json
     UNIQUE index workflow_pkey btree (name)
 
-function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text)
+function act_on_runs(p_act text, p_runs uuid[], p_position text DEFAULT NULL::text, p_reason text DEFAULT NULL::text, p_grace interval DEFAULT NULL::interval)
     returns TABLE(run_id uuid, answer text, code text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -419,11 +420,11 @@ function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT reco
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
-function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[])
+function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[], OUT undo_by_us bigint[])
     returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
-function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text)
+function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text, p_grace interval DEFAULT NULL::interval)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -440,11 +441,11 @@ function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since tex
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
 
 function claimed_runs(p_worker bigint, p_runs uuid[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid, too_late boolean)
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid, too_late boolean, undo_left_ms bigint)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean)
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint)

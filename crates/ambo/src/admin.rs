@@ -1,6 +1,8 @@
 //! What an operator sees: runs, queues, workers, and the health of the installation. All of it serialises, for
 //! `--json` and dashboards.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -279,8 +281,8 @@ pub struct DeadError {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Act {
-    /// Ask them to end, with a reason: as [`Client::cancel`](crate::Client::cancel).
-    Cancel(String),
+    /// Ask them to end: as [`Client::cancel`](crate::Client::cancel).
+    Cancel(Cancel),
     /// Run them again from their checkpoints: as [`Client::retry`](crate::Client::retry).
     Retry,
     /// Run them again from a position: as [`Client::rewind`](crate::Client::rewind).
@@ -309,6 +311,35 @@ pub struct Acted {
     pub refused: Option<String>,
 }
 
+/// How a run is asked to end. A text is the reason alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cancel {
+    pub(crate) reason: String,
+    pub(crate) grace: Option<Duration>,
+}
+
+impl Cancel {
+    /// Why; recorded with the request, up to 1000 characters of it.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Cancel { reason: reason.into(), grace: None }
+    }
+
+    /// The run ends within this span from now on, above zero and at most ten years, and so do its children: what is not undone by then
+    /// makes it dead (`AMBO039`), and a [retry](crate::Client::retry) goes on undoing. A step that does not allow to be dropped is
+    /// dropped then too. Asked again, the earlier end counts. Default: it ends when its code has come back and it is undone,
+    /// however long that takes.
+    pub fn grace(mut self, span: Duration) -> Self {
+        self.grace = Some(span);
+        self
+    }
+}
+
+impl<T: Into<String>> From<T> for Cancel {
+    fn from(reason: T) -> Self {
+        Cancel::new(reason)
+    }
+}
+
 /// What a request to cancel did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -316,7 +347,7 @@ pub struct Acted {
 pub enum Cancelled {
     /// The run waited to be claimed and has ended as cancelled.
     AtOnce,
-    /// The run is in execution; it ends at its next durable call.
+    /// The run is in execution; it ends at its next durable call, or at once in a wait or a step that allows it.
     Requested,
     /// The run had ended before, in this state.
     AlreadyEnded(String),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign,
+    Act, Acted, Cancel, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign,
     WorkerSummary, WorkflowSummary,
 };
 use crate::context::update;
@@ -233,12 +233,23 @@ impl Client {
         detail.ok_or_else(|| unknown(run))
     }
 
-    /// Asks a run to end: one that waits to be claimed at once, one in execution at its next durable call.
+    /// Asks a run to end, with a reason or a [`Cancel`]: one that waits to be claimed at once, one in execution at its next durable
+    /// call, or in the midst of a wait or of a step that [allows it](crate::Step::cancel_at_once).
+    ///
+    /// # Example: it ends within five minutes, undone or not
+    /// ```no_run
+    /// # async fn example(client: ambo::Client, run: ambo::RunId) -> ambo::Result<()> {
+    /// use std::time::Duration;
+    /// client.cancel(run, ambo::Cancel::new("withdrawn").grace(Duration::from_secs(300))).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// `AMBO033` if there is no such run.
-    pub async fn cancel(&self, run: RunId, reason: &str) -> Result<Cancelled> {
-        let said = admin::cancel_run(&self.session().await?, self.schema(), run.as_uuid(), reason).await?;
+    /// `AMBO033` if there is no such run, `AMBO005` for the grace.
+    pub async fn cancel(&self, run: RunId, cancel: impl Into<Cancel>) -> Result<Cancelled> {
+        let (session, cancel) = (self.session().await?, cancel.into());
+        let said = admin::cancel_run(&session, self.schema(), run.as_uuid(), &cancel).await?;
         Ok(match said.as_str() {
             "requested" => Cancelled::Requested,
             "cancelled" => Cancelled::AtOnce,

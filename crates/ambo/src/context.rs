@@ -344,8 +344,8 @@ impl<'run> Ctx<'run> {
         futures_util::stream::iter(calls).buffered(limit.max(1)).collect().await
     }
 
-    /// Registers what undoes the step before: should the run fail or be cancelled, all that was registered is run in reverse
-    /// order, each as a step of its own, tried ten times with growing pauses. One that fails for good leaves the run dead
+    /// Registers what undoes the step before: should the run fail, be cancelled or run out of time, all that was registered is run
+    /// in reverse order, each as a step of its own, tried ten times with growing pauses. One that fails for good leaves the run dead
     /// (`AMBO029`), with what it could not undo as the reason.
     pub fn compensate<E, F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, body: F)
     where

@@ -5,6 +5,7 @@
 
 pub(crate) mod claimer;
 pub(crate) mod clock;
+pub(crate) mod conclude;
 pub(crate) mod control;
 pub(crate) mod dispatcher;
 pub(crate) mod executor;
@@ -13,6 +14,7 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod keeper;
 pub(crate) mod life;
+pub(crate) mod refusal;
 pub(crate) mod rehearse;
 pub(crate) mod run;
 pub(crate) mod script;

@@ -224,8 +224,8 @@ impl<W> Enqueue<W> {
         self.set(|run| run.at = Some(at.max(Timestamp::UNIX_EPOCH)))
     }
 
-    /// How long the run may take, from its first claim, up to 10 years. Default: no limit. After it, it has failed (`AMBO024`), and
-    /// nothing is undone.
+    /// How long the run may take, from its first claim, up to 10 years. Default: no limit. After it, what it did
+    /// is [undone](crate::Ctx::compensate), which has no limit, and it has failed (`AMBO024`).
     pub fn timeout(self, timeout: Duration) -> Self {
         self.set(|run| run.timeout = Some(timeout))
     }

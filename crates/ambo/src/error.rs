@@ -100,6 +100,8 @@ codes! {
     InvalidGraph = "037",
     /// What was sent to a run does not fit the type that it waits for.
     UnfitMessage = "038",
+    /// The grace of a cancel was over before the run was undone.
+    GraceOver = "039",
     /// The database cannot be reached, or does not accept writes.
     Unavailable = "040",
     /// The configuration is wrong.

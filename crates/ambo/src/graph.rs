@@ -94,6 +94,7 @@ struct Entry<E> {
 struct Options {
     retry: Retry,
     timeout: Option<Duration>,
+    cancel_at_once: bool,
 }
 
 /// What a node takes: a [`Node`], a tuple of up to six of them, a `Vec` of nodes of one type, or `()` for nothing. Sealed.
@@ -198,7 +199,7 @@ impl<E: ApplicationError + From<Error>> Graph<E> {
         let id = GRAPHS.fetch_add(1, Ordering::Relaxed);
         let mut graph = Graph { id, nodes: Vec::new(), fault: None };
         let shape = ShapeNode::new::<I>("input", ShapeKind::Input, Vec::new());
-        let options = Options { retry: Retry::none(), timeout: None };
+        let options = Options { retry: Retry::none(), timeout: None, cancel_at_once: false };
         graph.nodes.push(Entry { shape, body: None, options, is_sink: is_unit::<I>() });
         let output = declare(&mut graph, Node { graph: id, index: 0, gives: PhantomData });
         graph.check(output.graph, output.index)?;
@@ -304,7 +305,7 @@ impl<E: ApplicationError + From<Error>> Graph<E> {
             self.fault.get_or_insert_with(|| format!("{name:?} takes the result of a node of another graph"));
         }
         let inputs = nodes.into_iter().map(|(_, index)| index).collect();
-        let options = Options { retry: Retry::none(), timeout: None };
+        let options = Options { retry: Retry::none(), timeout: None, cancel_at_once: false };
         let shape = ShapeNode::new::<T>(name, kind, inputs);
         self.nodes.push(Entry { shape, body: Some(body), options, is_sink: is_unit::<T>() });
         Node { graph: self.id, index: self.nodes.len() - 1, gives: PhantomData }
@@ -318,6 +319,11 @@ impl<E: ApplicationError + From<Error>> Graph<E> {
     /// How long one attempt of a node that is a step may take. Default: no limit.
     pub fn timeout<T>(&mut self, node: Node<T>, limit: Duration) {
         self.change(node, |entry| entry.options.timeout = Some(limit));
+    }
+
+    /// A cancel of the run drops an attempt of a step that is under way. See [`Step::cancel_at_once`](crate::Step::cancel_at_once).
+    pub fn cancel_at_once<T>(&mut self, node: Node<T>) {
+        self.change(node, |entry| entry.options.cancel_at_once = true);
     }
 
     /// Says that it is right that nobody takes this node's result. One that gives `()` needs no such word.

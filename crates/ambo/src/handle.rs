@@ -34,8 +34,8 @@ impl<W> Handle<W> {
     ///
     /// # Errors
     /// As [`Client::cancel`].
-    pub async fn cancel(&self, reason: &str) -> Result<crate::Cancelled> {
-        self.client.cancel(self.run, reason).await
+    pub async fn cancel(&self, cancel: impl Into<crate::Cancel>) -> Result<crate::Cancelled> {
+        self.client.cancel(self.run, cancel).await
     }
 
     /// A signal to the run: send it with [`SendSignal::on`](crate::SendSignal::on).

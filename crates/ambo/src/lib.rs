@@ -101,7 +101,7 @@ mod vault;
 mod worker;
 mod workflow;
 
-pub use admin::Cancelled;
+pub use admin::{Cancel, Cancelled};
 pub use batch::{Batch, BatchItem};
 pub use client::Client;
 pub use context::transaction::Tx;

@@ -499,6 +499,7 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
         key: run.key,
         time_left: run.timeout,
         cancelled: false,
+        undo_left: None,
         too_late: false,
         parent: None,
         slot: None,

@@ -16,7 +16,7 @@ fn hostile_words_are_understood_or_refused() {
     let good = [
         "run enqueue fulfil {\"id\":1} --key k --dedup --start-within 5m",
         "run list --state failed --since 2d --limit 10 --json",
-        "run cancel 019ab3c2-7f00-7000-8000-000000000000 --reason late",
+        "run cancel 019ab3c2-7f00-7000-8000-000000000000 --reason late --grace 10m",
         "queue set default --rate 100/1m:10 --ordered block --ageing 1h30m --concurrency none",
         "schedule set nightly report --cron 0_3_*_*_* --timezone Europe/Berlin --overlap queue",
         "schedule backfill nightly --from 2026-05-01T08:00:00Z --to 1d",

@@ -173,10 +173,16 @@ fn a_run_is_cancelled_and_retried() {
     let running = id(&db, "running");
     expect![[r#"
         {"id":"00000000-0000-0000-0000-000000000000","result":"requested"}
-        stderr: run 00000000-0000-0000-0000-000000000000: asked to end; it does at its next durable call
+        stderr: run 00000000-0000-0000-0000-000000000000: asked to end; it does at its next durable call, or at once where it may
     "#]]
     .assert_eq(&db.ambo(&["run", "cancel", &running, "--json"]).shown());
     assert!(db.ambo(&["run", "show", &running]).done().contains("asked to end"));
+    let within = db.ambo(&["run", "cancel", &running, "--grace", "10m"]).shown();
+    assert!(within.contains("asked to end") && !within.contains("exit status"), "{within}");
+    let at_most = db.ambo(&["run", "cancel", &running, "--grace", "20y"]).shown();
+    assert!(at_most.contains("exit status"), "{at_most}");
+    let none = db.ambo(&["run", "cancel", &running, "--grace", "0s"]).shown();
+    assert!(none.contains("AMBO005: the grace of a cancel"), "{none}");
     expect![[r#"
         stderr: error: run 00000000-0000-0000-0000-000000000000 has succeeded already: nothing is left to cancel
         stderr:   `ambo run show 00000000-0000-0000-0000-000000000000` shows how

@@ -42,14 +42,22 @@ end $$;
 
 -- Asks a run to end, and the children that it did not detach. One that has not begun ends at once; one that has, at
 -- its next durable call, so that it can compensate: parked, it is woken for that.
+-- With p_grace it ends within that, undone or not: what is left then makes it dead. Asked again, the earlier end counts.
 -- Says what happened: 'cancelled', 'requested', or the state in which it had already ended.
-create or replace function ambo.cancel_run(p_run uuid, p_reason text default null) returns text
+create or replace function ambo.cancel_run(p_run uuid, p_reason text default null, p_grace interval default null)
+returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_run record;
     v_ended boolean;
+    v_undo_by timestamptz;
 begin
+    if (p_grace > interval '0' and p_grace <= interval '10 years') is false then
+        raise exception 'AMBO005: the grace of a cancel is above zero and at most ten years, not %', p_grace
+            using errcode = 'AM005';
+    end if;
+    v_undo_by := clock_timestamp() + p_grace;
     select r.queue, ambo.lane(r.workflow, null, r.group_key) as lane, r.priority, o.status into v_run
     from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
     if not found then
@@ -57,12 +65,17 @@ begin
     elsif v_run.status is not null then
         return v_run.status;
     end if;
-    perform ambo.cancel_run(c.child_id, p_reason) from ambo.child c
+    perform ambo.cancel_run(c.child_id, p_reason, p_grace) from ambo.child c
     where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
       -- The members of a fan-in are not there for the sake of what comes after them.
       and not exists (select from ambo.fan_in f where f.run_id = p_run)
       and exists (select from ambo.run r where r.id = c.child_id);
-    insert into ambo.cancel_request (run_id, reason) values (p_run, left(p_reason, 1000)) on conflict do nothing;
+    insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, left(p_reason, 1000), v_undo_by)
+    on conflict do nothing;
+    if v_undo_by is not null then
+        update ambo.cancel_request q set undo_by = v_undo_by
+        where q.run_id = p_run and (q.undo_by is null or q.undo_by > v_undo_by);
+    end if;
     with waiting as (
         delete from ambo.ready d where d.ctid = any (array(
             select r.ctid from ambo.ready r
@@ -87,7 +100,7 @@ begin
         return 'cancelled';
     end if;
     perform ambo.send_wakes(array[p_run]);
-    perform pg_notify('ambo.cancel', p_run::text);
+    perform pg_notify('ambo.cancel', p_run || coalesce(' ' || (extract(epoch from v_undo_by) * 1000000)::bigint, ''));
     return 'requested';
 end $$;
 

@@ -20,7 +20,7 @@ create or replace function ambo.claim(
     p_lows bigint[], p_late xid8[])
 returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
                priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean,
-               seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean)
+               seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -160,11 +160,13 @@ begin
         return query
         select r.id, r.workflow, r.queue, r.input, t.attempt, t.losses, r.priority, r.key, r.attempts_max,
                (extract(epoch from t.deadline - now()) * 1000)::bigint,
-               exists (select from ambo.cancel_request c where c.run_id = r.id), t.seq,
-               null::bigint[], null::xid8[], r.parent_id, null::uuid[], t.attempt = 1 and r.start_by <= now()
+               q.run_id is not null, t.seq,
+               null::bigint[], null::xid8[], r.parent_id, null::uuid[], t.attempt = 1 and r.start_by <= now(),
+               (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint
         from unnest(v_ids, v_attempts, v_losses, v_deadlines, v_seqs)
                  with ordinality as t (id, attempt, losses, deadline, seq, n)
         cross join lateral (select r.* from ambo.run r where r.id = t.id offset 0) r
+        left join lateral (select q.* from ambo.cancel_request q where q.run_id = t.id offset 0) q on true
         order by t.n;
     end if;
 end $$;

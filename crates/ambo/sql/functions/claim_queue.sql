@@ -288,7 +288,7 @@ end $$;
 create or replace function ambo.claimed_runs(p_worker bigint, p_runs uuid[])
 returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
                priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid,
-               too_late boolean)
+               too_late boolean, undo_left_ms bigint)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
@@ -297,10 +297,12 @@ begin
     return query
     select r.id, r.workflow, r.queue, r.input, c.attempt, c.losses, r.priority, r.key, r.attempts_max,
            (extract(epoch from c.deadline - now()) * 1000)::bigint,
-           exists (select from ambo.cancel_request q where q.run_id = r.id), r.parent_id, c.attempt = 1 and r.start_by <= c.claimed_at
+           q.run_id is not null, r.parent_id, c.attempt = 1 and r.start_by <= c.claimed_at,
+           (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint
     from unnest(p_runs) with ordinality g (id, n)
     cross join lateral (select c.* from ambo.claim c where c.run_id = g.id and c.worker_id = p_worker offset 0) c
     cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
+    left join lateral (select q.* from ambo.cancel_request q where q.run_id = g.id offset 0) q on true
     order by g.n;
 end $$;
 

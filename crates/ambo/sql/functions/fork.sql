@@ -103,7 +103,7 @@ end $$;
 -- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. Says what became of each: what the
 -- act answers, or with the code of the error why it was refused.
 create or replace function ambo.act_on_runs(
-    p_act text, p_runs uuid[], p_position text default null, p_reason text default null)
+    p_act text, p_runs uuid[], p_position text default null, p_reason text default null, p_grace interval default null)
 returns table (run_id uuid, answer text, code text)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -116,7 +116,7 @@ begin
         begin
             code := null;
             if p_act = 'cancel' then
-                answer := ambo.cancel_run(run_id, p_reason);
+                answer := ambo.cancel_run(run_id, p_reason, p_grace);
             elsif p_act = 'retry' then
                 perform ambo.retry_run(run_id);
                 answer := 'ready';

@@ -116,16 +116,19 @@ begin
 end $$;
 
 -- Of the runs in a worker's memory, those that somebody asked to cancel and those for which something has come: what a
--- notification should have told. By key: neither table is walked.
-create or replace function ambo.came_for(p_runs uuid[], out cancelled uuid[], out woken uuid[])
+-- notification should have told. `undo_by_us`: by when those that are cancelled have ended. By key: neither table is walked.
+create or replace function ambo.came_for(
+    p_runs uuid[], out cancelled uuid[], out woken uuid[], out undo_by_us bigint[])
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 begin
-    cancelled := array(
-        select q.run_id from unnest(p_runs) r (id) cross join lateral (
-            select q.run_id from ambo.cancel_request q where q.run_id = r.id offset 0) q);
+    select coalesce(array_agg(q.run_id), '{}'),
+           coalesce(array_agg((extract(epoch from q.undo_by) * 1000000)::bigint), '{}')
+    into cancelled, undo_by_us
+    from unnest(p_runs) r (id) cross join lateral (
+        select q.run_id, q.undo_by from ambo.cancel_request q where q.run_id = r.id offset 0) q;
     woken := array(
         select w.run_id from unnest(p_runs) r (id) cross join lateral (
             select w.run_id from ambo.wake w where w.run_id = r.id offset 0) w);

@@ -216,7 +216,9 @@ create table ambo.fan_in (
 create table ambo.cancel_request (
     run_id uuid primary key,
     requested_at timestamptz not null default now(),
-    reason text
+    reason text,
+    -- By then the run has ended, undone or not; null: however long that takes.
+    undo_by timestamptz
 );
 
 -- Written before the body of a transaction step and deleted after it, in the same transaction: a row that

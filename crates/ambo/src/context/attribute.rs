@@ -40,7 +40,7 @@ pub(crate) fn set<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, v
             return Err(copy);
         }
     }
-    run.check_cancel()?;
+    run.check_refusal()?;
     let checkpoint = run.checkpoint(position, name.into(), value.clone());
     run.give(Fact::Attribute(checkpoint, NewAttribute { key: key.into(), value }));
     Ok(())

@@ -101,7 +101,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
                 return Err(copy);
             }
         }
-        run.check_cancel()?;
+        run.check_refusal()?;
         let mut new = enqueue.into_run()?;
         new.check(&run.vault)?;
         if let Some(at) = new.at.take() {
@@ -164,7 +164,9 @@ async fn receive<W: Workflow>(
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
         nudged.as_mut().enable();
-        run.check_cancel().map_err(Failure::Ambo)?;
+        if let Some(why) = run.refusal_at_rest().await {
+            return Err(Failure::Ambo(why));
+        }
         let outcome = tokio::select! {
             // In this order: the first poll says that the outcome is wanted, the look after it asks for it.
             biased;

@@ -16,7 +16,8 @@ use crate::retry::Retry;
 pub(crate) struct Compensation {
     pub(crate) position: Arc<str>,
     name: Cow<'static, str>,
-    undo: Undo,
+    /// Until it has begun.
+    undo: Option<Undo>,
 }
 
 type Undo = Box<dyn for<'r> FnOnce(&'r Arc<Run>) -> BoxFuture<'r, Result<(), Error>> + Send>;
@@ -44,19 +45,29 @@ impl Compensation {
                 })
             })
         });
-        Compensation { position: at, name, undo }
+        Compensation { position: at, name, undo: Some(undo) }
     }
 }
 
 /// Undoes what was done, the last thing first. An error: one could not be undone, the earlier ones were not tried.
 pub(crate) async fn undo(run: &Arc<Run>) -> Result<()> {
-    run.begin_compensation();
+    run.begin_undoing();
     loop {
-        let next = run.compensations().pop();
-        let Some(Compensation { name, undo, .. }) = next else { return Ok(()) };
+        // It stays among what is left until it is done.
+        let next =
+            run.compensations().last_mut().and_then(|last| Some((last.name.clone(), last.undo.take()?)));
+        let Some((name, undo)) = next else { return Ok(()) };
         if let Err(error) = undo(run).await {
             let text = format!("{name:?} could not be compensated: {}", error.text());
             return Err(Error::new(Code::NotCompensated, text).with_source(error));
         }
+        run.compensations().pop();
     }
+}
+
+/// The names of what is still to be undone, in the order in which it will be.
+pub(crate) fn left(run: &Run) -> String {
+    let names: Vec<String> =
+        run.compensations().iter().rev().map(|left| format!("{:?}", left.name)).collect();
+    names.join(", ")
 }

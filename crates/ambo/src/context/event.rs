@@ -76,7 +76,7 @@ pub(crate) fn give(run: &Arc<Run>, position: Arc<str>, key: &str, value: payload
             return Err(copy);
         }
     }
-    run.check_cancel()?;
+    run.check_refusal()?;
     let number = run.next_number(key);
     let checkpoint = run.checkpoint(position, name.into(), number.to_string().into());
     run.give(Fact::Event(checkpoint, NewEvent { key: key.into(), number, value }));
@@ -124,7 +124,9 @@ async fn receive<T: DeserializeOwned>(
             run.record(position, name.into(), recorded, Duration::ZERO);
             return read;
         }
-        run.check_cancel()?;
+        if let Some(why) = run.refusal_at_rest().await {
+            return Err(why);
+        }
         if due.is_some_and(|due| run.clock.until(due).is_zero()) {
             let text = format!("run {of} published nothing under {key:?} in time");
             let error = Error::new(Code::WaitTimeout, text);

@@ -50,6 +50,7 @@ async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_
         drop(calls);
         return Ok((winner, call.await));
     }
+    run.rig.before(run, &position, NAME).await;
     let (winner, value) = std::future::poll_fn(|cx| {
         for (number, call) in calls.iter_mut().enumerate() {
             if let Poll::Ready(value) = call.as_mut().poll(cx) {
@@ -60,6 +61,9 @@ async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_
     })
     .await;
     drop(calls);
-    run.record(position, NAME.into(), Ok(winner.to_string().into()), Duration::ZERO);
+    // Of calls that were refused none has won.
+    if run.refusal().is_none() {
+        run.record(position, NAME.into(), Ok(winner.to_string().into()), Duration::ZERO);
+    }
     Ok((winner, value))
 }

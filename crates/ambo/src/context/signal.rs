@@ -126,7 +126,9 @@ async fn receive<T: DeserializeOwned>(
             run.record_with(position, name.into(), json, read.as_ref().err().map(encode_error));
             return read;
         }
-        run.check_cancel()?;
+        if let Some(why) = run.refusal_at_rest().await {
+            return Err(why);
+        }
         if due.is_some_and(|due| run.clock.until(due).is_zero()) {
             let text = format!("no signal came under {topic:?} within {:?}", timeout.unwrap_or_default());
             let error = Error::new(Code::WaitTimeout, text);

@@ -65,7 +65,9 @@ async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
         if run.clock.until(due).is_zero() {
             return Ok(());
         }
-        run.check_cancel()?;
+        if let Some(why) = run.refusal_at_rest().await {
+            return Err(why);
+        }
         let _waits = run.waits.wait(For::Time, Some(due));
         tokio::select! {
             () = run.clock.sleep_until(due) => {}

@@ -71,6 +71,13 @@ struct Options<'a, E> {
     retry: Retry,
     retry_if: Option<Predicate<'a, E>>,
     timeout: Option<Duration>,
+    cancel_at_once: bool,
+}
+
+impl<E> Options<'_, E> {
+    fn none() -> Self {
+        Options { retry: Retry::none(), retry_if: None, timeout: None, cancel_at_once: false }
+    }
 }
 
 type Predicate<'a, E> = Box<dyn Fn(&E) -> bool + Send + Sync + 'a>;
@@ -85,8 +92,7 @@ impl<'a, T, E> Step<'a, T, E> {
     {
         let plan: Plan<'a, T, E> =
             Box::new(move |options| Box::pin(perform(run, position, name, body, options)));
-        let options = Options { retry: Retry::none(), retry_if: None, timeout: None };
-        Step { state: State::Built(plan), options }
+        Step { state: State::Built(plan), options: Options::none() }
     }
 
     /// How failed attempts are tried again. Default: not at all. The attempts are counted in memory: after a crash
@@ -108,6 +114,18 @@ impl<'a, T, E> Step<'a, T, E> {
         self.options.timeout = Some(limit);
         self
     }
+
+    /// A cancel of the run does not wait for the attempt under way: its future is dropped as soon as the worker learns of the
+    /// cancel, within a second or so, and nothing is recorded of the step. Default: it is finished and recorded, so that what
+    /// undoes it can be registered.
+    ///
+    /// What the attempt has done is not undone by a compensation that is registered after the step: let it be a step that
+    /// does no harm half done, or register before it what undoes it. Code that blocks its thread is not interrupted, nor is what the
+    /// attempt has spawned.
+    pub fn cancel_at_once(mut self) -> Self {
+        self.options.cancel_at_once = true;
+        self
+    }
 }
 
 // Nothing in it is pinned in place: the running future is boxed.
@@ -120,8 +138,7 @@ impl<T, E> Future for Step<'_, T, E> {
         if let State::Built(_) = self.state
             && let State::Built(plan) = std::mem::replace(&mut self.state, State::Moving)
         {
-            let none = Options { retry: Retry::none(), retry_if: None, timeout: None };
-            let options = std::mem::replace(&mut self.options, none);
+            let options = std::mem::replace(&mut self.options, Options::none());
             self.state = State::Running(plan(options));
         }
         match &mut self.state {
@@ -152,6 +169,10 @@ where
     let started = Instant::now();
     let span = tracing::info_span!("step", position = &*position, name = %name);
     let result = attempts(run, &position, &name, body, options).instrument(span).await;
+    let result = match result {
+        Ok(result) => result,
+        Err(why) => return Err(Failure::Ambo(why)),
+    };
     // A value that cannot be recorded is a failure of the step for good: its effect has happened.
     let result = result.and_then(|value| match run.vault.encode("the result of the step", &value) {
         Ok(json) => Ok((value, json)),
@@ -182,13 +203,20 @@ where
     E: ApplicationError,
 {
     let answer = recorded(run, position, name).await;
-    if answer.is_none() && run.history.is_rehearsed() {
+    if answer.is_some() {
+        return answer;
+    }
+    if let Some(why) = run.refusal_at_rest().await {
+        return Some(Err(Failure::Ambo(why)));
+    }
+    run.rig.before(run, position, name).await;
+    if run.history.is_rehearsed() {
         std::future::pending::<()>().await;
     }
-    answer
+    None
 }
 
-/// [`replay`] for a call that acts only through others.
+/// The recorded answer alone: for a call that acts only through others.
 pub(crate) async fn recorded<T, E>(
     run: &Arc<Run>,
     position: &str,
@@ -199,22 +227,14 @@ where
     E: ApplicationError,
 {
     let recorded = match run.replay(position, name) {
-        Ok(recorded) => recorded,
+        Ok(recorded) => recorded?,
         Err(error) => run.die(error).await,
     };
-    match recorded {
-        Some(checkpoint) => Some(match answer(run, &checkpoint, position).await {
-            Ok(answer) => answer,
-            Err(error) => run.die(error).await,
-        }),
-        None if run.refuses_calls() => {
-            Some(Err(Failure::Ambo(Error::new(Code::Cancelled, "the run was cancelled"))))
-        }
-        None => {
-            run.rig.before(run, position, name).await;
-            None
-        }
-    }
+    let _reading = run.reading();
+    Some(match answer(run, &recorded, position).await {
+        Ok(answer) => answer,
+        Err(error) => run.die(error).await,
+    })
 }
 
 async fn answer<T, E>(
@@ -236,30 +256,37 @@ where
     payload::decode(&what, &run.open(&Place::Step(position), output).await?).map(Ok)
 }
 
+/// `Err`: the run ends, and nothing is to be recorded of the step.
 async fn attempts<T, E, F, Fut>(
     run: &Arc<Run>,
     position: &Arc<str>,
     name: &str,
     mut body: F,
     options: Options<'_, E>,
-) -> Result<T, Failure<E>>
+) -> Result<Result<T, Failure<E>>, Error>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
     T: DeserializeOwned,
     E: ApplicationError,
 {
-    let Options { retry, retry_if, timeout } = options;
+    let Options { retry, retry_if, timeout, cancel_at_once } = options;
     let mut attempt = Attempt { number: 1, run: run.id.into(), position: position.clone() };
     loop {
         run.barrier().await;
         failpoint::reach("step-before");
         let ended = match scripted(run, position, name) {
             Some(answer) => answer,
-            None => one(&mut body, &attempt, timeout).await,
+            // Mostly nothing can interrupt it.
+            None if !cancel_at_once && run.deadline.is_none() => one(&mut body, &attempt, timeout).await,
+            None => tokio::select! {
+                biased;
+                ended = one(&mut body, &attempt, timeout) => ended,
+                why = run.dropped(cancel_at_once) => return Err(why),
+            },
         };
         let failure = match ended {
-            Ok(value) => return Ok(value),
+            Ok(value) => return Ok(Ok(value)),
             Err(failure) => failure,
         };
         let worth_it = match &failure {
@@ -269,16 +296,13 @@ where
             Failure::Ambo(_) => true,
         };
         let Some(pause) = retry.pause_after(attempt.number, clock::jitter()).filter(|_| worth_it) else {
-            return Err(failure);
+            return Ok(Err(failure));
         };
         run.meters.step_retried();
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
-        run.clock.sleep(pause).await;
-        if run.refuses_calls() {
-            return Err(Failure::Ambo(Error::new(
-                Code::Cancelled,
-                "the run was cancelled between two attempts",
-            )));
+        tokio::select! {
+            why = run.refused() => return Err(why),
+            () = run.clock.sleep(pause) => {}
         }
         attempt.number += 1;
     }

@@ -59,6 +59,7 @@ pub struct TransactionStep<'a> {
     retry: Retry,
     timeout: Option<Duration>,
     record: Record,
+    cancel_at_once: bool,
 }
 
 impl<'a> TransactionStep<'a> {
@@ -72,6 +73,7 @@ impl<'a> TransactionStep<'a> {
             retry: Retry::none(),
             timeout: None,
             record: Record::Checkpoint,
+            cancel_at_once: false,
         }
     }
 
@@ -92,6 +94,13 @@ impl<'a> TransactionStep<'a> {
     /// is idle for a lease is ended by the server.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
+        self
+    }
+
+    /// A cancel of the run does not wait for the body: it is dropped and rolled back as soon as the worker learns of the cancel, and
+    /// nothing is recorded. One that commits already is finished. Default: the body is finished too.
+    pub fn cancel_at_once(mut self) -> Self {
+        self.cancel_at_once = true;
         self
     }
 
@@ -148,7 +157,7 @@ impl<'a> TransactionStep<'a> {
             name: self.name.as_ref().into(),
             record: self.record,
         };
-        let passed_over = self.run.is_cancelled() && !self.run.history.has(&self.position);
+        let passed_over = self.run.refusal().is_some() && !self.run.history.has(&self.position);
         if self.record == Record::Outcome && !self.run.history.has(&self.position) {
             self.run.history.complete();
         }
@@ -175,7 +184,8 @@ impl<'a> TransactionStep<'a> {
         Fut: Future<Output = Result<T, E>>,
     {
         let started = Instant::now();
-        let attempt = Attempt { place, isolation: self.isolation, timeout: self.timeout, started };
+        let (isolation, timeout, cancel_at_once) = (self.isolation, self.timeout, self.cancel_at_once);
+        let attempt = Attempt { place, isolation, timeout, cancel_at_once, started };
         let (mut tried, mut troubled, mut cuts) = (1, 0u32, 0u32);
         let failure = loop {
             self.run.barrier().await;
@@ -218,20 +228,25 @@ impl<'a> TransactionStep<'a> {
                         tried += 1;
                         self.run.meters.step_retried();
                         tracing::debug!(attempt = tried, ?pause, "the transaction failed; trying again");
-                        self.run.clock.sleep(pause).await;
+                        tokio::select! {
+                            _ = self.run.refused() => {}
+                            () = self.run.clock.sleep(pause) => {}
+                        }
                     }
                     _ => break failure,
                 },
             }
-            if self.run.refuses_calls() {
-                break Failure::Ambo(Error::new(
-                    Code::Cancelled,
-                    "the run was cancelled between two attempts",
-                ));
+            if let Some(why) = self.run.refusal() {
+                break Failure::Ambo(why);
             }
         };
         if let Some(output) = self.lay_to_rest(place, database).await {
             return self.found(output).await;
+        }
+        // Told to end, it has not failed: nothing is recorded.
+        if matches!(&failure, Failure::Ambo(why) if matches!(why.code(), Code::Cancelled | Code::RunTimeout))
+        {
+            return Err(failure);
         }
         self.run.meters.step_ended(false, started.elapsed());
         let error = match failure {

@@ -114,7 +114,7 @@ impl<'a> Control<'a> {
         let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining, mark).await?;
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
-        self.life.report_blockers(BLOCKS);
+        self.life.report_blockers(&self.engine, BLOCKS);
         self.engine.lease_ms.store(pulse.lease_ms, Ordering::Relaxed);
         self.engine.clock.set(pulse.now_us);
         if !pulse.alive {
@@ -158,7 +158,9 @@ impl<'a> Control<'a> {
     async fn look(&self, session: &Session) -> Result<()> {
         for runs in self.life.run_ids().chunks(LOOK) {
             let (cancelled, woken) = worker::came_for(session, &self.engine.target.schema, runs).await?;
-            cancelled.iter().filter_map(|run| self.life.run(run)).for_each(|run| run.cancel());
+            for (run, by) in cancelled.iter().filter_map(|(run, by)| Some((self.life.run(run)?, by))) {
+                run.cancel(*by);
+            }
             woken.iter().filter_map(|run| self.life.run(run)).for_each(|run| run.nudge());
         }
         Ok(())
@@ -168,8 +170,10 @@ impl<'a> Control<'a> {
         match notice {
             Notice::Notified(channel, payload) => {
                 if channel.ends_with(".cancel") {
-                    if let Some(run) = payload.parse().ok().and_then(|id| self.life.run(&id)) {
-                        run.cancel();
+                    // By when it has ended may follow, in microseconds of the database's clock.
+                    let (id, by) = payload.split_once(' ').unwrap_or((payload, ""));
+                    if let Some(run) = id.parse().ok().and_then(|id| self.life.run(&id)) {
+                        run.cancel(by.parse().ok().and_then(|by| jiff::Timestamp::from_microsecond(by).ok()));
                     }
                 } else if channel.ends_with(".signal") {
                     for run in payload.split(',').filter_map(|id| self.life.run(&id.parse().ok()?)) {

@@ -1,30 +1,35 @@
 //! Executes one run: builds its context, drives its body, turns the end into an outcome.
 
-use std::any::Any;
+use std::future::Future as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
-use super::clock;
-use super::history::{RETRY_NAME, UNDO, UNDO_NAME};
+use super::history::RETRY_NAME;
 use super::journal::{Fact, Witness as _};
+use super::refusal::{cancelled, overdue};
 use super::run::{Run, Stop};
-use super::{Engine, Life, failpoint};
-use crate::context::{Ctx, compensate};
+use super::{Engine, Life, conclude, failpoint};
+use crate::context::Ctx;
 use crate::error::{Code, Error};
 use crate::payload::{self, Json, PAYLOAD_BYTES_MAX};
-use crate::retry::Retry;
 use crate::store::flush::{NewOutcome, NewPark};
 use crate::vault::place::Place;
 
+/// How long a body that is told that its time is up may take to come back: all its durable calls answer at once.
+const COMES_BACK: Duration = Duration::from_secs(1);
+
 /// How a run left its body.
-enum Ending {
+pub(super) enum Ending {
     Outcome(&'static str, Result<Json, Error>),
     HandBack,
+    /// This worker goes on, but whoever claims the run next undoes what it did.
+    GiveBack,
     Fenced,
     /// Its end is recorded already.
     Gone,
@@ -39,15 +44,9 @@ enum Ending {
 }
 
 /// Runs a run to its end or to a stop. Lives on the users' runtime.
-pub(crate) async fn execute(
-    engine: Arc<Engine>,
-    life: Arc<Life>,
-    run: Arc<Run>,
-    input: Json,
-    deadline: Option<Timestamp>,
-) {
+pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>, input: Json) {
     let span = tracing::info_span!("run", run = %run.id, workflow = run.workflow, attempt = run.attempt);
-    let ending = drive(&engine, &run, &input, deadline).instrument(span.clone()).await;
+    let ending = drive(&engine, &run, &input).instrument(span.clone()).await;
     // A transaction step that was dropped is run to a known end first: the outcome must not wait for its locks.
     if !matches!(ending, Ending::Fenced) {
         run.decided().await;
@@ -57,6 +56,7 @@ pub(crate) async fn execute(
         Ending::Outcome(status, result) => record_outcome(&run, status, result),
         Ending::Gone => {}
         Ending::HandBack => hand_back(&engine, &life, &run).await,
+        Ending::GiveBack => give_back(&engine, &life, &run).await,
         Ending::Park(due) => park(&run, NewPark { due, ..NewPark::default() }),
         Ending::Retry(pause, error) => retry(&run, pause, &error),
         // Due since long: it is ready at once.
@@ -84,14 +84,14 @@ pub(crate) async fn execute(
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.lose(&run),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
-                Stop::HandBack | Stop::Continue(_) | Stop::Completed(_) | Stop::Overdue => {}
+                Stop::HandBack | Stop::GivenBack | Stop::Continue(_) | Stop::Completed(_) | Stop::Overdue => {}
             },
             () = run.settled() => {}
         }
     }
 }
 
-async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, deadline: Option<Timestamp>) -> Ending {
+async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str) -> Ending {
     // A run that had begun sees the cancel at its next durable call, so that it can compensate.
     if run.is_cancelled() && run.attempt == 1 {
         return Ending::Outcome("cancelled", Err(cancelled()));
@@ -105,115 +105,96 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str, deadline: Opti
         tracing::error!("claimed a run of a workflow that this worker does not know");
         return Ending::HandBack;
     };
-    if !run.is_cancelled() && run.history.not_before.is_some_and(|due| !run.clock.until(due).is_zero()) {
+    if run.was_claimed_late() {
+        // Its time was up while nobody had it in memory, as after the death of its worker.
+        if run.attempt == 1 {
+            return Ending::Outcome("failed", Err(overdue()));
+        }
+        run.expire();
+    } else if !run.is_cancelled() && run.history.not_before.is_some_and(|due| !run.clock.until(due).is_zero())
+    {
         // Something woke it between two tries.
         return Ending::Park(run.history.not_before);
     }
-    if !run.is_cancelled() && was_cancelled(run).await {
-        // Tried again after a compensation that failed for good: it goes on undoing, not with its body.
-        run.cancel();
-    }
-    if run.is_overdue() {
-        // Its time was up while nobody had it in memory, as after the death of its worker.
-        return Ending::Outcome("failed", Err(overdue()));
+    if let Some(why) = conclude::undone_for(run).await {
+        // It goes on undoing, not with its body.
+        if why.code() == Code::Cancelled {
+            run.cancel(None);
+        }
+        run.undone_for(why);
     }
     let input = run.history.continued.as_ref().map_or(input, |continued| continued.input.get());
     let body = async {
         let input = match run.open(&Place::Input { keyed: false }, input).await {
             Ok(input) => input,
-            Err(error) => return Ending::Outcome("dead", Err(error)),
+            Err(error) => return Err(Ending::Outcome("dead", Err(error))),
         };
         let ctx = Ctx::new(run);
         let mut body = AssertUnwindSafe(workflow.body.run(ctx, &input)).catch_unwind();
-        let ended = std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await;
-        drop(body);
-        conclude(run, &workflow.retry, ended).await
+        Ok(std::future::poll_fn(|cx| run.watch_poll(|| body.poll_unpin(cx))).await)
     };
-    let deadline = async {
-        match deadline {
-            Some(deadline) => run.clock.sleep_until(deadline).await,
-            None => std::future::pending().await,
+    let ended = tokio::select! {
+        biased;
+        reason = run.stopped() => return stopped(reason),
+        ended = body => ended,
+        () = time_limit(run) => {
+            if run.is_undecided() {
+                // It may have to be undone too, and only its code knows.
+                return Ending::GiveBack;
+            }
+            Ok(Ok(Err(overdue())))
         }
+        () = grace(run) => return conclude::out_of_grace(run).await,
+        due = run.waits.long(&run.clock) => return Ending::Park(due),
     };
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(ending) => return ending,
+    };
+    let concluding = conclude::conclude(run, &workflow.retry, ended);
+    tokio::pin!(concluding);
     tokio::select! {
         biased;
-        reason = run.stopped() => match reason {
-            Stop::Fenced => Ending::Fenced,
-            Stop::HandBack => Ending::HandBack,
-            Stop::Overdue => Ending::Gone,
-            Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
-            Stop::Continue(state) => Ending::Continue(state.clone()),
-            Stop::Completed(output) => Ending::Completed(output.clone()),
-        },
-        ending = body => ending,
-        () = deadline => Ending::Outcome("failed", Err(overdue())),
-        due = run.waits.long(&run.clock) => Ending::Park(due),
+        reason = run.stopped() => stopped(reason),
+        ending = std::future::poll_fn(|cx| run.watch_poll(|| concluding.as_mut().poll(cx))) => ending,
+        () = run.grace_over() => conclude::out_of_grace(run).await,
     }
 }
 
-type Caught = Result<Result<Json, Error>, Box<dyn Any + Send>>;
-
-/// From the end of the body to how the run ends: what failed is undone first. That it failed is recorded before that,
-/// so that a run that began to undo goes on with it, whatever the body does in a replay.
-async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
-    let is_undone = run.history.has(UNDO);
-    let mut error = match ended {
-        Ok(Ok(output)) if !is_undone => return Ending::Outcome("succeeded", Ok(output)),
-        Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),
-        Ok(Err(error)) => error,
-        Err(panic) => panicked("the workflow", &*panic),
-    };
-    let is_retried = policy.retries() && is_worth_a_retry(&error);
-    if is_retried
-        && !is_undone
-        && !run.is_cancelled()
-        && let Some(pause) = policy.pause_after(run.history.retries + 1, clock::jitter())
-    {
-        return Ending::Retry(pause, error);
-    }
-    if !run.compensations().is_empty() {
-        match run.replay(UNDO, UNDO_NAME) {
-            Ok(Some(checkpoint)) => {
-                let recorded = checkpoint.error.as_deref().unwrap_or("{}");
-                let opened = run.open(&Place::Failure(UNDO), recorded).await;
-                let decoded = opened.and_then(|opened| payload::decode("the recorded failure", &opened));
-                error = decoded.unwrap_or(error);
-            }
-            _ => {
-                let why = if run.is_cancelled() { encode_error(&cancelled()) } else { encode_error(&error) };
-                run.record(UNDO.into(), UNDO_NAME.into(), Err(why), Duration::ZERO);
-            }
-        }
-        // What failed stays what it was: it is past.
-        run.history.settle();
-        if let Err(error) = compensate::undo(run).await {
-            return Ending::Outcome("dead", Err(error));
-        }
-    }
-    let status = match error.code() {
-        _ if run.is_cancelled() => return Ending::Outcome("cancelled", Err(cancelled())),
-        Code::NotDecodable => "dead",
-        // Tried as often as it may be: it waits for somebody to look at it.
-        _ if is_retried => "dead",
-        _ => "failed",
-    };
-    Ending::Outcome(status, Err(error))
+/// Returns when the grace of a cancel is over and the body has not come back for a moment, which is what a replay takes.
+async fn grace(run: &Run) {
+    run.grace_over().await;
+    run.comes_back(COMES_BACK).await;
 }
 
-/// Whether what the run did is being undone because it was cancelled.
-async fn was_cancelled(run: &Arc<Run>) -> bool {
-    let Some(recorded) = run.history.undone_for() else { return false };
-    let Ok(opened) = run.open(&Place::Failure(UNDO), &recorded).await else { return false };
-    payload::decode::<Error>("the recorded failure", &opened)
-        .is_ok_and(|error| error.code() == Code::Cancelled)
+/// Returns when the time of the run is up and its body, told so, has not come back for a moment.
+async fn time_limit(run: &Run) {
+    match run.deadline {
+        Some(deadline) => run.clock.sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+    run.expire();
+    run.comes_back(COMES_BACK).await;
 }
 
-fn is_worth_a_retry(error: &Error) -> bool {
-    !error.is_permanent()
-        && !matches!(
-            error.code(),
-            Code::NotDecodable | Code::UnfitMessage | Code::Cancelled | Code::NonDeterminism
-        )
+fn stopped(reason: &Stop) -> Ending {
+    match reason {
+        Stop::Fenced => Ending::Fenced,
+        Stop::HandBack => Ending::HandBack,
+        Stop::Overdue | Stop::GivenBack => Ending::Gone,
+        Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
+        Stop::Continue(state) => Ending::Continue(state.clone()),
+        Stop::Completed(output) => Ending::Completed(output.clone()),
+    }
+}
+
+/// The same where the grace of its cancel is over.
+pub(crate) fn leave_cancelled(run: &Arc<Run>) {
+    if run.stop(Stop::Overdue) {
+        tracing::warn!(run = %run.id, workflow = run.workflow, "the grace of a cancel is over while the run blocks its thread");
+        record_outcome(run, "dead", Err(conclude::give_up(run)));
+        run.send_pending();
+    }
 }
 
 fn park(run: &Arc<Run>, park: NewPark) {
@@ -249,25 +230,32 @@ fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Err
 }
 
 /// Gives the run back on a connection of its own time: the journal first gets what the run had recorded.
-async fn hand_back(engine: &Engine, life: &Arc<Life>, run: &Arc<Run>) {
+async fn hand_back(engine: &Engine, life: &Life, run: &Arc<Run>) {
     run.flushed().await;
-    let session = life.control.borrow().clone();
-    let handed_back = match session {
-        Some(session) => {
-            let claim = [(run.id, run.attempt)];
-            crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim)
-                .await
-                .map(drop)
-        }
-        None => Err(Error::new(Code::Unavailable, "the connection is cut")),
-    };
-    match handed_back {
+    match return_claim(engine, life, run).await {
         Ok(()) => life.forget(run),
         Err(error) => {
             tracing::warn!(run = %run.id, %error, "could not hand the run back; its lease will run out");
             life.lose(run);
         }
     }
+}
+
+/// The same for a worker that goes on: it may be this one that claims the run next, so that it is forgotten first.
+async fn give_back(engine: &Engine, life: &Life, run: &Arc<Run>) {
+    run.flushed().await;
+    life.lose(run);
+    if let Err(error) = return_claim(engine, life, run).await {
+        tracing::warn!(run = %run.id, %error, "could not hand the run back to be undone; it is tried again");
+        life.suspicion.store(true, Ordering::Release);
+    }
+}
+
+async fn return_claim(engine: &Engine, life: &Life, run: &Run) -> Result<(), Error> {
+    let session = life.control.borrow().clone();
+    let session = session.ok_or_else(|| Error::new(Code::Unavailable, "the connection is cut"))?;
+    let claim = [(run.id, run.attempt)];
+    crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim).await.map(drop)
 }
 
 /// The recorded form of how a run failed: the error, and where. A retry forgets what failed there.
@@ -296,21 +284,27 @@ pub(crate) fn encode_error(error: &Error) -> Json {
     })
 }
 
-/// Ends a run whose time is up and whose code keeps its thread, so that it cannot be told.
-pub(crate) fn end_overdue(run: &Arc<Run>) {
+/// Takes a run whose time is up from code that keeps its thread, so that it cannot be told: it ends, or is given back to be
+/// undone.
+pub(crate) fn leave_overdue(engine: &Arc<Engine>, life: &Arc<Life>, run: &Arc<Run>) {
+    let (status, error) = match conclude::beyond_reach(run) {
+        Some(Err(())) => {
+            if run.stop(Stop::GivenBack) {
+                tracing::warn!(run = %run.id, workflow = run.workflow,
+                    "the time of this run is up while it blocks its thread; it is undone elsewhere");
+                let (engine, life, run) = (engine.clone(), life.clone(), run.clone());
+                tokio::task::spawn_local(async move { give_back(&engine, &life, &run).await });
+            }
+            return;
+        }
+        Some(Ok(error)) => ("dead", error),
+        None => ("failed", overdue()),
+    };
     if run.stop(Stop::Overdue) {
         tracing::warn!(run = %run.id, workflow = run.workflow, "the time of this run is up while it blocks its thread");
-        record_outcome(run, "failed", Err(overdue()));
+        record_outcome(run, status, Err(error));
         run.send_pending();
     }
-}
-
-fn overdue() -> Error {
-    Error::new(Code::RunTimeout, "the run took longer than its timeout")
-}
-
-fn cancelled() -> Error {
-    Error::new(Code::Cancelled, "the run was cancelled")
 }
 
 /// An error kept by the run cannot be moved out of it: what is recorded of it is the same.

@@ -72,8 +72,10 @@ impl Life {
                 .map(|left| engine.clock.now().saturating_add(left).unwrap_or(jiff::Timestamp::MAX)),
             too_late: claimed.too_late,
         };
-        let deadline = identity.deadline;
         let run = Arc::new(Run::new(identity, claimed.history, claimed.cancelled, self, engine));
+        if let Some(left) = claimed.undo_left {
+            run.cancel(engine.clock.now().saturating_add(left).ok());
+        }
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         let earlier = self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
         if let Some(earlier) = earlier {
@@ -82,7 +84,7 @@ impl Life {
             self.make_room(&earlier);
         }
         run.meters.run_started();
-        let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input, deadline);
+        let execution = executor::execute(engine.clone(), self.clone(), run, claimed.input);
         engine.runtime.spawn(execution);
     }
 
@@ -93,8 +95,8 @@ impl Life {
     }
 
     /// Whether a run is in memory, and not a later claim of it instead.
-    pub(crate) fn holds(&self, run: &Arc<Run>) -> bool {
-        self.run(&run.id).is_some_and(|held| Arc::ptr_eq(&held, run))
+    pub(crate) fn holds(&self, run: &Run) -> bool {
+        self.run(&run.id).is_some_and(|held| std::ptr::eq(&*held, run))
     }
 
     pub(crate) fn suspects(&self) -> std::sync::MutexGuard<'_, VecDeque<ClaimedRun>> {
@@ -110,13 +112,18 @@ impl Life {
     }
 
     /// Names the runs whose code does not yield: it belongs into `tokio::task::spawn_blocking`, inside a step.
-    pub(crate) fn report_blockers(&self, limit: Duration) {
-        for run in self.runs.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            let Some(busy) = run.blocks_since(limit) else { continue };
+    pub(crate) fn report_blockers(self: &Arc<Self>, engine: &Arc<Engine>, limit: Duration) {
+        let blocking: Vec<_> = {
+            let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            runs.values().filter_map(|run| Some((run.clone(), run.blocks_since(limit)?))).collect()
+        };
+        for (run, busy) in &blocking {
             // Its poll does not end, and what it has recorded shall not wait for that.
             run.send_pending();
-            if run.is_overdue() {
-                executor::end_overdue(run);
+            if run.is_overdue() && !run.is_undoing() {
+                executor::leave_overdue(engine, self, run);
+            } else if run.is_grace_over() {
+                executor::leave_cancelled(run);
             }
             if !run.reported() {
                 tracing::warn!(run = %run.id, workflow = run.workflow, ?busy,
@@ -126,16 +133,16 @@ impl Life {
     }
 
     /// A run is out of memory, and the database may not know it.
-    pub(crate) fn lose(&self, run: &Arc<Run>) {
+    pub(crate) fn lose(&self, run: &Run) {
         self.slots.recount(&run.queue);
         self.forget(run);
     }
 
     /// A run is out of memory: ended, parked or handed back. A later claim of it stays.
-    pub(crate) fn forget(&self, run: &Arc<Run>) {
+    pub(crate) fn forget(&self, run: &Run) {
         {
             let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-            if !runs.get(&run.id).is_some_and(|held| Arc::ptr_eq(held, run)) {
+            if !runs.get(&run.id).is_some_and(|held| std::ptr::eq(&**held, run)) {
                 return;
             }
             runs.remove(&run.id);

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::clock;
 use super::history::{self, Continued, History};
 use super::journal::{Fact, Journal};
+use super::refusal::Refusal;
 use super::script::Rig;
 use super::sealing::{self, Staged};
 use super::slots::Slot;
@@ -44,6 +45,8 @@ pub(crate) enum Stop {
     Completed(Json),
     /// Its time was up, its code did not come back to hear of it, and its end was recorded meanwhile.
     Overdue,
+    /// As before, but it was given back to be undone by whoever claims it next: what its code records is not.
+    GivenBack,
 }
 
 /// A run in execution.
@@ -86,8 +89,7 @@ pub(crate) struct Run {
     published: Mutex<HashMap<String, i32>>,
     /// What undoes the steps that have succeeded, in their order.
     compensations: Mutex<Vec<Compensation>>,
-    /// The body has ended badly and what it did is being undone: the cancel is past.
-    compensating: AtomicBool,
+    pub(super) refusal: Refusal,
     pub(crate) history: History,
     /// How many calls it may record.
     history_max: usize,
@@ -97,7 +99,6 @@ pub(crate) struct Run {
     durable: AtomicU64,
     moved: Notify,
     ended: AtomicBool,
-    cancelled: AtomicBool,
     stop: OnceLock<Stop>,
     stopped: Notify,
     /// Since when the body has been polled without coming back, in milliseconds of the process clock; 0: it is not.
@@ -152,6 +153,7 @@ impl Run {
         let known = engine.registry.get(&identity.workflow);
         let meters = known
             .map_or_else(|| Arc::new(WorkflowMeters::new(&identity.workflow)), |known| known.meters.clone());
+        let is_late = identity.deadline.is_some_and(|deadline| engine.clock.until(deadline).is_zero());
         Run {
             meters,
             id: identity.id,
@@ -179,14 +181,13 @@ impl Run {
             published: Mutex::new(last_numbers(&history)),
             history_max: engine.history_max,
             compensations: Mutex::default(),
-            compensating: AtomicBool::new(false),
+            refusal: Refusal::new(cancelled, is_late),
             history: History::new(history),
             pending: Mutex::default(),
             sent: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             moved: Notify::new(),
             ended: AtomicBool::new(false),
-            cancelled: AtomicBool::new(cancelled),
             stop: OnceLock::new(),
             stopped: Notify::new(),
             busy_since: AtomicU64::new(0),
@@ -285,6 +286,11 @@ impl Run {
         Hold(self.clone())
     }
 
+    /// Whether a commit whose step was dropped is on its way.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.undecided.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until nothing holds up the run.
     pub(crate) async fn decided(&self) {
         loop {
@@ -356,7 +362,7 @@ impl Run {
 
     /// Records a fact: it goes to the journal at the end of the present poll.
     pub(crate) fn give(self: &Arc<Self>, fact: Fact) {
-        if self.rig.is_killed() {
+        if self.rig.is_killed() || matches!(self.reason(), Some(Stop::GivenBack)) {
             return;
         }
         if fact.checkpoint().is_some_and(|fact| self.rig.loses(self.worker, &fact.position, &fact.name)) {
@@ -418,7 +424,7 @@ impl Run {
 
     /// Ends this history of the run and begins another, with `input`. Never returns.
     pub(crate) async fn continue_as_new<T>(&self, input: &str) -> Result<T, Error> {
-        self.check_cancel()?;
+        self.check_refusal()?;
         self.vault.check("the input of the run", input)?;
         let input = &self.seal(&Place::Input { keyed: false }, input).await?;
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -453,11 +459,6 @@ impl Run {
         let last = published.entry(key.to_owned()).or_default();
         *last += 1;
         *last
-    }
-
-    /// The body has ended badly: from now on what it did is undone, cancelled or not.
-    pub(crate) fn begin_compensation(&self) {
-        self.compensating.store(true, Ordering::Release);
     }
 
     /// Waits until all that was recorded so far is durable, every commit on its way is decided and the journal has
@@ -526,31 +527,8 @@ impl Run {
         self.moved.notify_waiters();
     }
 
-    pub(crate) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-        self.waits.nudge();
-    }
-
-    /// Whether it was asked to end.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-
-    /// Fails in a run that was asked to end.
-    pub(crate) fn check_cancel(&self) -> Result<(), Error> {
-        if self.refuses_calls() {
-            return Err(Error::new(Code::Cancelled, "the run was cancelled"));
-        }
-        Ok(())
-    }
-
     pub(crate) fn compensations(&self) -> std::sync::MutexGuard<'_, Vec<Compensation>> {
         self.compensations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether durable calls are to fail for that: not those that undo.
-    pub(crate) fn refuses_calls(&self) -> bool {
-        self.is_cancelled() && !self.compensating.load(Ordering::Acquire)
     }
 
     /// Takes the run from its body; the first reason counts. Answers whether this one is.

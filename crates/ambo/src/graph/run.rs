@@ -64,6 +64,9 @@ where
         if let Some(limit) = options.timeout {
             step = step.timeout(limit);
         }
+        if options.cancel_at_once {
+            step = step.cancel_at_once();
+        }
         Box::pin(async move { step.await.map(|value| Arc::new(value) as Value).map_err(Failure::flatten) })
     }
 }

@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
-use super::types::JsonText;
+use super::types::{Interval, JsonText};
 use crate::admin::{
-    Act, Acted, DeadError, DeadLetter, Filter, RunDetail, RunSummary, StepSummary, VitalSign, WorkerSummary,
+    Act, Acted, Cancel, DeadError, DeadLetter, Filter, RunDetail, RunSummary, StepSummary, VitalSign,
+    WorkerSummary,
 };
 use crate::error::Result;
 use crate::payload::Json;
@@ -137,12 +138,13 @@ pub(crate) async fn cancel_run(
     session: &Session,
     schema: &Schema,
     run: Uuid,
-    reason: &str,
+    cancel: &Cancel,
 ) -> Result<String> {
+    let (reason, grace) = (&cancel.reason, cancel.grace.map(Interval));
     let row = session
         .query_one(
-            &schema.sql("select ambo.cancel_run($1, $2)"),
-            &[(&run, Type::UUID), (&reason, Type::TEXT)],
+            &schema.sql("select ambo.cancel_run($1, $2, $3)"),
+            &[(&run, Type::UUID), (reason, Type::TEXT), (&grace, Type::INTERVAL)],
         )
         .await?;
     row.try_get(0).map_err(from_driver)
@@ -175,7 +177,7 @@ pub(crate) async fn act_on_runs(
     runs: &[Uuid],
     done: usize,
 ) -> Result<Vec<Acted>> {
-    let (name, position, reason) = match act {
+    let (name, position, cancel) = match act {
         Act::Redrive { queue, per_second } => {
             let done = i32::try_from(done).unwrap_or(i32::MAX);
             let sql = schema.sql("select run_id, answer, code from ambo.redrive_dead($1, $2, $3, $4)");
@@ -191,15 +193,23 @@ pub(crate) async fn act_on_runs(
             let sql = schema.sql("select run_id, answer, code from ambo.purge_dead($1)");
             return all(&session.query(&sql, &[(&runs, Type::UUID_ARRAY)]).await?, read_acted);
         }
-        Act::Cancel(reason) => ("cancel", None, Some(reason)),
+        Act::Cancel(cancel) => ("cancel", None, Some(cancel)),
         Act::Retry => ("retry", None, None),
         Act::Rewind(position) => ("rewind", Some(position), None),
         Act::Fork(position) => ("fork", position.as_ref(), None),
     };
+    let reason = cancel.map(|cancel| &cancel.reason);
+    let grace = cancel.and_then(|cancel| cancel.grace).map(Interval);
     let rows = session
         .query(
-            &schema.sql("select run_id, answer, code from ambo.act_on_runs($1, $2, $3, $4)"),
-            &[(&name, Type::TEXT), (&runs, Type::UUID_ARRAY), (&position, Type::TEXT), (&reason, Type::TEXT)],
+            &schema.sql("select run_id, answer, code from ambo.act_on_runs($1, $2, $3, $4, $5)"),
+            &[
+                (&name, Type::TEXT),
+                (&runs, Type::UUID_ARRAY),
+                (&position, Type::TEXT),
+                (&reason, Type::TEXT),
+                (&grace, Type::INTERVAL),
+            ],
         )
         .await?;
     all(&rows, read_acted)

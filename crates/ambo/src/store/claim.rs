@@ -37,6 +37,8 @@ pub(crate) struct ClaimedRun {
     pub(crate) key: Option<String>,
     pub(crate) time_left: Option<Duration>,
     pub(crate) cancelled: bool,
+    /// How long until it has to have ended for that.
+    pub(crate) undo_left: Option<Duration>,
     /// The time by which it had to be claimed is over: it is not to be run.
     pub(crate) too_late: bool,
     pub(crate) parent: Option<Uuid>,
@@ -121,15 +123,19 @@ fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_pos
         losses: row.try_get(5)?,
         key: row.try_get(7)?,
         attempts_max: row.try_get(8)?,
-        time_left: row
-            .try_get::<_, Option<i64>>(9)?
-            .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
+        time_left: row.try_get::<_, Option<i64>>(9)?.map(left),
         cancelled: row.try_get(10)?,
+        undo_left: row.try_get::<_, Option<i64>>(17)?.map(left),
         parent: row.try_get(14)?,
         too_late: row.try_get::<_, Option<_>>(16)?.unwrap_or_default(),
         slot: None,
         history: Vec::new(),
     })
+}
+
+/// What is left of a time; nothing, if it is past.
+pub(crate) fn left(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
 /// Adds to runs that were claimed before what they have recorded.

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::claim::{ClaimedRun, add_history};
+use super::claim::{ClaimedRun, add_history, left};
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
@@ -183,10 +183,9 @@ pub(crate) async fn claimed_runs(
                 losses: row.try_get(5)?,
                 key: row.try_get(7)?,
                 attempts_max: row.try_get(8)?,
-                time_left: row
-                    .try_get::<_, Option<i64>>(9)?
-                    .map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
+                time_left: row.try_get::<_, Option<i64>>(9)?.map(left),
                 cancelled: row.try_get(10)?,
+                undo_left: row.try_get::<_, Option<i64>>(13)?.map(left),
                 parent: row.try_get(11)?,
                 too_late: row.try_get::<_, Option<_>>(12)?.unwrap_or_default(),
                 slot: None,

@@ -132,15 +132,22 @@ pub(crate) async fn heartbeat(
     pulse().map_err(from_driver)
 }
 
+/// A run that somebody asked to cancel, and by when it has ended then.
+pub(crate) type CancelledRun = (Uuid, Option<jiff::Timestamp>);
+
 /// Of these runs, in a worker's memory, those that somebody asked to cancel, and those for which something has come.
 pub(crate) async fn came_for(
     session: &Session,
     schema: &Schema,
     runs: &[Uuid],
-) -> Result<(Vec<Uuid>, Vec<Uuid>)> {
-    let sql = schema.sql("select cancelled, woken from ambo.came_for($1)");
+) -> Result<(Vec<CancelledRun>, Vec<Uuid>)> {
+    let sql = schema.sql("select cancelled, woken, undo_by_us from ambo.came_for($1)");
     let row = session.query_one(&sql, &[(&runs, Type::UUID_ARRAY)]).await?;
-    let read = || -> Result<_, tokio_postgres::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+    let read = || -> Result<_, tokio_postgres::Error> {
+        let (cancelled, by): (Vec<Uuid>, Vec<Option<i64>>) = (row.try_get(0)?, row.try_get(2)?);
+        let by = by.into_iter().map(|by| jiff::Timestamp::from_microsecond(by?).ok());
+        Ok((cancelled.into_iter().zip(by).collect(), row.try_get(1)?))
+    };
     read().map_err(from_driver)
 }
 

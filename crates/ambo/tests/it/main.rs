@@ -15,6 +15,8 @@ mod family;
 mod fan_in;
 mod fence;
 mod fork;
+#[cfg(feature = "testing")]
+mod grace;
 mod graph;
 mod guarantees;
 mod harness;
@@ -65,6 +67,8 @@ mod trace;
 mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
+#[cfg(feature = "testing")]
+mod undo;
 mod unfit;
 mod update;
 mod upgrade;

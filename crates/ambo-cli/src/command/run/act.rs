@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ambo::admin::{Act, Acted, Filter};
-use ambo::{Client, RunId};
+use ambo::{Cancel, Client, RunId};
 use anyhow::Result;
 use serde_json::json;
 
@@ -19,7 +19,11 @@ const SHOWN: usize = 10;
 
 /// `ambo run cancel`
 pub(crate) async fn cancel(wanted: &RunCancel, client: &Client, output: Output) -> Result<()> {
-    act(&Act::Cancel(wanted.reason.clone()), &wanted.targets, client, output).await
+    let mut cancel = Cancel::new(wanted.reason.clone());
+    if let Some(grace) = wanted.grace {
+        cancel = cancel.grace(grace);
+    }
+    act(&Act::Cancel(cancel), &wanted.targets, client, output).await
 }
 
 /// The others.
@@ -113,7 +117,9 @@ fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
     }
     let sentence = match (act, answer.as_str()) {
         (Act::Cancel(_), "cancelled") => "cancelled",
-        (Act::Cancel(_), "requested") => "asked to end; it does at its next durable call",
+        (Act::Cancel(_), "requested") => {
+            "asked to end; it does at its next durable call, or at once where it may"
+        }
         (Act::Cancel(_), state) => {
             let state = if state == "dead" { "died" } else { state };
             return Err(Failure::failed(

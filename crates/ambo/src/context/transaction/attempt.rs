@@ -51,6 +51,7 @@ pub(super) struct Attempt<'a> {
     pub(super) place: &'a Place,
     pub(super) isolation: Isolation,
     pub(super) timeout: Option<Duration>,
+    pub(super) cancel_at_once: bool,
     pub(super) started: Instant,
 }
 
@@ -123,14 +124,19 @@ impl Attempt<'_> {
         Fut: Future<Output = Result<T, E>>,
     {
         let call = AssertUnwindSafe(async { body(tx).await }).catch_unwind();
-        let ended = match self.timeout {
-            Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| {
-                Failure::Ambo(Error::new(
-                    Code::StepTimeout,
-                    format!("the transaction took longer than {limit:?}"),
-                ))
-            })?,
-            None => call.await,
+        let limited = async {
+            match self.timeout {
+                Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| {
+                    let text = format!("the transaction took longer than {limit:?}");
+                    Failure::Ambo(Error::new(Code::StepTimeout, text))
+                }),
+                None => Ok(call.await),
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = limited => ended?,
+            why = self.place.run.dropped(self.cancel_at_once) => return Err(Failure::Ambo(why)),
         };
         match ended {
             Ok(result) => result.map_err(Failure::Application),

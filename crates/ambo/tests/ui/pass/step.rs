@@ -48,7 +48,7 @@ async fn r#loop(r#type: u64, attempt: u64) -> ambo::Result<u64> {
     Ok(r#type + attempt)
 }
 
-#[ambo::step]
+#[ambo::step(cancel_at_once)]
 async fn alone() -> ambo::Result<u64> {
     Ok(1)
 }

@@ -1,0 +1,135 @@
+//! From the end of a body to how its run ends: what it did is undone first where it failed, was cancelled or ran out of time.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock;
+use super::executor::{Ending, encode_error, panicked};
+use super::history::{UNDO, UNDO_NAME};
+use super::refusal::{cancelled, overdue};
+use super::run::Run;
+use crate::context::compensate;
+use crate::error::{Code, Error};
+use crate::payload::{self, Json};
+use crate::retry::Retry;
+use crate::vault::place::Place;
+
+/// How a body ended: with a result, or by a panic.
+pub(super) type Caught = Result<Result<Json, Error>, Box<dyn Any + Send>>;
+
+/// Why an earlier claim began to undo what the run did, if one has.
+pub(super) async fn undone_for(run: &Arc<Run>) -> Option<Error> {
+    let recorded = run.history.undone_for()?;
+    let opened = run.open(&Place::Failure(UNDO), &recorded).await;
+    let decoded = opened.and_then(|opened| payload::decode("the recorded failure", &opened));
+    Some(decoded.unwrap_or_else(|_| Error::new(Code::Application, "the run had failed before")))
+}
+
+/// From the end of the body to the end of the run. That it is being undone, and why, is recorded before the first
+/// compensation, so that a run that began to undo goes on with it, whatever the body does in a replay.
+pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
+    let undone = undone_for(run).await;
+    let is_begun = undone.is_some();
+    let ended = match ended {
+        Ok(Ok(output)) if !is_begun && !run.has_expired() => return Ending::Outcome("succeeded", Ok(output)),
+        Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),
+        Ok(Err(error)) => error,
+        Err(panic) => panicked("the workflow", &*panic),
+    };
+    let error = undone.or_else(|| why_told(run)).unwrap_or(ended);
+    let is_retried = policy.retries() && is_worth_a_retry(&error);
+    if is_retried
+        && !is_begun
+        && !run.is_cancelled()
+        && let Some(pause) = policy.pause_after(run.history.retries + 1, clock::jitter())
+    {
+        return Ending::Retry(pause, error);
+    }
+    // A commit whose step was dropped may belong to what is to be undone, or end the run.
+    run.decided().await;
+    if !run.compensations().is_empty() {
+        if run.is_grace_over() {
+            return out_of_grace(run).await;
+        }
+        if !is_begun {
+            begin(run, &error);
+        }
+        // What failed stays what it was: it is past.
+        run.history.settle();
+        if let Err(error) = compensate::undo(run).await {
+            return Ending::Outcome("dead", Err(error));
+        }
+    }
+    let status = match error.code() {
+        _ if run.is_cancelled() => return Ending::Outcome("cancelled", Err(cancelled())),
+        Code::RunTimeout if error.is_permanent() => return Ending::Outcome("failed", Err(overdue())),
+        Code::NotDecodable => "dead",
+        // Tried as often as it may be: it waits for somebody to look at it.
+        _ if is_retried => "dead",
+        _ => "failed",
+    };
+    Ending::Outcome(status, Err(error))
+}
+
+/// Why the run was told to end. Its own time limit, unlike that of a child, is not worth a retry, also where it is read back.
+fn why_told(run: &Run) -> Option<Error> {
+    if run.is_cancelled() {
+        return Some(cancelled());
+    }
+    run.has_expired().then(|| overdue().permanent())
+}
+
+/// Records that from here on the run only undoes.
+fn begin(run: &Arc<Run>, why: &Error) {
+    run.record(UNDO.into(), UNDO_NAME.into(), Err(encode_error(why)), Duration::ZERO);
+}
+
+/// The grace of a cancel is over: what is not undone stays so, until somebody has the run go on with that.
+pub(super) async fn out_of_grace(run: &Arc<Run>) -> Ending {
+    run.decided().await;
+    Ending::Outcome("dead", Err(give_up(run)))
+}
+
+/// Records that the run only undoes from here on, where that is not recorded yet, and says what is left.
+pub(super) fn give_up(run: &Arc<Run>) -> Error {
+    if !run.is_undoing() && !run.history.has(UNDO) {
+        begin(run, &cancelled());
+    }
+    run.history.settle();
+    let left = compensate::left(run);
+    let text = match (run.is_undoing(), left.is_empty()) {
+        (true, _) => format!("the grace of the cancel was over before all was undone; left: {left}"),
+        (false, false) => {
+            format!("the grace of the cancel was over before the run had begun to undo; left: {left}")
+        }
+        (false, true) => {
+            "the grace of the cancel was over before the code of the run had come back".to_owned()
+        }
+    };
+    Error::new(Code::GraceOver, text)
+}
+
+/// What becomes of a run whose time is up and whose body blocks its thread. `None`: nothing is to be undone. `Err`: whoever
+/// claims it next learns from the record what is to be undone. `Ok`: that was tried, and its code blocks again.
+pub(super) fn beyond_reach(run: &Run) -> Option<Result<Error, ()>> {
+    let left = compensate::left(run);
+    if left.is_empty() && !run.history.has(UNDO) {
+        return None;
+    }
+    if !run.was_claimed_late() {
+        return Some(Err(()));
+    }
+    let text = format!(
+        "the time of the run is up, and its code blocks the thread on which it is to be undone; left: {left}"
+    );
+    Some(Ok(Error::new(Code::NotCompensated, text)))
+}
+
+fn is_worth_a_retry(error: &Error) -> bool {
+    !error.is_permanent()
+        && !matches!(
+            error.code(),
+            Code::NotDecodable | Code::UnfitMessage | Code::Cancelled | Code::NonDeterminism
+        )
+}
