@@ -61,8 +61,13 @@ table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     attempt integer not null
     losses smallint not null
     begun boolean not null default true
+    weight smallint
+    slot bigint
     deadline timestamp with time zone
+    queue text
+    group_key text
     UNIQUE index claim_pkey btree (run_id)
+    UNIQUE index claim_slot btree (queue, slot) WHERE (slot IS NOT NULL)
 
 partitioned table event
     run_id uuid not null
@@ -330,15 +335,6 @@ table signal_carried
 
 sequence signal_seq
 
-table slot with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
-    queue text not null
-    seq bigint not null
-    run_id uuid not null
-    group_key text
-    weight smallint not null
-    UNIQUE index slot_pkey btree (queue, seq)
-    UNIQUE index slot_run btree (run_id)
-
 sequence slot_seq
 
 table timer
@@ -572,10 +568,6 @@ function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function free_slots(p_runs uuid[], p_ended boolean)
-    returns void
-    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off, jit=off
-
 function gather_members(p_runs uuid[])
     returns uuid[]
     volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
@@ -631,6 +623,10 @@ function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_le
 function lanes()
     returns TABLE(queue text, workflow text)
     stable, set enable_seqscan=off
+
+function lead_groups(p_runs uuid[], p_ended boolean)
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off, jit=off
 
 function leave_wakes(p_runs uuid[])
     returns void

@@ -294,6 +294,7 @@ declare
     v_losses smallint[];
     v_deadlines timestamptz[];
     v_count integer;
+    v_placed uuid[];
 begin
     -- Exclusively, as whoever takes claims away: a flush of this worker may have looked at one and not committed yet.
     perform pg_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer);
@@ -303,12 +304,13 @@ begin
             cross join lateral (
                 select c.ctid as place from ambo.claim c
                 where c.run_id = g.id and c.worker_id = p_worker and c.attempt = g.attempt offset 0) h))
-        returning c.run_id, c.attempt, c.losses, c.deadline)
-    select array_agg(r.run_id), array_agg(r.attempt), array_agg(r.losses), array_agg(r.deadline), count(*)
-    into v_ids, v_attempts, v_losses, v_deadlines, v_count
+        returning c.run_id, c.attempt, c.losses, c.deadline, c.slot)
+    select array_agg(r.run_id), array_agg(r.attempt), array_agg(r.losses), array_agg(r.deadline), count(*),
+           array_agg(r.run_id) filter (where r.slot is not null)
+    into v_ids, v_attempts, v_losses, v_deadlines, v_count, v_placed
     from returned r;
     if v_count > 0 then
-        perform ambo.free_slots(v_ids, false);
+        perform ambo.lead_groups(v_placed, false);
         perform ambo.make_ready(v_ids, v_attempts, v_losses, v_deadlines, array_fill(ambo.pin_of(p_worker), array[v_count]));
     end if;
     return v_count;

@@ -7,7 +7,7 @@
 -- is ever looked at.
 --
 -- Limits hold exactly, for claims of a queue that has any take turns: the queue's lock is held from the count to the commit.
--- They are counted without walking over the dead: the worker remembers the slots (ambo.slot) that it knew, of its own by weight, of
+-- They are counted without walking over the dead: the worker remembers the slots (of ambo.claim) that it knew, of its own by weight, of
 -- others by number; here those are looked up, and what is newer is read. A slot of its own whose claim's answer was lost is
 -- newer than what it knows, and counts as somebody else's.
 --
@@ -134,13 +134,13 @@ begin
     if v_limited then
         perform pg_advisory_xact_lock(hashtext('ambo.queue'), hashtext(p_queue));
         select * into q from ambo.queue k where k.name = p_queue;
-        select coalesce(array_agg(s.seq), '{}'), coalesce(array_agg(s.group_key), '{}'), coalesce(array_agg(s.weight::integer), '{}')
+        select coalesce(array_agg(s.slot), '{}'), coalesce(array_agg(s.group_key), '{}'), coalesce(array_agg(s.weight::integer), '{}')
         into others, v_other_groups, v_other_weights
         from (
-            select s.* from unnest(p_others) o (seq) cross join lateral (
-                select s.* from ambo.slot s where s.queue = p_queue and s.seq = o.seq offset 0) s
+            select s.slot, s.group_key, s.weight from unnest(p_others) o (slot) cross join lateral (
+                select c.* from ambo.claim c where c.queue = p_queue and c.slot = o.slot offset 0) s
             union all
-            select s.* from ambo.slot s where s.queue = p_queue and s.seq > p_seen) s;
+            select c.slot, c.group_key, c.weight from ambo.claim c where c.queue = p_queue and c.slot > p_seen) s;
         v_room := least(v_room, q.worker_concurrency - p_here,
                         q.concurrency - p_mine - (select coalesce(sum(w), 0) from unnest(v_other_weights) w));
         if q.ordered is not null then
@@ -217,24 +217,23 @@ begin
             where s.nth <= p_limit
               and (s.weight = 0 or s.in_all <= v_room and (s.group_room is null or s.in_group <= s.group_room))))
         returning r.*
-    ), claimed as (
-        insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
-        select t.run_id, p_worker, t.attempt + 1, t.losses, t.losses = 0, least(t.deadline, now() + t.timeout) from taken t
-        where not t.wakes
     ), ordered as materialized (
-        select t.run_id, t.weight, t.wakes, l.n, l.group_key, l.is_head
+        select t.run_id, t.weight, t.wakes, t.attempt, t.losses, least(t.deadline, now() + t.timeout) as deadline,
+               l.n, l.group_key, l.is_head
         from taken t join lane l on l.lane = t.workflow and l.priority = t.priority order by l.n, t.seq
     ), given as materialized (
         -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
         -- nothing would compare each with all.
-        select o.run_id, o.wakes, o.n, o.group_key,
+        select o.run_id, o.wakes, o.attempt, o.losses, o.deadline, o.n, o.group_key,
                case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot,
                case when v_limited then least(o.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
                                               q.group_rate_burst) end as weight
         from ordered o
-    ), held as (
-        insert into ambo.slot (queue, seq, run_id, group_key, weight)
-        select p_queue, g.slot, g.run_id, g.group_key, g.weight from given g where g.slot is not null
+    ), claimed as (
+        insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline, slot, weight, queue, group_key)
+        select g.run_id, p_worker, g.attempt + 1, g.losses, g.losses = 0, g.deadline,
+               g.slot, g.weight, case when g.slot is not null then p_queue end, case when g.slot is not null then g.group_key end
+        from given g where not g.wakes
     ), led as (
         delete from ambo.head h where h.run_id = any (array(select o.run_id from ordered o where o.is_head))
     )
@@ -265,9 +264,9 @@ begin
                 select array_agg(g.group_key), array_agg(
                     ambo.tokens(p_queue, g.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst) - g.weight)
                 into v_groups, v_left
-                from (select s.group_key, sum(s.weight) as weight from unnest(slots) u (seq) cross join lateral (
-                          select s.* from ambo.slot s where s.queue = p_queue and s.seq = u.seq offset 0) s
-                      where s.group_key is not null group by s.group_key) g;
+                from (select c.group_key, sum(c.weight) as weight from unnest(slots) u (slot) cross join lateral (
+                          select c.* from ambo.claim c where c.queue = p_queue and c.slot = u.slot offset 0) c
+                      where c.group_key is not null group by c.group_key) g;
                 if v_groups is not null then
                     perform ambo.spend(p_queue, v_groups, v_left);
                 end if;
@@ -293,6 +292,8 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 #variable_conflict use_column
+declare
+    v_cancels boolean := pg_relation_size('ambo.cancel_request') > 0;
 begin
     return query
     select r.id, r.workflow, r.queue, r.input, c.attempt, c.losses, r.priority, r.key, r.attempts_max,
@@ -302,34 +303,27 @@ begin
     from unnest(p_runs) with ordinality g (id, n)
     cross join lateral (select c.* from ambo.claim c where c.run_id = g.id and c.worker_id = p_worker offset 0) c
     cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
-    left join lateral (select q.* from ambo.cancel_request q where q.run_id = g.id offset 0) q on true
+    left join lateral (
+        select q.* from ambo.cancel_request q where v_cancels and q.run_id = g.id offset 0) q on true
     order by g.n;
 end $$;
 
--- Gives back the slots of runs that left execution, or ended. In a queue that is ordered a run of a group is the head of it until
--- it has ended, and, where failure blocks, also then.
-create or replace function ambo.free_slots(p_runs uuid[], p_ended boolean) returns void
+-- Of runs that had slots and left execution, or ended: in a queue that is ordered one of a group is the head of it until it has
+-- ended, and, where failure blocks, also then.
+create or replace function ambo.lead_groups(p_runs uuid[], p_ended boolean) returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 begin
     if not exists (select from ambo.queue q where q.ordered is not null) then
-        delete from ambo.slot d where d.ctid = any (array(
-            select s.place from unnest(p_runs) g (id)
-            cross join lateral (select s.ctid as place from ambo.slot s where s.run_id = g.id offset 0) s));
         return;
     end if;
-    with freed as (
-        delete from ambo.slot d where d.ctid = any (array(
-            select s.place from unnest(p_runs) g (id)
-            cross join lateral (select s.ctid as place from ambo.slot s where s.run_id = g.id offset 0) s))
-        returning d.queue, d.group_key, d.run_id
-    )
     insert into ambo.head (queue, group_key, run_id)
-    select f.queue, f.group_key, f.run_id from freed f
-    cross join lateral (select q.ordered from ambo.queue q where q.name = f.queue offset 0) q
-    where q.ordered is not null and f.group_key is not null
+    select r.queue, r.group_key, r.id from unnest(p_runs) g (id)
+    cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
+    cross join lateral (select q.ordered from ambo.queue q where q.name = r.queue offset 0) q
+    where q.ordered is not null and r.group_key is not null
       and (not p_ended or q.ordered = 'block' and exists (
-              select from ambo.outcome o where o.run_id = f.run_id and o.status in ('failed', 'dead')))
+              select from ambo.outcome o where o.run_id = r.id and o.status in ('failed', 'dead')))
     on conflict do nothing;
 end $$;

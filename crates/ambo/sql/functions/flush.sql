@@ -66,7 +66,7 @@ begin
                               where o.run_id = e.run_id and o.attempt = e.attempt);
         end if;
         if cardinality(p_freed) > 0 then
-            perform ambo.free_slots(array(select e from unnest(v_ended) e where e = any (p_freed)), true);
+            perform ambo.lead_groups(array(select e from unnest(v_ended) e where e = any (p_freed)), true);
         end if;
         -- Mostly these tables have no pages. Whether they have rows could only be told by a walk over the dead ones.
         if pg_relation_size('ambo.cancel_request') > 0 then

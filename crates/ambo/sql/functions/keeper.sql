@@ -16,6 +16,7 @@ declare
     v_lease interval := (select i.lease from ambo.installation i);
     v_dead uuid[];
     v_revived uuid[];
+    v_placed uuid[];
     v_attempts integer[];
     v_losses smallint[];
     v_deadlines timestamptz[];
@@ -55,9 +56,9 @@ begin
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
             select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))
-        returning c.run_id, c.attempt, c.losses, c.begun, c.deadline
+        returning c.run_id, c.attempt, c.losses, c.begun, c.deadline, c.slot
     ), judged as materialized (
-        select t.run_id, t.attempt, t.deadline, r.attempts_max,
+        select t.run_id, t.attempt, t.deadline, t.slot, r.attempts_max,
                case when not t.begun then t.losses
                     when exists (select from ambo.checkpoint c where c.run_id = t.run_id and c.attempt = t.attempt) then 1
                     else t.losses + 1 end as losses
@@ -70,18 +71,18 @@ begin
         from judged j where j.losses >= j.attempts_max
         returning run_id
     )
-    select array(select d.run_id from dropped d), coalesce(array_agg(j.run_id), '{}'), array_agg(j.attempt),
-           array_agg(j.losses::smallint), array_agg(j.deadline)
-    into v_dead, v_revived, v_attempts, v_losses, v_deadlines
+    select array(select d.run_id from dropped d), array(select j.run_id from judged j where j.slot is not null),
+           coalesce(array_agg(j.run_id), '{}'), array_agg(j.attempt), array_agg(j.losses::smallint), array_agg(j.deadline)
+    into v_dead, v_placed, v_revived, v_attempts, v_losses, v_deadlines
     from judged j where j.losses < j.attempts_max;
     recovered := cardinality(v_revived);
     dead_lettered := cardinality(v_dead);
     if recovered > 0 then
-        perform ambo.free_slots(v_revived, false);
+        perform ambo.lead_groups(array(select r from unnest(v_revived) r where r = any (v_placed)), false);
         perform ambo.make_ready(v_revived, v_attempts, v_losses, v_deadlines, array_fill(v_pin, array[recovered]));
     end if;
     if dead_lettered > 0 then
-        perform ambo.free_slots(v_dead, true);
+        perform ambo.lead_groups(array(select d from unnest(v_dead) d where d = any (v_placed)), true);
         perform ambo.wake_parents(v_dead);
     end if;
     if recovered + dead_lettered > 0 then

@@ -43,7 +43,7 @@ begin
         select coalesce(array_agg(w.run_id), '{}') into v_woken from woken w;
     end if;
     if cardinality(p_freed) > 0 then
-        perform ambo.free_slots(array(select i from unnest(v_ids) i where i = any (p_freed)), false);
+        perform ambo.lead_groups(array(select i from unnest(v_ids) i where i = any (p_freed)), false);
     end if;
     insert into ambo.timer (run_id, due_at, attempt, losses, deadline, pin)
     select p.id, p.due, p.attempt, 0, p.deadline, v_pin

@@ -54,7 +54,7 @@ as $$
         ('set_schedule', 'operator'), ('pause_schedule', 'operator'), ('delete_schedule', 'operator'),
         ('trigger_schedule', 'operator'), ('backfill_schedule', 'operator'),
         -- Parts of the others.
-        ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('free_slots', ''), ('is_same_payload', ''),
+        ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('refuse_draining', ''),
         ('refuse_living', ''), ('refuse_terms', ''), ('take_key_by', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),

@@ -77,7 +77,6 @@ begin
     if not found then
         perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
     end if;
-    perform ambo.free_slots(array[p_run], true);
     if pg_relation_size('ambo.cancel_request') > 0 then
         delete from ambo.cancel_request q where q.run_id = p_run;
     end if;

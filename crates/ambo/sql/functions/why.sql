@@ -81,28 +81,30 @@ begin
         select 'group in order', format('the run %s of its group comes first; it %s', s.run_id,
                                         coalesce('has ended as ' || o.status || ': the group is blocked', 'has not ended')),
                s.run_id, null::timestamptz
-        from (select s.run_id from ambo.slot s where s.queue = q.name and s.group_key = r.group_key
+        from (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null and c.group_key = r.group_key
               union all
               select h.run_id from ambo.head h where h.queue = q.name and h.group_key = r.group_key) s
         left join ambo.outcome o on o.run_id = s.run_id
         where s.run_id <> p_run and (o.run_id is null or q.ordered = 'block');
         v_told := v_told or found;
     elsif q.group_concurrency is not null and r.group_key is not null then
-        select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name and s.group_key = r.group_key;
+        select sum(c.weight) into v_weight from ambo.claim c
+        where c.queue = q.name and c.slot is not null and c.group_key = r.group_key;
         if v_weight + least(r.weight, q.group_concurrency) > q.group_concurrency then
             return query
             select 'group limit', format('its group has %s of %s in execution', v_weight, q.group_concurrency),
-                   (select s.run_id from ambo.slot s where s.queue = q.name and s.group_key = r.group_key order by s.seq limit 1),
+                   (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null and c.group_key = r.group_key
+                    order by c.slot limit 1),
                    null::timestamptz;
             v_told := v_told or found;
         end if;
     end if;
     if q.concurrency is not null then
-        select sum(s.weight) into v_weight from ambo.slot s where s.queue = q.name;
+        select sum(c.weight) into v_weight from ambo.claim c where c.queue = q.name and c.slot is not null;
         if v_weight + least(r.weight, q.concurrency) > q.concurrency then
             return query
             select 'queue limit', format('the queue has %s of %s in execution', v_weight, q.concurrency),
-                   (select s.run_id from ambo.slot s where s.queue = q.name order by s.seq limit 1), null::timestamptz;
+                   (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null order by c.slot limit 1), null::timestamptz;
             v_told := v_told or found;
         end if;
     end if;

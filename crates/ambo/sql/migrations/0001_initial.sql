@@ -134,6 +134,10 @@ create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where sp
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress. One that has some is in its worker's memory
 -- before it is `begun`: it loses nothing by what kills that worker until then.
+-- In a queue that has limits it has a `slot`, a place that no claim had before, with what it takes of the limits: workers remember
+-- the slots that are taken, and look them up by number, so that counting walks over nothing dead. Drawn under the queue's lock:
+-- within a queue it is the order of commits.
+create sequence ambo.slot_seq as bigint cache 1;
 create table ambo.claim (
     run_id uuid primary key,
     worker_id bigint not null,
@@ -141,9 +145,14 @@ create table ambo.claim (
     attempt integer not null,
     losses smallint not null,
     begun boolean not null default true,
-    deadline timestamptz
+    weight smallint,
+    slot bigint,
+    deadline timestamptz,
+    queue text collate "C",
+    group_key text collate "C"
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create unique index claim_slot on ambo.claim (queue, slot) where slot is not null;
 
 -- What becomes ready later: runs that were delayed, and runs that are parked, out of every worker's memory. One that
 -- waits for something other than the time is due at infinity; a row in ready that wakes it takes it out. `xid`: of the
@@ -270,20 +279,6 @@ create table ambo.queue_group (
     primary key (queue, group_key)
 );
 create index on ambo.queue_group (queue, group_key) where draining;
-
--- The places that runs take in a queue with limits: inserted by the claim, deleted when the run leaves execution, or, in a
--- queue that is ordered, when it ends. Drawn under the queue's lock: within a queue, `seq` is the order of commits.
-create sequence ambo.slot_seq as bigint cache 1;
-create table ambo.slot (
-    queue text collate "C" not null,
-    seq bigint not null,
-    run_id uuid not null,
-    group_key text collate "C",
-    weight smallint not null,
-    primary key (queue, seq)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
-        autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
-create unique index slot_run on ambo.slot (run_id);
 
 -- Where a queue is ordered: the run that comes first in its group while it is not in execution, as it is parked, on its way to
 -- another worker, or has failed where that blocks. The group waits for it; a place of the queue it has not.

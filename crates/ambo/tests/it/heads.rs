@@ -16,7 +16,7 @@ async fn a_group_that_stands_still_takes_no_place_of_its_queue() {
     bench.all_ended(19).await;
     let blocked = bench.db.client.blocked_groups(Some("q")).await.unwrap();
     assert_eq!((blocked.len(), blocked[0].run), (1, runs[1]));
-    assert_eq!(bench.db.number("select count(*) from ambo.slot").await, 0);
+    assert_eq!(bench.db.number("select count(*) from ambo.claim where slot is not null").await, 0);
 
     // Once more: it takes a place like any other, and the next of its group still waits.
     bench.enqueue((20..40).map(|n| job("h", n))).await;
@@ -27,7 +27,7 @@ async fn a_group_that_stands_still_takes_no_place_of_its_queue() {
     assert!(bench.db.client.unblock_group("q", "g").await.unwrap());
     bench.all_ended(40).await;
     assert_eq!(bench.gauge.most(), 1);
-    bench.db.until("select not exists (select from ambo.slot) and not exists (select from ambo.head)").await;
+    bench.db.until("select not exists (select from ambo.claim) and not exists (select from ambo.head)").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +88,7 @@ async fn a_run_that_is_parked_keeps_its_group_waiting_and_no_place() {
     db.until("select count(*) = 2 from ambo.timer where attempt > 0").await;
     enqueue(&db, "pass", "i").await;
     db.until("select count(*) = 1 from ambo.outcome").await;
-    assert_eq!(db.number("select count(*) from ambo.slot").await, 0);
+    assert_eq!(db.number("select count(*) from ambo.claim where slot is not null").await, 0);
     assert_eq!(
         db.number("select count(*) from ambo.ready").await,
         1,
@@ -115,5 +115,5 @@ async fn a_run_that_is_parked_keeps_its_group_waiting_and_no_place() {
     let late = "select count(*) from ambo.outcome p join ambo.run r on r.id = p.run_id and r.workflow = 'pass' and r.group_key = 'g'
         join ambo.outcome h on h.run_id = $1 and h.ended_at < p.ended_at";
     assert_eq!(db.sql.query_one(late, &[&head.as_uuid()]).await.unwrap().get::<_, i64>(0), 1);
-    db.until("select not exists (select from ambo.slot) and not exists (select from ambo.head)").await;
+    db.until("select not exists (select from ambo.claim) and not exists (select from ambo.head)").await;
 }

@@ -27,6 +27,7 @@ mod hostile_sql;
 mod job;
 mod key;
 mod limits;
+mod lowered;
 mod marks;
 #[cfg(feature = "diesel-async")]
 mod on_diesel_async;

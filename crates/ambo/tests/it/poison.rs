@@ -50,7 +50,7 @@ async fn begun_in_vain(concurrency: u32, attempts: u32) -> i64 {
     workers.abort();
     let begun = format!("select count(*) = {attempts} from span where number = 3");
     assert!(db.sql.query_one(&begun, &[]).await.unwrap().get::<_, bool>(0), "it was given its attempts");
-    db.until("select not exists (select from ambo.slot)").await;
+    db.until("select not exists (select from ambo.claim)").await;
     db.number("select count(*) - 11 from span where number <> 3").await
 }
 

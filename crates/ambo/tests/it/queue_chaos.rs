@@ -232,7 +232,11 @@ impl Round {
     async fn assert_nothing_is_lost_or_left(&self) {
         self.db.until("select not exists (select from ambo.claim)").await;
         assert_eq!(self.db.number("select count(*) from ambo.ready where not wakes").await, 0);
-        assert_eq!(self.db.number("select count(*) from ambo.slot").await, 0, "a place is taken by nobody");
+        assert_eq!(
+            self.db.number("select count(*) from ambo.claim where slot is not null").await,
+            0,
+            "a place is taken by nobody"
+        );
         let heads = "select count(*) from ambo.head h where not exists (select from ambo.outcome o
             where o.run_id = h.run_id and o.status in ('failed', 'dead'))";
         assert_eq!(self.db.number(heads).await, 0, "a group waits for nobody");
@@ -346,5 +350,5 @@ async fn a_run_that_kills_its_workers_is_dead_by_its_attempts_and_its_group_is_t
     db.until("select count(*) = 9 from ambo.outcome").await;
     workers.abort();
     assert_eq!(db.number("select count(*) from ambo.outcome where status = 'succeeded'").await, 8);
-    db.until("select not exists (select from ambo.slot) and not exists (select from ambo.head)").await;
+    db.until("select not exists (select from ambo.claim) and not exists (select from ambo.head)").await;
 }

@@ -20,8 +20,8 @@ pub(crate) const TABLE: &str = "create table span (n bigserial primary key, run 
     create trigger note after delete on ambo.claim for each row execute function note();
     create table place (seq bigint, at timestamptz default clock_timestamp());
     create function note_place() returns trigger language plpgsql as $$
-        begin insert into public.place (seq) values (new.seq); return null; end $$;
-    create trigger note after insert on ambo.slot for each row execute function note_place()";
+        begin insert into public.place (seq) values (new.slot); return null; end $$;
+    create trigger note_place after insert on ambo.claim for each row when (new.slot is not null) execute function note_place()";
 
 /// One run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,8 +42,8 @@ async fn hold(cx: Ctx<'_>, held: Held) -> Result<()> {
     let lane = format!("{:?} {}", held.group, held.priority);
     let begin =
         "insert into span (run, number, lane, \"group\", pid, worker, attempt, claimed_at, slot, weight)
-        select c.run_id, $2, $3, $4, $5, c.worker_id, c.attempt, c.claimed_at, s.seq, s.weight
-        from ambo.claim c left join ambo.slot s on s.run_id = c.run_id where c.run_id = $1 returning n";
+        select c.run_id, $2, $3, $4, $5, c.worker_id, c.attempt, c.claimed_at, c.slot, c.weight
+        from ambo.claim c where c.run_id = $1 returning n";
     let pid = std::process::id() as i32;
     let run = cx.run_id().as_uuid();
     let begun = sql.query_opt(begin, &[&run, &held.number, &lane, &held.group, &pid]).await;
