@@ -1,5 +1,7 @@
 //! Payloads: JSON as text. What becomes of it on the way to the database is the vault's affair, and so is its size.
 
+mod lossless;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,6 +24,12 @@ pub(crate) fn encode(what: &str, value: &impl Serialize) -> Result<Json, Error> 
     })?;
     if crate::vault::envelope::is_one(&text) {
         crate::vault::place::refuse(what)?;
+    }
+    // What would be lost is written as null.
+    if text.contains("null")
+        && let Some(loss) = lossless::look(value)
+    {
+        return Err(Error::new(Code::NotEncodable, format!("{what} {loss}")));
     }
     // What is shorter cannot be so deep: each level has two brackets.
     if text.len() > 2 * DEPTH_MAX && depth(&text) > DEPTH_MAX {
@@ -54,15 +62,17 @@ fn depth(json: &str) -> usize {
 
 pub(crate) fn decode<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, Error> {
     serde_json::from_str(text).map_err(|error| {
-        Error::new(
-            Code::NotDecodable,
+        let (line, column) = (error.line(), error.column());
+        let text = if error.is_syntax() {
+            // The database has taken it for JSON, and holds more than can be read here.
             format!(
-                "{what} does not fit `{}` (line {} column {})",
-                std::any::type_name::<T>(),
-                error.line(),
-                error.column()
-            ),
-        )
+                "{what} holds a number out of range, or is nested deeper than {DEPTH_MAX} levels (line {line} column {column}): \
+                 send it otherwise"
+            )
+        } else {
+            format!("{what} does not fit `{}` (line {line} column {column})", std::any::type_name::<T>())
+        };
+        Error::new(Code::NotDecodable, text)
     })
 }
 
@@ -84,6 +94,29 @@ mod tests {
                 number.to_bits()
             );
         }
+    }
+
+    #[test]
+    fn what_json_would_not_give_back_is_refused() {
+        #[derive(Serialize)]
+        struct Reading {
+            at: Option<Option<u32>>,
+            value: f64,
+        }
+        let code = |refused: Result<Json, Error>| refused.unwrap_err().code();
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(code(encode("it", &number)), Code::NotEncodable);
+            assert_eq!(code(encode("it", &Some(vec![(1, number as f32)]))), Code::NotEncodable);
+            assert_eq!(code(encode("it", &Reading { at: None, value: number })), Code::NotEncodable);
+        }
+        assert_eq!(code(encode("it", &Some(None::<u32>))), Code::NotEncodable);
+        assert_eq!(code(encode("it", &vec![Some(())])), Code::NotEncodable);
+        assert_eq!(code(encode("it", &Some(serde_json::Value::Null))), Code::NotEncodable);
+        // A field may be read in a way of its own; and what only looks so is no loss.
+        encode("it", &Reading { at: Some(None), value: 1.0 }).unwrap();
+        encode("it", &(None::<u32>, (), vec![Some(1), None], "null", serde_json::json!({"a": null})))
+            .unwrap();
+        encode("it", &std::collections::BTreeMap::from([(1u8, None::<u128>), (2, Some(u128::MAX))])).unwrap();
     }
 
     #[test]

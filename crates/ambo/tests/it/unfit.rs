@@ -143,3 +143,19 @@ async fn an_unfit_event_or_result_of_a_child_is_the_same_error_in_every_replay()
     SendSignal::new(run, "go", &1).on(&db.client).await.unwrap();
     assert_eq!(ended(&db, run).await.unwrap(), "AMBO028 AMBO028");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_json_cannot_hold_is_an_error_of_the_call_and_not_of_the_replay() {
+    async fn measures(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        let mean = cx.step("mean", || async { Ok::<_, Error>(0.0 / std::hint::black_box(0.0)) }).await;
+        let none = cx.step("none", || async { Ok::<_, Error>(Some(None::<u32>)) }).await;
+        let sent = cx.publish("mean", &f64::INFINITY);
+        let errors = [mean.unwrap_err().to_string(), none.unwrap_err().to_string()];
+        assert!(errors[0].contains("not finite") && errors[1].contains("`Some`"), "{errors:?}");
+        Ok(format!("{} {} {}", &errors[0][..7], &errors[1][..7], sent.unwrap_err().code()))
+    }
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow_fn("w", measures).start().await.unwrap();
+    let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
+    assert_eq!(ended(&db, run).await.unwrap(), "AMBO007 AMBO007 AMBO007");
+}
