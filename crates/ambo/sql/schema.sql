@@ -604,6 +604,10 @@ function is_awaited(p_lock integer)
     returns boolean
     volatile
 
+function is_forged(p_payload json)
+    returns boolean
+    immutable
+
 function is_rare(p_workflow text, p_queue text, p_limit integer)
     returns boolean
     volatile

@@ -257,7 +257,7 @@ impl<'run> Ctx<'run> {
 
     /// Sets an attribute of this run, by which it can be found: in the same commit as the record that it did, and costs none of
     /// its own. The last value of a key stands, beside the attributes that were given at enqueue. Key: 1 to 180 bytes; value: up
-    /// to 8 KiB of JSON.
+    /// to 8 KiB of JSON, all of a run together to 64 KiB.
     ///
     /// # Errors
     /// `AMBO001` for the key, `AMBO004` or `AMBO007` for the value, `AMBO025` in a cancelled run.
@@ -269,7 +269,7 @@ impl<'run> Ctx<'run> {
     /// Waits until another run has published something under a key, and receives its present value.
     ///
     /// # Errors
-    /// `AMBO042` after [`Event::timeout`], `AMBO025` if this run is cancelled meanwhile, `AMBO028` if the value is not a `T`.
+    /// `AMBO001` for the key, `AMBO042` after [`Event::timeout`], `AMBO025` if this run is cancelled meanwhile, `AMBO028` if the value is not a `T`.
     pub fn event<'a, T>(&mut self, of: RunId, key: impl Into<String>) -> Event<'a, T>
     where
         'run: 'a,

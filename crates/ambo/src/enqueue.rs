@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::client::Client;
+use crate::context::attribute;
 use crate::error::{Code, Error, Result};
 use crate::handle::Handle;
 use crate::id::RunId;
@@ -235,10 +236,10 @@ impl<W> Enqueue<W> {
         self.set(|run| run.attempts = i32::try_from(attempts).unwrap_or(i32::MAX))
     }
 
-    /// Attributes to find the run by: a JSON object. They are stored as `jsonb`.
+    /// Attributes to find the run by: a JSON object, up to 64 KiB. They are stored as `jsonb`.
     pub fn attributes(mut self, attributes: &impl Serialize) -> Self {
         // They stay in the database, as they are: it searches them.
-        match Vault::new().encode("the attributes", attributes) {
+        match attribute::given(attributes) {
             Ok(json) => self.set(|run| run.attributes = Some(json)),
             Err(error) => {
                 self.run = Err(error);
@@ -251,7 +252,7 @@ impl<W> Enqueue<W> {
     /// of ours is awaited after it. On `&client` it is durable when this returns, in a commit shared with others.
     ///
     /// # Errors
-    /// `AMBO001` name or key, `AMBO002` no such queue, `AMBO003` key with another input, `AMBO004` input too large,
+    /// `AMBO001` name or key, `AMBO002` no such queue, `AMBO003` key with another input, `AMBO004` input or attributes too large,
     /// `AMBO005` an option, `AMBO007` input not encodable, `AMBO008` a queue without groups, `AMBO009` one that is drained,
     /// `AMBO010` no schema; `AMBO040` if the database is away.
     /// A refused enqueue leaves the caller's transaction failed, as every error does in PostgreSQL.

@@ -53,6 +53,10 @@ declare
     v_ended boolean;
     v_undo_by timestamptz;
 begin
+    if octet_length(p_reason) > 4000 then
+        raise exception 'AMBO004: the reason of a cancel has % bytes; the limit is 4000', octet_length(p_reason)
+            using errcode = 'AM004';
+    end if;
     if (p_grace > interval '0' and p_grace <= interval '10 years') is false then
         raise exception 'AMBO005: the grace of a cancel is above zero and at most ten years, not %', p_grace
             using errcode = 'AM005';
@@ -70,7 +74,7 @@ begin
       -- The members of a fan-in are not there for the sake of what comes after them.
       and not exists (select from ambo.fan_in f where f.run_id = p_run)
       and exists (select from ambo.run r where r.id = c.child_id);
-    insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, left(p_reason, 1000), v_undo_by)
+    insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, p_reason, v_undo_by)
     on conflict do nothing;
     if v_undo_by is not null then
         update ambo.cancel_request q set undo_by = v_undo_by
@@ -92,7 +96,7 @@ begin
     if v_ended then
         insert into ambo.outcome (run_id, attempt, status, error)
         values (p_run, 0, 'cancelled', json_build_object(
-            'code', 'AMBO025', 'message', coalesce('cancelled: ' || left(p_reason, 1000), 'cancelled')));
+            'code', 'AMBO025', 'message', coalesce('cancelled: ' || p_reason, 'cancelled')));
         delete from ambo.cancel_request q where q.run_id = p_run;
         delete from ambo.fan_in f where f.run_id = p_run;
         perform ambo.tell_waiters(array[p_run]);

@@ -9,6 +9,10 @@ begin
         raise exception 'AMBO005: attributes are a JSON object, not %',
             (select jsonb_typeof(a) from unnest(p_attributes) a where jsonb_typeof(a) <> 'object' limit 1)
             using errcode = 'AM005', hint = 'For example: {"customer": 1001}.';
+    elsif exists (select from unnest(p_attributes) a where octet_length(a::text) > 65536) then
+        raise exception 'AMBO004: the attributes have % bytes; the limit is 65536',
+            (select max(octet_length(a::text)) from unnest(p_attributes) a)
+            using errcode = 'AM004', hint = 'Data belongs into the input: attributes are what runs are found by.';
     end if;
     insert into ambo.attribute (run_id, attributes)
     select u.id, u.a from unnest(p_runs, p_attributes, p_new) as u (id, a, is_new) where u.a is not null and u.is_new;
@@ -20,7 +24,10 @@ create or replace function ambo.set_attributes(
 returns void
 language plpgsql volatile
 as $$
+declare
+    v_run uuid;
 begin
+    with written as (
     insert into ambo.attribute as a (run_id, attributes)
     select s.run_id, s.attributes
     from (
@@ -30,7 +37,13 @@ begin
     cross join lateral (
         select from ambo.claim c
         where c.run_id = s.run_id and c.worker_id = p_worker and c.attempt = s.attempt offset 0) c
-    on conflict (run_id) do update set attributes = a.attributes || excluded.attributes;
+    on conflict (run_id) do update set attributes = a.attributes || excluded.attributes
+    returning a.run_id, octet_length(a.attributes::text) as bytes)
+    select w.run_id into v_run from written w where w.bytes > 262144;
+    if found then
+        -- Each history of a run may set a fourth of it: it has gone on as new too often with other keys.
+        raise exception 'AMBO004: the attributes of run % have more than 262144 bytes', v_run using errcode = 'AM004';
+    end if;
 end $$;
 
 -- Makes the attributes of a run what its checkpoints say, beside those that it was given: after some were taken away.
@@ -44,6 +57,6 @@ begin
     from ambo.run r cross join (
         select jsonb_object_agg(substr(c.name, 16), c.output::jsonb
                                 order by c.recorded_at, string_to_array(c.position, '.')::integer[]) as attributes
-        from ambo.checkpoint c where c.run_id = p_run and starts_with(c.name, 'ambo:attribute ')) s
+        from ambo.checkpoint c where c.run_id = p_run and starts_with(c.name, 'ambo:attribute ') and c.output is not null) s
     where r.id = p_run and coalesce(r.attributes, s.attributes) is not null;
 end $$;

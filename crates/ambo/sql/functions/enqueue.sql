@@ -23,6 +23,9 @@ begin
     elsif octet_length(p_input::text) > 2097152 then
         raise exception 'AMBO004: the input has % bytes; the limit is 2097152', octet_length(p_input::text)
             using errcode = 'AM004', hint = 'Store large data elsewhere and pass a reference.';
+    elsif ambo.is_forged(p_input) then
+        raise exception 'AMBO007: the input is an object whose first key begins with "ambo:", and no envelope'
+            using errcode = 'AM007', hint = 'Such keys are Ambo''s own: name it otherwise.';
     elsif octet_length(p_key) not between 1 and 512 then
         raise exception 'AMBO001: a key has 1 to 512 bytes, not %', octet_length(p_key)
             using errcode = 'AM001';
@@ -155,7 +158,7 @@ declare
 begin
     -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
     v_good := (octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
-        and octet_length(p_input::text) <= 2097152
+        and octet_length(p_input::text) <= 2097152 and not ambo.is_forged(p_input)
         and (p_key is null or octet_length(p_key) between 1 and 512)
         and p_priority between -32768 and 32767
         and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
@@ -288,7 +291,7 @@ begin
     from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes, group_keys,
                 weights) as u (w, i, q, k, p, d, t, o, m, l, g, h)
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0
-        and octet_length(u.i::text) <= 2097152
+        and octet_length(u.i::text) <= 2097152 and not ambo.is_forged(u.i)
         and (u.k is null or octet_length(u.k) between 1 and 512)
         and coalesce(u.p, 0) between -32768 and 32767
         and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null

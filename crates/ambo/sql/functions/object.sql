@@ -10,6 +10,18 @@ return case when starts_with(ltrim(p_payload::text), '{"ambo:') then
         p_payload -> 'ambo:sealed' -> 'digests', p_payload -> 'ambo:object' -> 'digests'))
         with ordinality as d (digest, n)) end;
 
+-- Whether a payload begins as an envelope and has not the shape of one. An envelope that has, and that no program of ours wrote,
+-- cannot be told here: whoever opens it finds out.
+create or replace function ambo.is_forged(p_payload json) returns boolean
+language sql immutable
+return case when starts_with(p_payload::text, '{"ambo:') then
+    coalesce(json_typeof(p_payload -> 'ambo:sealed' -> 'key') = 'string'
+             and json_typeof(p_payload -> 'ambo:sealed' -> 'text') = 'string'
+             or json_typeof(p_payload -> 'ambo:object' -> 'path') = 'string'
+             and json_typeof(p_payload -> 'ambo:object' -> 'bytes') = 'number', false) is not true
+    or json_typeof(coalesce(p_payload -> 'ambo:sealed' -> 'digests', p_payload -> 'ambo:object' -> 'digests', '[]')) <> 'array'
+    else false end;
+
 -- Whether two payloads are the same, as far as that can be told without reading them.
 create or replace function ambo.is_same_payload(p_one json, p_other json) returns boolean
 language sql immutable

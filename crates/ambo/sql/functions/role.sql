@@ -58,7 +58,7 @@ as $$
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('refuse_draining', ''),
         ('refuse_living', ''), ('refuse_terms', ''), ('take_key_by', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
-        ('input_digest', ''), ('is_awaited', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''), ('leave_wakes', ''), ('list_query', ''),
+        ('input_digest', ''), ('is_awaited', ''), ('is_forged', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''), ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
         ('read_position', ''), ('refuse_enqueue', ''), ('refuse_schedule', ''), ('refuse_step', ''),
         ('restore_attributes', ''), ('run_id_floor', ''), ('run_time', ''), ('send_wakes', ''), ('set_attributes', ''),

@@ -19,6 +19,9 @@ begin
     elsif jsonb_typeof(p_attributes) <> 'object' then
         raise exception 'AMBO005: attributes are a JSON object, not %', jsonb_typeof(p_attributes)
             using errcode = 'AM005';
+    elsif octet_length((p_attributes || jsonb_build_object('schedule', p_name))::text) > 65536 then
+        raise exception 'AMBO004: the attributes have % bytes with the name of the schedule; the limit is 65536',
+            octet_length((p_attributes || jsonb_build_object('schedule', p_name))::text) using errcode = 'AM004';
     elsif (p_cron is null) = (p_every is null) or (p_cron is null) <> (p_timezone is null) then
         raise exception 'AMBO005: a schedule has a cron pattern with a time zone, or an interval' using errcode = 'AM005';
     elsif p_every < interval '1 second' or p_every > interval '10 years' then

@@ -23,6 +23,9 @@ begin
     elsif octet_length(payload::text) > 2097152 then
         raise exception 'AMBO004: the payload has % bytes; the limit is 2097152', octet_length(payload::text)
             using errcode = 'AM004', hint = 'Store large data elsewhere and send a reference.';
+    elsif ambo.is_forged(payload) then
+        raise exception 'AMBO007: the payload is an object whose first key begins with "ambo:", and no envelope'
+            using errcode = 'AM007', hint = 'Such keys are Ambo''s own: name it otherwise.';
     elsif not exists (select from ambo.run r where r.id = send_signal.run_id) then
         raise exception 'AMBO033: there is no run %', coalesce(run_id::text, 'null') using errcode = 'AM033';
     end if;

@@ -56,12 +56,17 @@ impl<'a, T: DeserializeOwned + Send + 'a> Event<'a, T> {
 
 /// Publishes: the value and the checkpoint that says so are one fact.
 pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, value: &T) -> Result<()> {
+    check_key(key)?;
+    let value = run.vault.encode("the value of an event", value)?;
+    give(run, position, key, value)
+}
+
+fn check_key(key: &str) -> Result<()> {
     if key.is_empty() || key.len() > 200 || key.contains('\0') {
         let text = format!("the key of an event has 1 to 200 bytes and no NUL; this one has {}", key.len());
         return Err(Error::new(Code::InvalidName, text));
     }
-    let value = run.vault.encode("the value of an event", value)?;
-    give(run, position, key, value)
+    Ok(())
 }
 
 /// [`publish`], of what is encoded.
@@ -90,6 +95,7 @@ async fn receive<T: DeserializeOwned>(
     key: String,
     timeout: Option<Duration>,
 ) -> Result<T> {
+    check_key(&key)?;
     let name = format!("ambo:await {key} of {of}");
     if let Some(recorded) = replay::<Box<serde_json::value::RawValue>, Error>(run, &position, &name).await {
         run.history.pass(&format!("{position}.0"));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::context::race;
+use crate::context::{attribute, race};
 use crate::error::{Code, Error};
 use crate::payload;
 use crate::store::claim::Checkpoint;
@@ -53,6 +53,8 @@ pub(crate) struct History {
     calls: Mutex<HashMap<String, Checkpoint>>,
     /// The patches that were taken, by the position of the call before which they were asked for.
     patches: Mutex<HashMap<String, Vec<String>>>,
+    /// The bytes of the attributes that the run has set, by key.
+    attributes: Mutex<HashMap<String, usize>>,
     /// Positions of failures after which the body did not go on: what a retry of the run forgets.
     failures: Mutex<Vec<Arc<str>>>,
     has_failures: AtomicBool,
@@ -83,6 +85,7 @@ impl History {
             raced: recorded.iter().any(|checkpoint| checkpoint.name == race::NAME),
             calls: Mutex::default(),
             patches: Mutex::default(),
+            attributes: Mutex::new(recorded.iter().filter_map(attribute::was_set).collect()),
             failures: Mutex::default(),
             has_failures: AtomicBool::new(false),
             top: AtomicU32::new(0),
@@ -219,6 +222,15 @@ impl History {
     /// Why what the run did is being undone, as it was recorded.
     pub(crate) fn undone_for(&self) -> Option<Box<str>> {
         self.calls().get(UNDO)?.error.clone()
+    }
+
+    /// An attribute is to be set; answers the bytes of all that are, with it.
+    pub(crate) fn set_attribute(&self, key: &str, bytes: usize) -> usize {
+        let mut attributes = self.attributes.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: usize =
+            attributes.iter().filter(|(known, _)| *known != key).map(|(_, bytes)| bytes).sum();
+        attributes.insert(key.to_owned(), bytes);
+        others + bytes
     }
 
     /// From now on the record is all there is.

@@ -117,7 +117,7 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         let Some(prepared) = &self.prepared else {
-            return self.client.query_typed(sql, params).await.map_err(from_driver);
+            return self.client.query_typed(sql, params).await.map_err(of_ours);
         };
         let known = prepared.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned();
         let statement = match known {
@@ -131,7 +131,7 @@ impl Session {
             }
         };
         let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
-        let answer = self.client.query(&statement, &values).await.map_err(from_driver);
+        let answer = self.client.query(&statement, &values).await.map_err(of_ours);
         if answer.as_ref().is_err_and(|error| error.sqlstate() == Some("0A000")) {
             // A migration changed what a function returns: the next call prepares anew.
             prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -291,6 +291,19 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
     };
     // Not as the source: its detail may hold the row that was refused, payload and all.
     Error::new(code, text).with_sqlstate(&sqlstate)
+}
+
+/// The same of a statement of ours, in which only what the caller gave can be no text to the server: a NUL. All names, reasons
+/// and filters pass here.
+fn of_ours(error: tokio_postgres::Error) -> Error {
+    let error = from_driver(error);
+    match error.sqlstate() {
+        Some(state @ ("22021" | "22P05")) => {
+            let text = "a text holds a NUL character, which PostgreSQL cannot hold; leave it out";
+            Error::new(Code::InvalidName, text).with_sqlstate(state)
+        }
+        _ => error,
+    }
 }
 
 /// The code for a SQLSTATE of the server.

@@ -39,6 +39,10 @@ async fn innocent(mut cx: Ctx<'_>, n: i64) -> Result<i64> {
     Ok(cx.step("harmless", async || Ok::<_, Error>(n)).await?)
 }
 
+async fn any(_: Ctx<'_>, input: Value) -> Result<Value> {
+    Ok(input)
+}
+
 fn nested(depth: usize) -> Value {
     (1..depth).fold(Value::Array(Vec::new()), |inner, _| Value::Array(vec![inner]))
 }
@@ -53,7 +57,7 @@ async fn worker(db: &Database) -> (Worker, Arc<AtomicU32>) {
     let tried = Arc::new(AtomicU32::new(0));
     let worker =
         Worker::builder(&db.client).workflow_fn("hostile", hostile).workflow_fn("innocent", innocent);
-    (worker.state(tried.clone()).start().await.expect("worker"), tried)
+    (worker.workflow_fn("any", any).state(tried.clone()).start().await.expect("worker"), tried)
 }
 
 /// Innocent runs, enqueued around a hostile act, all succeed.
@@ -124,7 +128,9 @@ async fn hostile_enqueues_are_refused_with_a_code_and_hurt_nobody() {
         (named("a").attempts(u32::MAX), Code::InvalidOption),
         (Enqueue::named("a", &"x".repeat(TOO_MUCH)), Code::TooLarge),
         (Enqueue::named("a", &nested(128)), Code::NotEncodable),
-        (named("a").attributes(&"a\0b"), Code::Database),
+        (named("a").attributes(&"a\0b"), Code::NotEncodable),
+        (named("a").attributes(&serde_json::json!({"data": "x".repeat(70_000)})), Code::TooLarge),
+        (Enqueue::named("a", &[1.0, f64::NAN]), Code::NotEncodable),
     ];
     for (n, (enqueue, code)) in refused.into_iter().enumerate() {
         let error = amid_innocents(&db, enqueue.on(&db.client)).await.expect_err(&format!("number {n}"));
@@ -168,6 +174,21 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
         ("select ambo.create_queue(repeat('q', 201))", "AM001"),
         ("select ambo.pause_queue('nowhere', true)", "AM002"),
         ("select ambo.cancel_run('00000000-0000-0000-0000-000000000000')", "AM033"),
+        ("select ambo.cancel_run(null, repeat('x', 4001))", "AM004"),
+        (
+            "select ambo.enqueue_workflow('a', attributes => jsonb_build_object('x', repeat('x', 65536)))",
+            "AM004",
+        ),
+        (r#"select ambo.enqueue_workflow('a', '{"ambo:sealed": {"key": "k"}}')"#, "AM007"),
+        (
+            r#"select ambo.enqueue_workflow('a', '{"ambo:object": {"path": "p", "bytes": "1"}}', key => 'k')"#,
+            "AM007",
+        ),
+        (
+            r#"select ambo.enqueue_workflow('a', '{"ambo:sealed": {"key": "k", "text": "t", "digests": 5}}', key => 'k')"#,
+            "AM007",
+        ),
+        (r#"select ambo.enqueue_workflows('{a}', array['{"ambo:x": 1}']::json[])"#, "AM007"),
         ("select ambo.retry_run('ffffffff-ffff-ffff-ffff-ffffffffffff')", "AM033"),
         ("select * from ambo.list_runs(p_state => 'sleepy')", "AM005"),
     ] {
@@ -175,16 +196,67 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
         assert_eq!(error.code().map(|code| code.code()), Some(state), "{sql}: {error:?}");
     }
     assert_eq!(db.number("select count(*) from ambo.run").await, 0);
-    // What JSON in the database may be and in Rust may not is dead, with its reason.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_only_sql_takes_is_dead_with_its_reason_and_hurts_nobody() {
+    let db = database().await;
     let (_worker, _) = worker(&db).await;
-    db.sql
-        .batch_execute(
-            "select ambo.enqueue_workflow('hostile', (repeat('[', 500) || repeat(']', 500))::json)",
-        )
-        .await
-        .unwrap();
-    db.until("select count(*) = 1 from ambo.outcome where status = 'dead' and error->>'code' = 'AMBO028'")
-        .await;
+    let forged = r#"{"ambo:sealed": {"key": "k", "text": "AAAA", "digests": ["x"]}}"#;
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    for (input, code, cure) in [
+        (deep.as_str(), Code::NotDecodable, "nested deeper than 127 levels"),
+        ("1e999", Code::NotDecodable, "a number out of range"),
+        (forged, Code::NoVault, "give it a vault with that key"),
+    ] {
+        let ended = amid_innocents(&db, async {
+            let enqueue = "select ambo.enqueue_workflow('any', $1::text::json)";
+            let run: RunId =
+                db.sql.query_one(enqueue, &[&input]).await.unwrap().get::<_, uuid::Uuid>(0).into();
+            (result(&db.client, run).await.unwrap_err(), db.client.show_run(run).await.unwrap())
+        });
+        let (error, run) = ended.await;
+        assert_eq!((error.code(), run.summary.state.as_str()), (code, "dead"), "{input:.80}: {error}");
+        assert!(error.to_string().contains(cure), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nul_in_any_name_reason_or_filter_is_refused_as_a_name() {
+    use ambo::admin::{Act, Filter};
+    let db = database().await;
+    let run = Enqueue::named("a", &1).on(&db.client).await.unwrap().run;
+    let (client, nul) = (&db.client, "a\0b");
+    let text = || Some(nul.to_owned());
+    let filters = [
+        Filter { text: text(), ..Filter::default() },
+        Filter { workflow: text(), ..Filter::default() },
+        Filter { queue: text(), ..Filter::default() },
+        Filter { state: text(), ..Filter::default() },
+        Filter { attributes: Some(serde_json::json!({"a": nul})), ..Filter::default() },
+    ];
+    for filter in filters {
+        assert_eq!(client.list_runs(&filter).await.unwrap_err().code(), Code::InvalidName, "{filter:?}");
+    }
+    let refused = [
+        client.cancel(run, nul).await.map(drop),
+        client.rewind(run, nul).await,
+        client.fork(run, Some(nul)).await.map(drop),
+        client.events::<Value>(run, nul, 0).await.map(drop),
+        client.next_events::<Value>(run, nul, 0).await.map(drop),
+        client.act(&Act::Cancel(nul.to_owned()), &[run]).await.map(drop),
+        client.show_workflow(nul).await.map(drop),
+        client.pause_schedule(nul, true).await.map(drop),
+        client.delete_schedule(nul).await.map(drop),
+        client.create_queue(nul).await.map(drop),
+        client.pause_queue(nul, true).await,
+    ];
+    for (n, refused) in refused.into_iter().enumerate() {
+        let error = refused.expect_err(&format!("number {n}"));
+        assert_eq!(error.code(), Code::InvalidName, "number {n}: {error}");
+    }
+    assert_eq!(client.cancel(run, &"x".repeat(4001)).await.unwrap_err().code(), Code::TooLarge);
+    client.cancel(run, &"x".repeat(4000)).await.unwrap();
 }
 
 #[tokio::test]

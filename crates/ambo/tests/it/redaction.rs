@@ -98,7 +98,7 @@ async fn no_payload_is_in_the_logs_and_errors_of_runs_that_fail() {
         SendSignal::new(failing, "signal", &[MARKER]).key("once").on(&db.client).await.unwrap_err(),
         db.client.events::<u32>(failing, "event", 0).await.unwrap_err(),
         // What the database itself refuses.
-        Enqueue::named("fails", &1).attributes(&format!("{MARKER}\0")).on(&db.client).await.unwrap_err(),
+        Enqueue::named("fails", &1).attributes(&MARKER).on(&db.client).await.unwrap_err(),
         serde_json::from_str::<u32>(&format!("\"{MARKER}\"")).unwrap_err().into(),
     ];
     assert_eq!(errors[0].details::<Declined>().unwrap().card, MARKER, "it is there for whoever asks for it");

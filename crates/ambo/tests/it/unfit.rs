@@ -159,3 +159,24 @@ async fn what_json_cannot_hold_is_an_error_of_the_call_and_not_of_the_replay() {
     let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
     assert_eq!(ended(&db, run).await.unwrap(), "AMBO007 AMBO007 AMBO007");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_have_a_limit_that_is_the_same_in_every_replay() {
+    async fn many(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        let mut set = 0;
+        while cx.set_attribute(&format!("key {set}"), &"x".repeat(8000)).is_ok() {
+            set += 1;
+        }
+        cx.signal::<u32>("go").await?;
+        Ok(set.to_string())
+    }
+    let db = database().await;
+    let build = || Worker::builder(&db.client).workflow_fn("w", many);
+    let worker = build().start().await.unwrap();
+    let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 9 from ambo.checkpoint").await;
+    worker.drain(Duration::from_secs(5)).await;
+    let _worker = build().start().await.unwrap();
+    SendSignal::new(run, "go", &1).on(&db.client).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "8");
+}
