@@ -16,6 +16,7 @@ use crate::enqueue::Enqueue;
 use crate::error::{Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
 use crate::payload;
+use crate::store::claim::Checkpoint;
 use crate::store::enqueue::Terms;
 use crate::store::flush::NewChild;
 use crate::vault::place::Place;
@@ -81,19 +82,18 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         self
     }
 
-    /// Starts the child: it is recorded together with the fact that it was started, whatever crashes.
+    /// Starts the child: it is recorded together with the fact that it was started, whatever crashes. What only the database
+    /// can refuse, as a queue that there is not, it refuses a moment later: the run is taken back to this call then, before any
+    /// effect behind it, and the call fails.
     ///
     /// # Errors
     /// Those of [`Enqueue::on`], `AMBO005` for a key or a time to start by, `AMBO025` in a cancelled run.
     pub fn start(self) -> Result<Child<W>> {
         let StartChild { run, position, enqueue, detached } = self;
         let name = format!("ambo:child {}", W::NAME);
-        let recorded = run.replay(&position, &name).and_then(|checkpoint| {
-            let output = checkpoint.map(|checkpoint| checkpoint.output.unwrap_or_default());
-            output.map(|output| payload::decode("the recorded id of a child", &output)).transpose()
-        });
+        let recorded = run.replay(&position, &name).and_then(|checkpoint| checkpoint.map(read).transpose());
         match recorded {
-            Ok(Some(id)) => return Ok(Child { run: id, workflow: PhantomData }),
+            Ok(Some(started)) => return started.map(|run| Child { run, workflow: PhantomData }),
             Ok(None) => {}
             Err(error) => {
                 let copy = Error::new(error.code(), error.text());
@@ -120,6 +120,14 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         run.give(Fact::Child(run.checkpoint(position, name.into(), json), Box::new(child)));
         Ok(Child { run: id.into(), workflow: PhantomData })
     }
+}
+
+/// What was recorded of a start: the child's id, or why the database had refused it.
+fn read(checkpoint: Checkpoint) -> Result<Result<RunId>> {
+    if let Some(error) = checkpoint.error {
+        return payload::decode("a recorded error", &error).map(Err);
+    }
+    payload::decode("the recorded id of a child", &checkpoint.output.unwrap_or_default()).map(Ok)
 }
 
 /// The wait for a child's result. See [`Ctx::result_of`](crate::Ctx::result_of).

@@ -18,7 +18,7 @@ use super::{Engine, Life, conclude, failpoint};
 use crate::context::Ctx;
 use crate::error::{Code, Error};
 use crate::payload::{self, Json, PAYLOAD_BYTES_MAX};
-use crate::store::flush::{NewOutcome, NewPark};
+use crate::store::flush::{NewCheckpoint, NewOutcome, NewPark};
 use crate::vault::place::Place;
 
 /// How long a body that is told that its time is up may take to come back: all its durable calls answer at once.
@@ -37,6 +37,8 @@ pub(super) enum Ending {
     Park(Option<Timestamp>),
     /// It failed, and its body is tried again after a pause.
     Retry(Duration, Error),
+    /// It goes on from its checkpoints, of which this is one more: a call has failed after all.
+    Refused(NewCheckpoint),
     /// It begins anew with what it takes along.
     Continue(String),
     /// It has ended, by a transaction of its own.
@@ -59,6 +61,7 @@ pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>,
         Ending::GiveBack => give_back(&engine, &life, &run).await,
         Ending::Park(due) => park(&run, NewPark { due, ..NewPark::default() }),
         Ending::Retry(pause, error) => retry(&run, pause, &error),
+        Ending::Refused(call) => go_back(&run, call),
         // Due since long: it is ready at once.
         Ending::Continue(state) => {
             let (due, state) = (Some(Timestamp::UNIX_EPOCH), Some(state));
@@ -84,6 +87,7 @@ pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>,
             reason = run.stopped(), if !was_stopped => match reason {
                 Stop::Fenced => life.lose(&run),
                 Stop::Dead(error) => record_outcome(&run, "dead", Err(copy(error))),
+                Stop::Refused(call) => go_back(&run, again(call)),
                 Stop::HandBack | Stop::GivenBack | Stop::Continue(_) | Stop::Completed(_) | Stop::Overdue => {}
             },
             () = run.settled() => {}
@@ -183,6 +187,7 @@ fn stopped(reason: &Stop) -> Ending {
         Stop::HandBack => Ending::HandBack,
         Stop::Overdue | Stop::GivenBack => Ending::Gone,
         Stop::Dead(error) => Ending::Outcome("dead", Err(copy(error))),
+        Stop::Refused(call) => Ending::Refused(again(call)),
         Stop::Continue(state) => Ending::Continue(state.clone()),
         Stop::Completed(output) => Ending::Completed(output.clone()),
     }
@@ -199,6 +204,24 @@ pub(crate) fn leave_cancelled(run: &Arc<Run>) {
 
 fn park(run: &Arc<Run>, park: NewPark) {
     run.give(Fact::Park(NewPark { run: run.id, attempt: run.attempt, ..park }));
+}
+
+/// Leaves memory and is ready at once, with a call recorded as failed behind which it had gone on.
+fn go_back(run: &Arc<Run>, call: NewCheckpoint) {
+    park(run, NewPark { due: Some(Timestamp::UNIX_EPOCH), failure: Some(call), ..NewPark::default() });
+}
+
+/// What a stop holds cannot be moved out of it.
+fn again(call: &NewCheckpoint) -> NewCheckpoint {
+    NewCheckpoint {
+        run: call.run,
+        attempt: call.attempt,
+        position: call.position.clone(),
+        name: call.name.clone(),
+        output: None,
+        error: call.error.clone(),
+        elapsed_ms: 0,
+    }
 }
 
 /// Leaves memory until the pause is over. What failed is forgotten in the same commit, so that it is tried again.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
-use super::failpoint;
 use super::run::{Run, Stop};
+use super::{executor, failpoint};
 use crate::error::{Code, Error};
 use crate::store::connect::Link;
 use crate::store::flush::{self, NewAttribute, NewCheckpoint, NewChild, NewEvent, NewOutcome, NewPark};
@@ -202,7 +202,7 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
     // Batches still to be flushed, in order: a refused one is split and its halves take its place.
     let mut pending = vec![batch];
     while let Some(mut batch) = pending.pop() {
-        batch.retain(|entry| !matches!(entry.run.reason(), Some(Stop::Fenced)));
+        batch.retain(|entry| !is_past(entry));
         if batch.is_empty() {
             continue;
         }
@@ -333,6 +333,17 @@ async fn read_back(link: &mut Link, batch: &mut Vec<Entry>, witness: &dyn Witnes
     Ok(())
 }
 
+/// Whether a fact is of no use any more: the run is not ours, or goes on from before it.
+fn is_past(entry: &Entry) -> bool {
+    match entry.run.reason() {
+        Some(Stop::Fenced) => true,
+        Some(Stop::Refused(call)) => {
+            entry.fact.checkpoint().is_none_or(|fact| fact.position != call.position)
+        }
+        _ => false,
+    }
+}
+
 /// Whether the same batch may succeed later: the database away or full, a lock not to be had, a deadlock.
 fn is_passing(error: &Error) -> bool {
     error.is_unavailable()
@@ -341,14 +352,29 @@ fn is_passing(error: &Error) -> bool {
         || matches!(error.code(), Code::NoPartition)
 }
 
-/// A batch was refused for what it holds: halves it, runs kept whole, until the offender is alone; that run
-/// ends as dead if that can be recorded, and is left for recovery if not.
+/// A batch was refused for what it holds: halves it, runs kept whole, until the offender is alone. If that is a child that the
+/// run started, the call that started it fails: nothing has come of it, for every effect waits until what was before it is
+/// durable, so the run goes on from there once more. Any other ends its run as dead if that can be recorded, and is left for
+/// recovery if not.
 fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>, witness: &dyn Witness) {
     let mut runs: Vec<Uuid> = batch.iter().map(|entry| entry.run.id).collect();
     runs.sort_unstable();
     runs.dedup();
     if let [_] = runs[..] {
         let run = batch[0].run.clone();
+        if batch.len() > 1 && batch.iter().any(|entry| matches!(entry.fact, Fact::Child(..))) {
+            // In their order: what comes before a child that is refused stands.
+            let rest = batch.split_off(batch.len() / 2);
+            pending.extend([rest, batch]);
+            return;
+        }
+        if let [Entry { fact: Fact::Child(call, child), .. }] = &batch[..] {
+            tracing::debug!(run = %run.id, workflow = run.workflow, child = child.run.workflow, %error, "a child was refused");
+            let refused = run.checkpoint(call.position.clone(), call.name.clone(), "null".into());
+            let error = Some(executor::encode_error(error));
+            run.stop(Stop::Refused(Box::new(NewCheckpoint { output: None, error, ..refused })));
+            return;
+        }
         tracing::error!(run = %run.id, workflow = run.workflow, %error, "the database refused what a run recorded");
         let only_outcome = matches!(&batch[..], [Entry { fact: Fact::Outcome(o), .. }] if o.status == "dead");
         if only_outcome {

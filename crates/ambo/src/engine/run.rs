@@ -39,6 +39,8 @@ pub(crate) enum Stop {
     HandBack,
     /// It ends as dead: its code does not fit its history, or what it did cannot be recorded.
     Dead(Error),
+    /// The database refused a child that it had started: it goes on from its checkpoints, and the call fails.
+    Refused(Box<NewCheckpoint>),
     /// It begins anew, with what it takes along.
     Continue(String),
     /// A transaction of its body has ended it, with this output: that is durable.
@@ -248,21 +250,6 @@ impl Run {
         take(&mut self.pending().staged)
     }
 
-    /// The payload behind what was recorded; waits for as long as the object store does not answer.
-    pub(crate) async fn open<'t>(&self, place: &Place<'_>, recorded: &'t str) -> Result<Cow<'t, str>, Error> {
-        let mut pause = std::time::Duration::from_millis(20);
-        loop {
-            match self.vault.open(place, recorded).await {
-                Err(error) if error.is_unavailable() => {
-                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
-                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
-                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
-                }
-                opened => return opened,
-            }
-        }
-    }
-
     /// How long the body has kept its thread, if it is more than `limit`.
     pub(crate) fn blocks_since(&self, limit: std::time::Duration) -> Option<std::time::Duration> {
         let since = self.busy_since.load(Ordering::Relaxed);
@@ -405,21 +392,6 @@ impl Run {
     /// Something has come for the run: what waits looks again.
     pub(crate) fn nudge(&self) {
         self.waits.nudge();
-    }
-
-    /// What is recorded of a payload; waits for as long as the object store does not answer.
-    pub(crate) async fn seal(&self, place: &Place<'_>, json: &str) -> Result<Json, Error> {
-        let mut pause = std::time::Duration::from_millis(20);
-        loop {
-            match self.vault.seal(place, json).await {
-                Err(error) if error.is_unavailable() => {
-                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
-                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
-                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
-                }
-                sealed => return sealed,
-            }
-        }
     }
 
     /// Ends this history of the run and begins another, with `input`. Never returns.

@@ -1,6 +1,7 @@
 //! Between a run and the journal: what its vault makes of payloads. What belongs into the object store is written there before
 //! the fact that refers to it goes on, and the later facts of the run wait behind it; the facts of other runs do not.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,4 +124,36 @@ fn recorded(checkpoint: &mut NewCheckpoint) -> Vec<(Place<'_>, &mut Json)> {
     let output = output.map(|output| (Place::Step(&checkpoint.position), output));
     let error = checkpoint.error.as_mut().map(|error| (Place::Failure(&checkpoint.position), error));
     output.into_iter().chain(error).collect()
+}
+
+impl Run {
+    /// The payload behind what was recorded; waits for as long as the object store does not answer.
+    pub(crate) async fn open<'t>(&self, place: &Place<'_>, recorded: &'t str) -> Result<Cow<'t, str>, Error> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.vault.open(place, recorded).await {
+                Err(error) if error.is_unavailable() => {
+                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
+                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// What is recorded of a payload; waits for as long as the object store does not answer.
+    pub(crate) async fn seal(&self, place: &Place<'_>, json: &str) -> Result<Json, Error> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.vault.seal(place, json).await {
+                Err(error) if error.is_unavailable() => {
+                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
+                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                sealed => return sealed,
+            }
+        }
+    }
 }

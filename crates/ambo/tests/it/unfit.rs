@@ -1,5 +1,6 @@
 //! What is sent to a run and does not fit the type that it waits for: nothing is lost of it, neither the run nor what was sent.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ambo::admin::Filter;
@@ -179,4 +180,74 @@ async fn attributes_have_a_limit_that_is_the_same_in_every_replay() {
     let _worker = build().start().await.unwrap();
     SendSignal::new(run, "go", &1).on(&db.client).await.unwrap();
     assert_eq!(ended(&db, run).await.unwrap(), "8");
+}
+
+/// How each start of three children was answered, by each execution that came to the step after them.
+type Seen = Arc<Mutex<Vec<Vec<Option<Code>>>>>;
+
+/// Starts three children, one of them in a queue that there is not.
+async fn sends_away(mut cx: Ctx<'_>, heeds: bool) -> Result<String> {
+    cx.step("before", || async { Ok::<_, Error>(1) }).await?;
+    let mut started = Vec::new();
+    for queue in ["default", "nowhere", "default"] {
+        started.push(cx.child::<echo>(1).with(|child| child.queue(queue)).start());
+    }
+    let codes: Vec<_> = started.iter().map(|start| start.as_ref().err().map(Error::code)).collect();
+    let seen = cx.state::<Seen>()?;
+    cx.step("after", async || {
+        seen.lock().unwrap().push(codes.clone());
+        Ok::<_, Error>(())
+    })
+    .await?;
+    let mut sum = 0;
+    for start in started {
+        match start {
+            Ok(child) => sum += cx.result_of(child).await?,
+            Err(error) if heeds => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(sum.to_string())
+}
+
+#[ambo::workflow]
+async fn echo(_cx: Ctx, n: u32) -> Result<u32> {
+    Ok(n)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_the_database_refuses_fails_its_call_and_nothing_behind_it_has_happened() {
+    let db = database().await;
+    let seen = Seen::default();
+    let worker =
+        Worker::builder(&db.client).workflow_fn("w", sends_away).workflow::<echo>().state(seen.clone());
+    let _worker = worker.start().await.unwrap();
+    let run = Enqueue::named("w", &false).on(&db.client).await.unwrap().run;
+    assert_eq!(ended(&db, run).await.unwrap(), "2", "the run went on without it");
+    // No effect came between the call and its refusal.
+    assert_eq!(*seen.lock().unwrap(), [[None, Some(Code::UnknownQueue), None]]);
+    assert_eq!(db.number("select count(*) from ambo.run where workflow = 'echo'").await, 2);
+    let run = Enqueue::named("w", &true).on(&db.client).await.unwrap().run;
+    let failed = ended(&db, run).await.unwrap_err();
+    assert_eq!(failed.code(), Code::UnknownQueue);
+    assert!(failed.to_string().contains("create_queue"), "{failed}");
+    assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "failed");
+    let same = Worker::builder(&db.client).workflow_fn("w", sends_away).workflow::<echo>().state(seen);
+    assert_eq!(differences!(db, same), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_failed_of_a_refused_child_starts_it_when_it_is_retried() {
+    async fn sends(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        let child = cx.child::<echo>(7).with(|child| child.queue("late")).start()?;
+        Ok(cx.result_of(child).await?.to_string())
+    }
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow_fn("w", sends).start().await.unwrap();
+    let run = Enqueue::named("w", &()).on(&db.client).await.unwrap().run;
+    assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnknownQueue);
+    let _late = Worker::builder(&db.client).workflow::<echo>().queue("late").start().await.unwrap();
+    db.client.retry(run).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "7");
+    drop(worker);
 }
