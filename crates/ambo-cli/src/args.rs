@@ -3,6 +3,8 @@
 mod dead;
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod help;
 mod queue;
 mod terms;
 mod workflow;
@@ -438,7 +440,11 @@ pub(crate) struct ScheduleName {
 
 /// `ambo schedule set`
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("times").required(true))]
+#[command(
+    group = clap::ArgGroup::new("times").required(true),
+    override_usage = "ambo schedule set [OPTIONS] --cron <PATTERN> <NAME> <WORKFLOW> [INPUT]
+       ambo schedule set [OPTIONS] --every <TIME> <NAME> <WORKFLOW> [INPUT]"
+)]
 pub(crate) struct ScheduleSet {
     /// The name of the schedule
     pub(crate) name: String,

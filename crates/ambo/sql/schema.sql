@@ -456,6 +456,10 @@ function create_queue(name text)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function cron_fault(p_cron text)
+    returns text
+    immutable
+
 function database_time()
     returns timestamp with time zone
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -603,6 +607,10 @@ function input_digest(p_input json)
 function is_awaited(p_lock integer)
     returns boolean
     volatile
+
+function is_cron_field(p_place integer, p_field text)
+    returns boolean
+    immutable
 
 function is_forged(p_payload json)
     returns boolean
@@ -883,6 +891,10 @@ function step_is_marked(p_run uuid, p_position text)
 function step_is_open(p_run uuid, p_position text)
     returns boolean
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function stop_schedule(p_name text, p_tick timestamp with time zone, p_reason text)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
     returns bigint

@@ -16,6 +16,7 @@ use crate::schedule::{Timing, tick_of};
 use crate::store::Schema;
 use crate::store::connect::Target;
 pub(crate) use mutation::attack;
+pub(crate) use mutation::random::Random;
 
 const RUN: &str = "019ab3c2-7f00-7000-8000-000000000000";
 

@@ -106,7 +106,7 @@ impl<W> Schedule<W> {
         Schedule { cron: Some(pattern.into()), timezone: Some("UTC".into()), ..schedule }
     }
 
-    /// A run of `enqueue` so often, from 1 second; the first when that time has passed.
+    /// A run of `enqueue` so often, from 1 second to 10 years; the first when that time has passed.
     pub fn every(name: impl Into<String>, span: Duration, enqueue: Enqueue<W>) -> Self {
         Schedule { every: Some(span), ..Schedule::new(name, enqueue) }
     }
@@ -123,14 +123,14 @@ impl<W> Schedule<W> {
         self
     }
 
-    /// Each run begins at a random time between its tick and so much later. Default: none.
+    /// Each run begins at a random time between its tick and so much later, up to 10 years. Default: none.
     pub fn jitter(mut self, span: Duration) -> Self {
         self.jitter = span;
         self
     }
 
     /// Ticks that were missed, because no worker was there or the schedule was paused, are made up for if they are no longer
-    /// ago than this. Default: 60 s. Ticks that wait in [`Overlap::Queue`] are not missed.
+    /// ago than this: up to 10 years, none at all with zero. Default: 60 s. Ticks that wait in [`Overlap::Queue`] are not missed.
     pub fn catch_up(mut self, span: Duration) -> Self {
         self.catch_up = span;
         self
@@ -141,7 +141,7 @@ impl<W> Schedule<W> {
     ///
     /// # Errors
     /// `AMBO001` for the name, `AMBO005` for a pattern that cannot be read or never comes, a time zone that there is not, a
-    /// span below a second, or an option that a schedule does not take (key, delay); those of [`Enqueue::on`].
+    /// span out of its range, or an option that a schedule does not take (key, delay); those of [`Enqueue::on`].
     pub async fn set(self, client: &Client) -> Result<bool> {
         let mut run = self.enqueue.into_run()?;
         // It outlives every retention, and so stays in the database.
@@ -200,10 +200,17 @@ impl Timing {
         let pattern = cron.unwrap_or_default();
         let short: String = pattern.chars().take(100).collect();
         let timezone = timezone.unwrap_or("UTC");
+        let unread = |why: &str| wrong(format!("the cron pattern {short:?} cannot be read: {why}"));
+        // What is read here and what SQL lets in is the same: `cron_fault` in `sql/functions/cron.sql`; `store/cron.rs` tests it.
+        if !pattern.is_ascii() {
+            return Err(unread("it is not ASCII"));
+        }
+        let fields = pattern.split_whitespace().count();
+        if !(5..=6).contains(&fields) && !pattern.contains('@') {
+            return Err(unread(&format!("a pattern has 5 or 6 fields, not {fields}")));
+        }
         let parser = CronParser::builder().seconds(Seconds::Optional).build();
-        let cron = parser
-            .parse(pattern)
-            .map_err(|error| wrong(format!("the cron pattern {short:?} cannot be read: {error}")))?;
+        let cron = parser.parse(pattern).map_err(|error| unread(&error.to_string()))?;
         let zone = TimeZone::get(timezone).map_err(|_| {
             let short: String = timezone.chars().take(100).collect();
             wrong(format!("there is no time zone {short:?}; IANA names are like Europe/Berlin"))
@@ -253,7 +260,7 @@ pub struct ScheduleSummary {
     pub last_run: Option<RunId>,
     /// Ticks that had no run: skipped, missed or refused.
     pub skipped: i64,
-    /// Why the last tick could not be enqueued.
+    /// Why the last tick could not be enqueued, or why there will be none.
     pub error: Option<String>,
 }
 
@@ -320,6 +327,14 @@ impl Client {
 }
 
 impl Timing {
+    /// Why [`next`](Timing::next) knows no tick, if it does not.
+    pub(crate) fn fault(timing: &Result<Timing>, after: Timestamp, tick: Timestamp) -> Option<String> {
+        match timing {
+            Err(error) => Some(error.to_string()),
+            Ok(timing) => timing.next(after, tick).is_none().then(|| "it never comes again".to_owned()),
+        }
+    }
+
     /// A tick of an interval at or before a time, given any tick.
     pub(crate) fn first_before(&self, tick: Timestamp, time: Timestamp) -> Timestamp {
         let Timing::Every(span) = self else { return time };

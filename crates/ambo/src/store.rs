@@ -4,6 +4,8 @@ pub(crate) mod admin;
 pub(crate) mod claim;
 pub(crate) mod claim_queue;
 pub(crate) mod connect;
+#[cfg(test)]
+mod cron;
 pub(crate) mod enqueue;
 pub(crate) mod flush;
 pub(crate) mod migrate;

@@ -62,6 +62,10 @@ async fn examine(database: &Database, checks: &mut Vec<Check>) -> Vec<VitalSign>
             checks
                 .splice(0..0, [check::connection(&Figures::new(&signs)), check::pooler(client.is_pooled())]);
             checks.extend(check::all(&Figures::new(&signs)));
+            match client.list_schedules().await {
+                Ok(schedules) => checks.push(check::schedules(&schedules)),
+                Err(error) => checks.push(failed("schedules", database.explain(&error))),
+            }
             signs
         }
         Err(error) => {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::args::{self, ScheduleBackfill, ScheduleSet};
 use crate::database::Database;
-use crate::output::{BAD, Cell, Column, Output, Table, WARN, age};
+use crate::output::{BAD, Cell, Column, Output, Table, WARN, age, clean};
 
 const COLUMNS: &[Column] = &[
     Column::text("NAME"),
@@ -112,8 +112,9 @@ async fn list(client: &Client, output: Output) -> Result<()> {
         let ScheduleSummary { name, workflow, times, timezone, skipped, .. } = schedule;
         let zone = timezone.as_deref().filter(|zone| *zone != "UTC").map(|zone| format!(" {zone}"));
         let next = match (&schedule.error, schedule.paused) {
-            (_, true) => Cell::styled("paused", WARN),
-            (Some(error), _) => Cell::styled(error, BAD),
+            (Some(_), true) => Cell::styled("stopped", BAD),
+            (Some(_), false) => Cell::styled("failing", BAD),
+            (None, true) => Cell::styled("paused", WARN),
             (None, _) if schedule.next_at < now => {
                 Cell::styled(format!("{} overdue", age(now, schedule.next_at)), WARN)
             }
@@ -127,5 +128,11 @@ async fn list(client: &Client, output: Output) -> Result<()> {
             skipped.to_string().into(),
         ]);
     }
-    Ok(output.table(&table)?)
+    output.table(&table)?;
+    for schedule in &schedules {
+        if let Some(error) = &schedule.error {
+            output.say(&clean(&format!("schedule {}: {error}", schedule.name)));
+        }
+    }
+    Ok(())
 }

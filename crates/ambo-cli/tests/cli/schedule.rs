@@ -84,15 +84,47 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
         stderr: error: the following required arguments were not provided:
         stderr:   <--cron <PATTERN>|--every <TIME>>
         stderr: 
-        stderr: Usage: ambo schedule set --database-url <URL> <--cron <PATTERN>|--every <TIME>> <NAME> <WORKFLOW> [INPUT]
+        stderr: Usage: ambo schedule set [OPTIONS] --cron <PATTERN> <NAME> <WORKFLOW> [INPUT]
+        stderr:        ambo schedule set [OPTIONS] --every <TIME> <NAME> <WORKFLOW> [INPUT]
         stderr: 
         stderr: For more information, try '--help'.
         exit status: 2
-    "#]].assert_eq(&ambo(&["set", "odd", "report"]));
+    "#]]
+    .assert_eq(&ambo(&["set", "odd", "report"]));
     expect![[r#"
         stderr: error: AMBO005: a schedule comes once a second at most, not every 10ms
         stderr:   see docs/errors/AMBO005.md
         exit status: 1
     "#]]
     .assert_eq(&ambo(&["set", "odd", "report", "--every", "10ms"]));
+}
+
+#[test]
+fn a_schedule_that_fails_is_told_apart_from_one_that_is_late() {
+    let db = Database::migrated();
+    for name in ["late", "odd", "stopped"] {
+        db.ambo(&["schedule", "set", name, "report", "--cron", "* * * * *"]).done();
+    }
+    db.sql.run(
+        "update ambo.schedule set next_at = now() - interval '2 hours';
+         update ambo.schedule set cron = 'at dawn' where name = 'odd';
+         update ambo.schedule set cron = '0 0 30 2 *', paused = true where name = 'stopped'",
+    );
+    expect![[r#"
+        NAME     WORKFLOW  TIMES       NEXT        SKIPPED
+        late     report    * * * * *   2h overdue        0
+        odd      report    at dawn     failing           0
+        stopped  report    0 0 30 2 *  stopped           0
+        stderr: schedule odd: AMBO005: the cron pattern "at dawn" cannot be read: a pattern has 5 or 6 fields, not 2
+        stderr: schedule stopped: it never comes again
+    "#]]
+    .assert_eq(&db.ambo(&["schedule", "list"]).shown());
+    let doctor = db.ambo(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&doctor.stdout).expect("a report");
+    let checks = report["checks"].as_array().expect("checks");
+    let schedules = checks.iter().find(|check| check["name"] == "schedules").expect("a check of schedules");
+    assert_eq!(schedules["status"], "warn");
+    let message = schedules["message"].as_str().expect("a message");
+    assert!(message.starts_with("odd: AMBO005"), "{message}");
+    assert!(message.ends_with("stopped: it never comes again"), "{message}");
 }

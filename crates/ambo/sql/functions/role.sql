@@ -38,7 +38,7 @@ as $$
         ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_heads', 'worker'), ('begin_runs', 'worker'),
         ('object_horizon', 'worker'), ('kept_objects', 'worker'),
         ('pins', 'worker'), ('release_pins', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
-        ('due_schedules', 'worker'), ('tick_schedule', 'worker'),
+        ('due_schedules', 'worker'), ('tick_schedule', 'worker'), ('stop_schedule', 'worker'),
         -- What there is.
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),
         ('why_run', 'observer operator'), ('blocked_groups', 'observer operator'),
@@ -58,7 +58,8 @@ as $$
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('refuse_draining', ''),
         ('refuse_living', ''), ('refuse_terms', ''), ('take_key_by', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
-        ('input_digest', ''), ('is_awaited', ''), ('is_forged', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''), ('leave_wakes', ''), ('list_query', ''),
+        ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''),
+        ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
         ('read_position', ''), ('refuse_enqueue', ''), ('refuse_schedule', ''), ('refuse_step', ''),
         ('restore_attributes', ''), ('run_id_floor', ''), ('run_time', ''), ('send_wakes', ''), ('set_attributes', ''),

@@ -24,6 +24,14 @@ begin
             octet_length((p_attributes || jsonb_build_object('schedule', p_name))::text) using errcode = 'AM004';
     elsif (p_cron is null) = (p_every is null) or (p_cron is null) <> (p_timezone is null) then
         raise exception 'AMBO005: a schedule has a cron pattern with a time zone, or an interval' using errcode = 'AM005';
+    elsif ambo.cron_fault(p_cron) is not null then
+        raise exception 'AMBO005: the cron pattern % cannot be read: %', quote_literal(left(p_cron, 100)), ambo.cron_fault(p_cron)
+            using errcode = 'AM005',
+                hint = 'Five fields: minute, hour, day of month, month, day of week; or six, with seconds before them.';
+    -- The list of them is read from files: not for the usual one.
+    elsif p_timezone <> 'UTC' and not exists (select from pg_timezone_names z where lower(z.name) = lower(p_timezone)) then
+        raise exception 'AMBO005: the server knows no time zone %', quote_literal(left(p_timezone, 100))
+            using errcode = 'AM005', hint = 'IANA names are like Europe/Berlin: select name from pg_timezone_names.';
     elsif p_every < interval '1 second' or p_every > interval '10 years' then
         raise exception 'AMBO005: a schedule comes once a second at most and in 10 years at least, not every %', p_every
             using errcode = 'AM005';
@@ -104,6 +112,13 @@ begin
     return v_did;
 end $$;
 
+-- Stops a schedule that has no next tick, for this reason, if it still stands at the tick from which there is none.
+create or replace function ambo.stop_schedule(p_name text, p_tick timestamptz, p_reason text) returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+    update ambo.schedule s set paused = true, error = p_reason where s.name = p_name and s.next_at = p_tick
+$$;
+
 -- The run of a tick: there is one, however often this is asked.
 create or replace function ambo.enqueue_tick(p_name text, p_tick timestamptz, p_at timestamptz) returns uuid
 language plpgsql volatile
@@ -152,7 +167,9 @@ begin
     if paused is null then
         raise exception 'AMBO005: paused is true or false, not null' using errcode = 'AM005';
     end if;
-    update ambo.schedule s set paused = pause_schedule.paused where s.name = pause_schedule.name;
+    -- One that goes on may have been mended; if not, its next tick says so again.
+    update ambo.schedule s set paused = pause_schedule.paused, error = case when pause_schedule.paused then s.error end
+    where s.name = pause_schedule.name;
     if not found then
         perform ambo.refuse_schedule(name);
     end if;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Result;
+use crate::schedule::Timing;
 use crate::store::connect::Session;
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
@@ -144,9 +145,11 @@ async fn tick_schedules(session: &Session, schema: &Schema) -> Result<bool> {
         let mut moved = false;
         for Due { name, timing, tick, horizon } in schedule::due(session, schema).await? {
             // With a tick that is not made up for go all others of that time.
-            let Ok(Some(next)) = timing.map(|timing| timing.next(tick.max(horizon), tick)) else {
-                tracing::error!(schedule = name, "this schedule has no next time; it is paused");
-                schedule::pause(session, schema, &name, true).await?;
+            let from = tick.max(horizon);
+            let Some(next) = timing.as_ref().ok().and_then(|timing| timing.next(from, tick)) else {
+                let reason = Timing::fault(&timing, from, tick).unwrap_or_default();
+                tracing::error!(schedule = name, reason, "this schedule has no next time; it is paused");
+                schedule::stop(session, schema, &name, tick, &reason).await?;
                 continue;
             };
             let did = schedule::tick(session, schema, &name, tick, next).await?;

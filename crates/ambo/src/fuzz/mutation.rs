@@ -1,7 +1,7 @@
 //! Hostile texts made from good ones, and the attack with them on what reads text. The tests of the CLI use this file too.
 
 #[path = "../../tests/it/random.rs"]
-mod random;
+pub(crate) mod random;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};

@@ -59,6 +59,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/list.sql"),
     include_str!("../../sql/functions/why.sql"),
     include_str!("../../sql/functions/fork.sql"),
+    include_str!("../../sql/functions/cron.sql"),
     include_str!("../../sql/functions/schedule.sql"),
     include_str!("../../sql/functions/doctor.sql"),
     include_str!("../../sql/functions/role.sql"),

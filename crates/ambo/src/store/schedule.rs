@@ -99,6 +99,21 @@ pub(crate) async fn tick(
     row.try_get(0).map_err(from_driver)
 }
 
+/// Stops a schedule that has no next tick, and keeps the reason with it.
+pub(crate) async fn stop(
+    session: &Session,
+    schema: &Schema,
+    name: &str,
+    tick: Timestamp,
+    reason: &str,
+) -> Result<()> {
+    let sql = schema.sql("select ambo.stop_schedule($1, $2, $3)::text");
+    session
+        .query(&sql, &[(&name, Type::TEXT), (&tick, Type::TIMESTAMPTZ), (&reason, Type::TEXT)])
+        .await
+        .map(drop)
+}
+
 /// When a schedule comes, and one of its ticks; `None`: there is no such schedule.
 pub(crate) async fn timing(
     session: &Session,
@@ -125,6 +140,10 @@ pub(crate) async fn list(session: &Session, schema: &Schema) -> Result<Vec<Sched
          from ambo.list_schedules() s",
     );
     let read = |row: &tokio_postgres::Row| -> Result<ScheduleSummary, tokio_postgres::Error> {
+        // What no keeper could read is known before there is one.
+        let timing = read_timing(row.try_get(3)?, row.try_get(4)?, row.try_get(12)?);
+        let tick = row.try_get(7)?;
+        let fault = Timing::fault(&timing, tick, tick);
         Ok(ScheduleSummary {
             name: row.try_get(0)?,
             workflow: row.try_get(1)?,
@@ -136,11 +155,11 @@ pub(crate) async fn list(session: &Session, schema: &Schema) -> Result<Vec<Sched
             timezone: row.try_get(4)?,
             overlap: row.try_get(5)?,
             paused: row.try_get(6)?,
-            next_at: row.try_get(7)?,
+            next_at: tick,
             last_at: row.try_get(8)?,
             last_run: row.try_get::<_, Option<Uuid>>(9)?.map(Into::into),
             skipped: row.try_get(10)?,
-            error: row.try_get(11)?,
+            error: fault.or(row.try_get(11)?),
         })
     };
     let rows = session.query(&sql, &[]).await?;

@@ -167,6 +167,10 @@ async fn a_schedule_that_makes_no_sense_is_refused() {
     assert_eq!(code(Schedule::cron("s", "* * * * *", report().queue("nowhere"))).await, Code::UnknownQueue);
     let from_sql = "select ambo.set_schedule('s', 'w', '\"secret\"', 'default', 0, null, null, 5, ";
     for wrong in [
+        "'61 * * * *', 'UTC', null, 'skip', '0', '0', now())",
+        "'* * * * *', 'Mars/Olympus', null, 'skip', '0', '0', now())",
+        // A time zone to PostgreSQL, but not by its IANA name.
+        "'* * * * *', 'XYZ-5', null, 'skip', '0', '0', now())",
         "null, null, '1 ms', 'skip', '0', '0', now())",
         "null, null, null, 'skip', '0', '0', now())",
         "'* * * * *', null, null, 'skip', '0', '0', now())",
@@ -186,4 +190,90 @@ async fn a_schedule_that_makes_no_sense_is_refused() {
     Schedule::every("s", Duration::from_secs(1), report()).set(&db.client).await.unwrap();
     let century = "2026-01-01T00:00:00Z".parse().unwrap().."2126-01-01T00:00:00Z".parse().unwrap();
     assert_eq!(db.client.backfill_schedule("s", century).await.unwrap_err().code(), Code::InvalidOption);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_spans_of_a_schedule_have_bounds() {
+    let db = database().await;
+    let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    // Ten years, as PostgreSQL compares them: 12 months of 30 days each.
+    let longest = 3_600 * day;
+    let set = async |every: Duration, catch_up: Duration, jitter: Duration| {
+        let schedule = Schedule::every("s", every, report()).catch_up(catch_up).jitter(jitter);
+        schedule.set(&db.client).await.map(drop).map_err(|error| error.code())
+    };
+    for (every, catch_up, jitter) in [
+        (second, Duration::ZERO, Duration::ZERO),
+        (longest, longest, longest),
+        (day, Duration::from_micros(1), Duration::from_micros(1)),
+    ] {
+        assert_eq!(set(every, catch_up, jitter).await, Ok(()), "{every:?} {catch_up:?} {jitter:?}");
+    }
+    let too_long = longest + second;
+    for (every, catch_up, jitter) in [
+        (Duration::ZERO, day, day),
+        (second - Duration::from_micros(1), day, day),
+        (too_long, day, day),
+        (Duration::MAX, day, day),
+        (day, too_long, day),
+        (day, Duration::MAX, day),
+        (day, day, too_long),
+        (day, day, Duration::MAX),
+    ] {
+        let refused = set(every, catch_up, jitter).await;
+        assert_eq!(refused, Err(Code::InvalidOption), "{every:?} {catch_up:?} {jitter:?}");
+    }
+    let from_sql = "select ambo.set_schedule('s', 'report', '1', 'default', 0, null, null, 5, null, null, ";
+    for wrong in [
+        "'0', 'skip', '0', '60 s', now())",
+        "'-1 day', 'skip', '0', '60 s', now())",
+        "'999999 microseconds', 'skip', '0', '60 s', now())",
+        "'10 years 1 second', 'skip', '0', '60 s', now())",
+        "'178000000 years', 'skip', '0', '60 s', now())",
+        "'1 day', 'skip', '0', '-1 microsecond', now())",
+        "'1 day', 'skip', '0', '10 years 1 second', now())",
+        "'1 day', 'skip', '0', '178000000 years', now())",
+        "'1 day', 'skip', '0', '-178000000 years', now())",
+        "'1 day', 'skip', '-1 microsecond', '60 s', now())",
+        "'1 day', 'skip', '10 years 1 second', '60 s', now())",
+        "'1 day', 'skip', '0', '60 s', 'infinity')",
+    ] {
+        let refused = db.sql.query(&format!("{from_sql}{wrong}"), &[]).await.unwrap_err();
+        assert_eq!(refused.code().map(|code| code.code()), Some("AM005"), "{wrong}: {refused}");
+    }
+    // Without anything to be made up for, a tick that is late by a moment is missed.
+    due(&db, "strict", "1 s", Schedule::cron("strict", "* * * * *", report()).catch_up(Duration::ZERO)).await;
+    assert_eq!(tick(&db, "strict").await, "missed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_cannot_go_on_says_why() {
+    let db = database().await;
+    due(&db, "foreign", "1 s", Schedule::cron("foreign", "* * * * *", report())).await;
+    due(&db, "ended", "1 s", Schedule::cron("ended", "* * * * *", report())).await;
+    // As a version to come may write it; and a day that there never is.
+    db.sql
+        .batch_execute(
+            "update ambo.schedule set cron = 'at dawn' where name = 'foreign';
+             update ambo.schedule set cron = '0 0 30 2 *' where name = 'ended'",
+        )
+        .await
+        .unwrap();
+    let reasons = async || {
+        let schedules = db.client.list_schedules().await.unwrap();
+        let reasons =
+            schedules.into_iter().map(|schedule| (schedule.paused, schedule.error.unwrap_or_default()));
+        let [ended, foreign] = reasons.collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(ended.1, "it never comes again");
+        assert!(foreign.1.starts_with("AMBO005: the cron pattern \"at dawn\" cannot be read"), "{foreign:?}");
+        (ended.0, foreign.0)
+    };
+    assert_eq!(reasons().await, (false, false), "without a keeper");
+    let _worker = Worker::builder(&db.client).workflow_fn("report", tell).start().await.unwrap();
+    db.until("select bool_and(paused and error is not null) from ambo.schedule").await;
+    assert_eq!(reasons().await, (true, true));
+    // Set anew with what is right, and resumed, it goes on.
+    Schedule::cron("ended", "* * * * * *", report()).set(&db.client).await.unwrap();
+    db.client.pause_schedule("ended", false).await.unwrap();
+    db.until("select last_run is not null and error is null from ambo.schedule where name = 'ended'").await;
 }

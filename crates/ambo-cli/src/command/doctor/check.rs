@@ -1,5 +1,6 @@
 //! What each figure means: well, worth a look, or bad, and what to do. No database here.
 
+use ambo::ScheduleSummary;
 use serde::Serialize;
 
 use super::figures::Figures;
@@ -106,6 +107,21 @@ pub(super) fn pooler(is_pooled: bool) -> Check {
         );
     }
     ok("pooler", "none: workers are notified")
+}
+
+/// Whether each schedule will come again, and its last tick could be enqueued.
+pub(super) fn schedules(schedules: &[ScheduleSummary]) -> Check {
+    let failing: Vec<String> = (schedules.iter())
+        .filter_map(|schedule| Some(format!("{}: {}", schedule.name, schedule.error.as_ref()?)))
+        .collect();
+    if failing.is_empty() {
+        return ok("schedules", format!("{}, none of them failing", schedules.len()));
+    }
+    warn(
+        "schedules",
+        listed(&failing),
+        "set the schedule again with what is right, then `ambo schedule resume NAME`",
+    )
 }
 
 /// Everything else.
