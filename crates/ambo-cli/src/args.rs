@@ -250,7 +250,7 @@ pub(crate) struct Selection {
     /// Only runs with this attribute: KEY=VALUE, where VALUE is JSON or a text; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
     pub(crate) attribute: Vec<(String, serde_json::Value)>,
-    /// Only children of this run
+    /// Only children of this run, those too that it detached
     #[arg(long, value_name = "ID")]
     pub(crate) parent: Option<RunId>,
     /// Only runs with this text in their id, workflow, key, input, output or error

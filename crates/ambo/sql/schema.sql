@@ -784,6 +784,10 @@ function refuse_living(p_run uuid)
     returns void
     stable
 
+function refuse_position(p_run uuid, p_position integer[])
+    returns void
+    stable
+
 function refuse_queue(p_queue text)
     returns void
     stable

@@ -29,7 +29,7 @@ pub struct Filter {
     pub until: Option<Timestamp>,
     /// Only runs that have these attributes, among others: a JSON object.
     pub attributes: Option<serde_json::Value>,
-    /// Only children of this run.
+    /// Only children of this run; of those that it detached the [`parent`](RunSummary::parent) is none.
     pub parent: Option<RunId>,
     /// Only runs that hold this text, in whatever case, in their id, workflow, key, input, output or error.
     pub text: Option<String>,
@@ -81,7 +81,7 @@ pub struct RunSummary {
     pub worker: Option<i64>,
     /// Why it failed, was cancelled or is dead.
     pub error: Option<Box<RawValue>>,
-    /// The run that started it.
+    /// The run that started it and did not detach it.
     pub parent: Option<RunId>,
     /// What it can be found by: given when it was enqueued, and set from inside.
     pub attributes: Option<Box<RawValue>>,

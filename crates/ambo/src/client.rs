@@ -262,7 +262,7 @@ impl Client {
     /// sees nothing twice.
     ///
     /// # Errors
-    /// `AMBO028` for a value that is not a `T`, `AMBO040` if the database is away.
+    /// `AMBO028` for a value that is not a `T`, `AMBO033` if there is no such run, `AMBO040` if the database is away.
     pub async fn events<T: DeserializeOwned>(
         &self,
         run: RunId,
@@ -270,6 +270,11 @@ impl Client {
         after: u32,
     ) -> Result<Vec<(u32, T)>> {
         let values = self.recorded_events(run, key, after).await?;
+        if values.is_empty() {
+            let session = self.session().await?;
+            let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
+            ended.ok_or_else(|| unknown(run))?;
+        }
         self.read_events(key, values).await
     }
 
@@ -297,7 +302,7 @@ impl Client {
     /// [`events`](Client::events), but waits until there is one. Empty: the run has ended, and nothing more will come.
     ///
     /// # Errors
-    /// As `events`, and `AMBO033` if there is no such run.
+    /// As `events`.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing; call it again.

@@ -233,7 +233,7 @@ impl Client {
     /// The groups of ordered queues, or of this one, that stand still because a run of theirs failed.
     ///
     /// # Errors
-    /// `AMBO040` if the database is away.
+    /// `AMBO002` if there is no such queue, `AMBO040` if the database is away.
     pub async fn blocked_groups(&self, queue: Option<&str>) -> Result<Vec<BlockedGroup>> {
         queue::blocked_groups(&self.session().await?, self.schema(), queue).await
     }
@@ -242,7 +242,7 @@ impl Client {
     /// again, [`retry`](Client::retry) it: it is the next of its group.
     ///
     /// # Errors
-    /// `AMBO040` if the database is away.
+    /// `AMBO002` if there is no such queue, `AMBO040` if the database is away.
     pub async fn unblock_group(&self, queue: &str, group: &str) -> Result<bool> {
         queue::unblock_group(&self.session().await?, self.schema(), queue, group).await
     }

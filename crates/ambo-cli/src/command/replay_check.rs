@@ -50,6 +50,13 @@ pub(crate) async fn replay_check(
             output.say(&format!("the first one: {difference}"));
         }
     }
+    if report.checked == 0 {
+        return Err(Failure::failed(
+            "nothing was checked: no such run is recorded",
+            "`ambo run list` shows the runs, `ambo workflow list` the names of workflows",
+        )
+        .into());
+    }
     let runs = if report.checked == 1 { "run" } else { "runs" };
     if found == 0 {
         output.say(&format!("{} {runs} checked: the code does what they recorded", report.checked));

@@ -6,7 +6,7 @@ mod show;
 use std::io::Read as _;
 
 use ambo::admin::{Act, Filter, RunSummary};
-use ambo::{Client, Enqueue, SendSignal};
+use ambo::{Client, Enqueue, RunId, SendSignal};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 use serde_json::json;
@@ -59,7 +59,7 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
     }
 }
 
-async fn why(run: ambo::RunId, client: &Client, output: Output) -> Result<()> {
+async fn why(run: RunId, client: &Client, output: Output) -> Result<()> {
     let reasons = client.why(run).await?;
     if output.is_json {
         return Ok(reasons.iter().try_for_each(|reason| output.json(reason))?);
@@ -138,7 +138,7 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
         output.say("no such runs");
         return Ok(());
     }
-    table(&runs, client, output).await?;
+    table(&runs, wanted.selection.parent, client, output).await?;
     if let Some(last) = runs.last().filter(|_| u32::try_from(runs.len()) == Ok(wanted.limit)) {
         output.say(&format!("there may be more: --before {}", last.id));
     }
@@ -164,14 +164,16 @@ pub(super) fn filter(selection: &Selection) -> Filter {
     }
 }
 
-async fn table(runs: &[RunSummary], client: &Client, output: Output) -> Result<()> {
+/// With a parent they are its children, and one that does not name it is detached.
+async fn table(runs: &[RunSummary], parent: Option<RunId>, client: &Client, output: Output) -> Result<()> {
     let now = client.now().await?;
     let mut table = Table::new(COLUMNS);
     for run in runs {
         let RunSummary { id, workflow, state, attempt, enqueued_at, .. } = run;
+        let detached = if parent.is_some() && run.parent.is_none() { " (detached)" } else { "" };
         table.row([
             id.to_string().into(),
-            workflow.into(),
+            format!("{workflow}{detached}").into(),
             Cell::styled(state, state_style(state)),
             attempt.to_string().into(),
             age(now, *enqueued_at).into(),

@@ -61,4 +61,11 @@ fn limits_are_set_listed_taken_away_and_explained() {
         stderr: queue mail, group a: was not blocked
     "#]]
     .assert_eq(&db.ambo(&["queue", "unblock", "mail", "a"]).shown());
+    for unknown in [&["blocked", "post"][..], &["unblock", "post", "a"]] {
+        expect![[r#"
+            stderr: error: AMBO002: there is no queue 'post' (Create it with ambo.create_queue(name), or start a worker that serves it.)
+            stderr:   `ambo queue list` shows the queues, `ambo queue create NAME` makes one (docs/errors/AMBO002.md)
+            exit status: 1
+        "#]].assert_eq(&db.ambo(&[&["queue"], unknown].concat()).shown());
+    }
 }

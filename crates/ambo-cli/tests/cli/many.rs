@@ -140,6 +140,13 @@ fn a_run_is_rewound_and_forked() {
         exit status: 1
     "#]]
     .assert_eq(&db.ambo(&["run", "rewind", &run, "--to", "x"]).shown());
+    for act in [&["rewind", "--to", "999"], &["fork", "--at", "999"]] {
+        expect![[r#"
+            stderr: error: AMBO005: run 00000000-0000-0000-0000-000000000000 has no position 999: its positions are 1 to 3
+            stderr:   `ambo run show 00000000-0000-0000-0000-000000000000` says how it stands (docs/errors/AMBO005.md)
+            exit status: 1
+        "#]].assert_eq(&db.ambo(&[&["run"], act.as_slice(), &[&run]].concat()).shown());
+    }
     expect![[r#"
         {"id":"00000000-0000-0000-0000-000000000000","state":"ready"}
         stderr: run 00000000-0000-0000-0000-000000000000: ready to run again, from there
@@ -196,6 +203,13 @@ fn a_run_is_sent_signals_and_its_events_are_read() {
     for (number, said) in [(number.as_str(), "dropped"), ("7000000", "there is none")] {
         let dropped = db.ambo(&["run", "drop-signal", &run, number]).shown();
         assert!(dropped.contains(&format!("signal {number} to run ")) && dropped.contains(said), "{dropped}");
+    }
+    for more in [&[][..], &["--json"], &["--follow"]] {
+        expect![[r#"
+            stderr: error: AMBO033: there is no run 00000000-0000-0000-0000-000000000000
+            stderr:   `ambo run list` shows the runs; history older than the retention is dropped (docs/errors/AMBO033.md)
+            exit status: 1
+        "#]].assert_eq(&db.ambo(&[&["run", "events", nobody, "progress"], more].concat()).shown());
     }
     expect![[r#"
         stderr: run 00000000-0000-0000-0000-000000000000 has published nothing under "progress" after number 0

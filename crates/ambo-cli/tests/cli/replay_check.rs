@@ -19,6 +19,12 @@ fn what_a_program_finds_is_shown() {
         stderr: 3 runs checked: the code does what they recorded
     "#]]
     .assert_eq(&answering(&db, r#"AMBO_REPLAY_CHECK {"checked": 3, "differences": []}"#));
+    expect![[r#"
+        stderr: error: nothing was checked: no such run is recorded
+        stderr:   `ambo run list` shows the runs, `ambo workflow list` the names of workflows
+        exit status: 1
+    "#]]
+    .assert_eq(&answering(&db, r#"AMBO_REPLAY_CHECK {"checked": 0, "differences": []}"#));
     let difference =
         r#"{"run": "0199c1a0-0000-7000-8000-000000000001", "workflow": "fulfil", "position": "2",
         "text": "position 2 holds \"ship\", but the code now calls \"pack\" there"}"#

@@ -73,7 +73,7 @@ begin
     where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
       -- The members of a fan-in are not there for the sake of what comes after them.
       and not exists (select from ambo.fan_in f where f.run_id = p_run)
-      and exists (select from ambo.run r where r.id = c.child_id);
+      and exists (select from ambo.run r where r.id = c.child_id and r.parent_id = p_run);
     insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, p_reason, v_undo_by)
     on conflict do nothing;
     if v_undo_by is not null then

@@ -1,5 +1,6 @@
 -- Children: runs that a run starts. The id was drawn by the worker, by the database's clock, and is recorded in the
--- parent's checkpoint in the same flush: one child per parent and position, whatever crashes.
+-- parent's checkpoint in the same flush: one child per parent and position, whatever crashes. `child` also has those that
+-- are detached, for whoever looks for them; in `run` they have no parent.
 create or replace function ambo.start_children(
     p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[],
     p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[],
@@ -17,19 +18,22 @@ begin
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
         and u.q = any (array(select q.name from ambo.queue q)) and u.p between -32768 and 32767 and u.d is null and u.o is null and u.m = 5 and u.g is null
         and u.h = 1) is not true;
-    with made as (
-        insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes,
-                              parent_id)
-        select u.id, u.m, u.p, u.h, u.w, u.q, u.i, u.g, u.o, u.a, case when not u.detached then u.parent end
+    with asked as (
+        select u.*
         from unnest(p_parents, p_parent_attempts, p_ids, p_workflows, p_inputs, p_queues, p_priorities, p_timeouts,
                     p_attempts, p_attributes, p_detached, p_groups, p_weights)
             as u (parent, attempt, id, w, i, q, p, o, m, a, detached, g, h)
         cross join lateral (
             select from ambo.claim c
             where c.run_id = u.parent and c.worker_id = p_worker and c.attempt = u.attempt offset 0) c
+    ), born as (
+        insert into ambo.child (run_id, child_id) select u.parent, u.id from asked u on conflict do nothing
+    ), made as (
+        insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes,
+                              parent_id)
+        select u.id, u.m, u.p, u.h, u.w, u.q, u.i, u.g, u.o, u.a, case when not u.detached then u.parent end from asked u
         on conflict do nothing
-        returning id, parent_id), owned as (
-        insert into ambo.child (run_id, child_id) select m.parent_id, m.id from made m where m.parent_id is not null)
+        returning id)
     select coalesce(array_agg(m.id), '{}') into v_new from made m;
     if array_remove(p_attributes, null) <> '{}' then
         perform ambo.give_attributes(p_ids, p_attributes, array(select i = any (v_new) from unnest(p_ids) i));

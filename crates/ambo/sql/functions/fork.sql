@@ -12,6 +12,36 @@ begin
     return string_to_array(p_position, '.')::integer[];
 end $$;
 
+-- Refuses a position that a run has not come to: it may be one that is recorded, one before such, or the next one. In a branch
+-- that counts within it.
+create or replace function ambo.refuse_position(p_run uuid, p_position integer[]) returns void
+language plpgsql stable
+as $$
+declare
+    v_depth constant integer := cardinality(p_position);
+    v_branch constant integer[] := p_position[:v_depth - 1];
+    v_last integer;
+    -- One that continued as new counts on.
+    v_from integer := (select c.output ->> 'from' from ambo.checkpoint c
+                       where c.run_id = p_run and c.position = '0.0' and v_depth = 1);
+begin
+    select max(c.path[v_depth]) into v_last
+    from (select string_to_array(k.position, '.')::integer[] as path from ambo.checkpoint k where k.run_id = p_run) c
+    where c.path[:v_depth - 1] = v_branch;
+    if v_depth > 1 and v_last is null then
+        raise exception 'AMBO005: run % has no position %: nothing is recorded in branch %', p_run,
+            array_to_string(p_position, '.'), array_to_string(v_branch, '.')
+            using errcode = 'AM005', hint = '`ambo run show ID` prints the positions.';
+    end if;
+    v_from := coalesce(v_from, 0) + 1;
+    v_last := greatest(v_last + 1, v_from);
+    if p_position[v_depth] not between v_from and v_last then
+        raise exception 'AMBO005: run % has no position %: its positions are % to %', p_run,
+            array_to_string(p_position, '.'), array_to_string(v_branch || v_from, '.'), array_to_string(v_branch || v_last, '.')
+            using errcode = 'AM005', hint = '`ambo run show ID` prints the positions.';
+    end if;
+end $$;
+
 -- A new run that begins with what another one had recorded before a position (null: with all of it), and executes the
 -- rest. The other one stays as it is, and so do the effects of both: what it did before the position is not done again.
 -- Values that it had published before the position are published by the new run too, and the keys of signals that
@@ -35,6 +65,7 @@ begin
         raise exception 'AMBO034: what run % did was undone; it cannot be forked', p_run using errcode = 'AM034',
             hint = 'Enqueue a new run.';
     end if;
+    perform ambo.refuse_position(p_run, v_position);
     -- As recorded by the claim before the first one of the new run.
     insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output, error)
     select v_fork, c.recorded_at, 1, c.elapsed_ms, c.position, c.name, c.output, c.error
@@ -83,6 +114,7 @@ begin
         raise exception 'AMBO034: what run % did was undone; it cannot be rewound', p_run using errcode = 'AM034',
             hint = 'Enqueue a new run.';
     end if;
+    perform ambo.refuse_position(p_run, v_position);
     perform ambo.cancel_run((c.output #>> '{}')::uuid, 'its parent was rewound')
     from ambo.checkpoint c
     where c.run_id = p_run and starts_with(c.name, 'ambo:child ')

@@ -4,7 +4,7 @@
 -- index of its own, and the search begins there: a parent, states, attributes. A workflow or queue is looked for from the
 -- newest run on, or, if it is rare, where an index says that it may be (see ambo.is_rare).
 -- `p_text` is looked for, in whatever case, in the id, workflow, key, input, output and error of what the others leave:
--- bound it by p_since.
+-- bound it by p_since. The children of p_parent are also those that it detached; of these `parent_id` is null.
 --
 -- The statement is planned anew for what was asked; compiling it would take longer than it runs. Reading all is never the
 -- answer, though the planner believes that the index of the rare leads to as much. Volatile for the sake of an `explain`.
@@ -98,7 +98,7 @@ begin
                                    coalesce(o.attempt, c.attempt, (select t.attempt from ambo.timer t where t.run_id = s.id), 0) as attempt offset 0) x
         left join lateral (select a.attributes from ambo.attribute a where a.run_id = s.id offset 0) t on true
         where ($1 is null or r.workflow = $1) and ($2 is null or r.queue = $2) and ($3 is null or x.state = $3)
-          and ($7 is null or t.attributes @> $7) and ($8 is null or r.parent_id = $8)
+          and ($7 is null or t.attributes @> $7)
           and ($9 is null or strpos(lower(concat_ws('' '', r.id, r.workflow, r.key, r.input, o.output, o.error)), $9) > 0)
         order by s.id desc limit $5';
     return format(v_query, v_source);

@@ -222,6 +222,9 @@ create or replace function ambo.blocked_groups(queue text default null)
 returns table (queue text, group_key text, run_id uuid, since timestamptz, error json)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+    select ambo.refuse_queue(blocked_groups.queue)
+    where blocked_groups.queue is not null
+      and not exists (select from ambo.queue q where q.name = blocked_groups.queue);
     select h.queue, h.group_key, h.run_id, o.ended_at, o.error
     from ambo.head h join ambo.queue q on q.name = h.queue and q.ordered = 'block'
     join ambo.outcome o on o.run_id = h.run_id
@@ -239,6 +242,9 @@ begin
     delete from ambo.head h where h.queue = queue and h.group_key = group_key
         and exists (select from ambo.outcome o where o.run_id = h.run_id);
     if not found then
+        if not exists (select from ambo.queue q where q.name = queue) then
+            perform ambo.refuse_queue(queue);
+        end if;
         return false;
     end if;
     perform ambo.wake();

@@ -61,7 +61,7 @@ as $$
         ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''),
         ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
-        ('read_position', ''), ('refuse_enqueue', ''), ('refuse_schedule', ''), ('refuse_step', ''),
+        ('read_position', ''), ('refuse_enqueue', ''), ('refuse_position', ''), ('refuse_schedule', ''), ('refuse_step', ''),
         ('restore_attributes', ''), ('run_id_floor', ''), ('run_time', ''), ('send_wakes', ''), ('set_attributes', ''),
         ('start_children', ''), ('take_key', ''), ('tell_waiters', ''), ('wake', ''), ('wake_parents', ''), ('wake_up', '')
     ) as p (function_name, roles)

@@ -180,3 +180,48 @@ async fn one_act_on_many_is_done_to_each_by_itself() {
     let forks = db.client.act(&Act::Fork(None), &runs[..2]).await.unwrap();
     assert!(forks.iter().all(|fork| fork.answer.parse::<RunId>().is_ok()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_a_run_has_not_come_to_is_refused() {
+    let db = database().await;
+    let (_worker, done) = teller(&db).await;
+    let run = told(&db).await;
+    done.take();
+    for (position, why) in [
+        ("999", "its positions are 1 to 8"),
+        ("9", "its positions are 1 to 8"),
+        ("4.4", "its positions are 4.1 to 4.3"),
+        ("5.1", "nothing is recorded in branch 5"),
+        ("999.1", "nothing is recorded in branch 999"),
+    ] {
+        let forked = db.client.fork(run, Some(position)).await.map(drop);
+        for refused in [db.client.rewind(run, position).await, forked] {
+            let error = refused.expect_err(position);
+            assert_eq!(error.code(), Code::InvalidOption);
+            assert!(error.to_string().contains(why), "{position}: {error}");
+        }
+    }
+    assert_eq!(result(&db, run).await, "first", "its end is not forgotten");
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1, "nothing was forked");
+    // The next one that it would have recorded is one.
+    let whole = db.client.fork(run, Some("8")).await.unwrap();
+    assert_eq!(result(&db, whole).await, "first");
+    let branch = db.client.fork(run, Some("4.3")).await.unwrap();
+    assert_eq!(result(&db, branch).await, "first");
+    assert_eq!(done.take(), ["last"]);
+
+    // One that continued as new counts on, and what lay before is forgotten.
+    let run = leaf::enqueue().on(&db.client).await.unwrap().run;
+    db.sql
+        .batch_execute(&format!(
+            r#"insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output)
+               values ('{run}', now(), 1, 0, '0.0', 'ambo:continued', '{{"input": null, "from": 5, "times": 1, "published": {{}}}}')"#
+        ))
+        .await
+        .unwrap();
+    for position in ["5", "7"] {
+        let error = db.client.fork(run, Some(position)).await.expect_err(position);
+        assert!(error.to_string().contains("its positions are 6 to 6"), "{error}");
+    }
+    db.client.fork(run, Some("6")).await.unwrap();
+}

@@ -97,6 +97,16 @@ async fn an_unfit_request_is_refused_and_the_run_waits_for_the_next() {
     assert_eq!(same.replay_check(histories).await.unwrap(), []);
 }
 
+#[tokio::test]
+async fn the_events_of_a_run_that_there_is_not_are_an_error() {
+    let db = database().await;
+    let run = counter::enqueue().on(&db.client).await.unwrap().run;
+    assert_eq!(db.client.events::<i64>(run, "status", 0).await.unwrap(), [], "it has published none");
+    let nobody = "00000000-0000-7000-8000-000000000000".parse().unwrap();
+    assert_eq!(db.client.events::<i64>(nobody, "status", 0).await.unwrap_err().code(), Code::UnknownRun);
+    assert_eq!(db.client.next_events::<i64>(nobody, "status", 0).await.unwrap_err().code(), Code::UnknownRun);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_makes_no_sense_is_refused() {
     let db = database().await;

@@ -70,6 +70,7 @@ async fn find(
     client: &Client,
     output: Output,
 ) -> Result<Option<Vec<RunId>>> {
+    let parent = wanted.parent;
     wanted.limit = PAGE;
     let (mut found, mut first) = (Vec::new(), Vec::new());
     loop {
@@ -93,7 +94,7 @@ async fn find(
         return Ok(Some(found));
     }
     if !output.is_json {
-        table(&first, client, output).await?;
+        table(&first, parent, client, output).await?;
         if found.len() > first.len() {
             output.say(&format!("... and {} more", found.len() - first.len()));
         }
