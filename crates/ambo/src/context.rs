@@ -19,6 +19,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use crate::engine::history::Patch;
 use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Failure, Result};
@@ -298,19 +300,30 @@ impl<'run> Ctx<'run> {
         ChildResult::new(self.run, self.position(), child)
     }
 
-    /// The first of several built calls to end wins; who that was is recorded, the others are dropped. Among calls that
-    /// end together the first in the list wins.
+    /// The first of several built calls to end wins; who that was, by its place among them, is recorded, the others are dropped.
+    /// Among calls that end together the first in the list wins. Calls of different types: [`select`](Ctx::select) if they are two,
+    /// else boxed.
     ///
     /// # Errors
-    /// `AMBO025` in a cancelled run.
-    pub fn race<'a, T: Send + 'a>(
-        &mut self,
-        calls: Vec<futures_util::future::BoxFuture<'a, T>>,
-    ) -> Race<'a, T>
+    /// `AMBO005` for a race of none, `AMBO025` in a cancelled run.
+    ///
+    /// # Example: whichever supplier is first
+    /// ```
+    /// # use ambo::{Ctx, Result};
+    /// #[ambo::workflow]
+    /// async fn offer(cx: Ctx, suppliers: Vec<String>) -> Result<(usize, u32)> {
+    ///     let offers: Vec<_> = suppliers.iter().map(|name| cx.signal::<u32>(name)).collect();
+    ///     let (winner, price) = cx.race(offers).await?;
+    ///     Ok((winner, price?))
+    /// }
+    /// ```
+    pub fn race<'a, C>(&mut self, calls: impl IntoIterator<Item = C>) -> Race<'a, C::Output>
     where
         'run: 'a,
+        C: Future<Output: Send> + Send + 'a,
     {
-        Race::new(self.run, self.position(), calls)
+        let boxed = |call| -> BoxFuture<'a, C::Output> { Box::pin(call) };
+        Race::new(self.run, self.position(), calls.into_iter().map(boxed).collect())
     }
 
     /// [`race`](Ctx::race) between two calls of different types.
@@ -323,10 +336,11 @@ impl<'run> Ctx<'run> {
         A: Future<Output: Send> + Send + 'a,
         B: Future<Output: Send> + Send + 'a,
     {
-        self.race(vec![
+        let calls: [BoxFuture<'a, _>; 2] = [
             Box::pin(async move { Either::Left(left.await) }),
             Box::pin(async move { Either::Right(right.await) }),
-        ])
+        ];
+        self.race(calls)
     }
 
     /// Runs `body` for each item, `limit` at a time, each in a branch of its own, and gives the results in the order of the
@@ -339,7 +353,7 @@ impl<'run> Ctx<'run> {
     {
         use futures_util::StreamExt as _;
         // Boxed and built before the first await, so that the future of the workflow stays provably `Send`.
-        let calls: Vec<futures_util::future::BoxFuture<'a, Fut::Output>> =
+        let calls: Vec<BoxFuture<'a, Fut::Output>> =
             items.into_iter().map(|item| Box::pin(body(self.branch(), item)) as _).collect();
         futures_util::stream::iter(calls).buffered(limit.max(1)).collect().await
     }

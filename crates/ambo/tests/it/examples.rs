@@ -13,6 +13,7 @@ const NAMES: &[&str] = &[
     "child",
     "compensate",
     "event",
+    "gather",
     "graph",
     "join",
     "map",

@@ -1,8 +1,10 @@
 //! Children, compensations, events and drawn values.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ambo::admin::Filter;
 use ambo::{
     Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, SendSignal, Untyped, Worker, WorkerBuilder,
 };
@@ -65,6 +67,36 @@ async fn guardian(cx: Ctx) -> Result<String> {
     Ok(cx.result_of(child).await?)
 }
 
+/// Starts three children, handles each as it ends, and then waits for a word.
+#[ambo::workflow]
+async fn harvest(cx: Ctx) -> Result<Vec<String>> {
+    let journal = cx.state::<Journal>()?;
+    let children: Vec<_> = (0..3).map(|_| cx.child::<wait_for_word>(()).start()).collect::<Result<_>>()?;
+    cx.publish("children", &children.iter().map(ambo::Child::run_id).collect::<Vec<_>>())?;
+    let handled = cx.map(children, 3, |mut branch: Ctx<'_>, child| {
+        let journal = journal.clone();
+        async move {
+            let word = branch.result_of(child).await?;
+            let handle = branch.step("handle", || async {
+                journal.note(&*word);
+                Ok::<_, Error>(())
+            });
+            handle.await?;
+            Ok(word)
+        }
+    });
+    handled.await.into_iter().collect()
+}
+
+/// The first of many to be heard, and then the word of another.
+#[ambo::workflow]
+async fn auction(cx: Ctx, bidders: Vec<String>) -> Result<(usize, String, String)> {
+    let bids: Vec<_> = bidders.iter().map(|name| cx.signal::<String>(name)).collect();
+    let (winner, bid) = cx.race(bids).await?;
+    let word: String = cx.signal("word").await?;
+    Ok((winner, bid?, word))
+}
+
 #[ambo::workflow]
 async fn trip(cx: Ctx, ends: String) -> Result<()> {
     let journal = cx.state::<Journal>()?;
@@ -124,6 +156,8 @@ fn builder(db: &Database, journal: &Journal) -> WorkerBuilder {
         .workflow::<wait_for_word>()
         .workflow::<fan>()
         .workflow::<guardian>()
+        .workflow::<harvest>()
+        .workflow::<auction>()
         .workflow::<trip>()
         .workflow::<draw>()
         .workflow::<listen>()
@@ -146,6 +180,67 @@ async fn children_are_gathered_in_order_and_their_failures_come_through() {
     assert_eq!(outcome::<i64>(&db, run).await.unwrap(), expected);
     assert_eq!(db.number("select count(*) from ambo.run where parent_id is not null").await, 100);
     assert_eq!(db.number("select count(distinct parent_id) from ambo.run").await, 1);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_are_handled_as_they_end_and_gathered_in_order() {
+    let db = database().await;
+    let journal = Journal::default();
+    let worker = builder(&db, &journal).start().await.unwrap();
+    let run = harvest::enqueue().on(&db.client).await.unwrap().run;
+    let children: [RunId; 3] = db.client.handle::<harvest>(run).event("children").await.unwrap();
+    let say = async |child: usize, word: &str| {
+        SendSignal::new(children[child], "word", &word).on(&db.client).await.unwrap();
+    };
+    let handled = |count: u32| {
+        format!("select count(*) = {count} from ambo.checkpoint where run_id = '{run}' and name = 'handle'")
+    };
+    say(2, "third").await;
+    db.until(&handled(1)).await;
+    say(0, "first").await;
+    db.until(&handled(2)).await;
+    // Rebuilt elsewhere, it does not handle them again.
+    worker.drain(Duration::ZERO).await;
+    let worker = builder(&db, &journal).start().await.unwrap();
+    say(1, "second").await;
+    assert_eq!(outcome::<Vec<String>>(&db, run).await.unwrap(), ["first", "second", "third"]);
+    assert_eq!(journal.all(), ["third", "first", "second"]);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_of_many_calls_wins_and_stays_the_winner() {
+    let db = database().await;
+    let worker = builder(&db, &Journal::default()).start().await.unwrap();
+    let bidders = ["ann", "bob", "cy"].map(str::to_owned).to_vec();
+    let run = auction::enqueue(bidders).on(&db.client).await.unwrap().run;
+    let say =
+        async |topic: &str, word: &str| SendSignal::new(run, topic, &word).on(&db.client).await.unwrap();
+    say("bob", "ten").await;
+    db.until("select count(*) = 1 from ambo.timer where attempt > 0").await;
+    // It is rebuilt for the word, and ann, who is there by now, would win this time.
+    say("ann", "nine").await;
+    say("word", "sold").await;
+    let (winner, bid, word) = outcome::<(usize, String, String)>(&db, run).await.unwrap();
+    assert_eq!((winner, &*bid, &*word), (1, "ten", "sold"));
+    let none = auction::enqueue(Vec::new()).on(&db.client).await.unwrap().run;
+    let error = outcome::<(usize, String, String)>(&db, none).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidOption, "a race of none");
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_are_listed_with_those_that_are_detached() {
+    let db = database().await;
+    let worker = builder(&db, &Journal::default()).start().await.unwrap();
+    let run = guardian::enqueue().on(&db.client).await.unwrap().run;
+    let [child, free]: [RunId; 2] = db.client.handle::<guardian>(run).event("children").await.unwrap();
+    db.until("select count(*) = 2 from ambo.child").await;
+    let family = Filter { parent: Some(run), ..Filter::default() };
+    let listed = db.client.list_runs(&family).await.unwrap();
+    let listed: HashMap<_, _> = listed.iter().map(|run| (run.id, run.parent)).collect();
+    assert_eq!(listed, HashMap::from([(free, None), (child, Some(run))]));
     worker.drain(Duration::ZERO).await;
 }
 
