@@ -130,8 +130,14 @@ pub(crate) struct Work(Arc<Waits>);
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.0.state().at_work -= 1;
-        self.0.changed.notify_one();
+        let mut state = self.0.state();
+        state.at_work -= 1;
+        let is_waiting = !state.waiting.is_empty();
+        drop(state);
+        // Where no call waits the run stays in any case, and to say so would cost it another poll, after every step.
+        if is_waiting {
+            self.0.changed.notify_one();
+        }
     }
 }
 
@@ -156,5 +162,47 @@ impl Drop for Wait {
     fn drop(&mut self) {
         self.waits.state().waiting.remove(&self.number);
         self.waits.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::{DatabaseClock, For, MOMENT, Waits};
+
+    /// Counts how often the task that waits would be polled again.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_call_wakes_the_run_only_where_another_call_waits() {
+        let (waits, clock, wakes) =
+            (Arc::new(Waits::new(MOMENT)), DatabaseClock::new(), Arc::new(Wakes::default()));
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut long = pin!(waits.long(&clock));
+        assert!(long.as_mut().poll(&mut cx).is_pending());
+        for _ in 0..10 {
+            drop(waits.work());
+        }
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "woken by steps beside which nothing waits");
+
+        let (work, wait) = (waits.work(), waits.wait(For::News, None));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "not told of the call that waits");
+        assert!(long.as_mut().poll(&mut cx).is_pending());
+        drop(work);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2, "not told that only the wait is left");
+        drop(wait);
     }
 }
