@@ -184,7 +184,8 @@ impl Client {
             return Ok(Vec::new());
         }
         let session = self.session().await?;
-        let answers = crate::store::enqueue::enqueue(&session, self.schema(), &runs).await?;
+        let answers =
+            crate::store::enqueue::enqueue(&session, self.schema(), &runs.iter().collect::<Vec<_>>()).await?;
         Ok(answers.into_iter().map(|(run, is_new)| Enqueued { run: run.into(), is_new }).collect())
     }
 

@@ -42,7 +42,7 @@ pub(crate) use life::Life;
 /// What does not change over a worker's lives.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) target: Target,
+    pub(crate) target: Arc<Target>,
     pub(crate) registration: Registration,
     /// The weights of the queues; none: no queue has another than 1.
     pub(crate) weights: Option<Vec<(String, u32)>>,
@@ -94,7 +94,7 @@ impl Engine {
 pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
     let mut first = Some(first);
     let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
-    let mut control = Link::new(engine.target.clone(), "ambo worker control").with_notices(sender);
+    let mut control = Link::new(Target::clone(&engine.target), "ambo worker control").with_notices(sender);
     while !engine.stop.is_cancelled() && !engine.rig.is_killed() {
         match life::begin(&engine, &mut control).await {
             Ok(next) => {

@@ -288,7 +288,7 @@ impl WorkerBuilder {
         }
         let is_weighted = queues.iter().any(|(_, weight)| *weight > 1);
         let engine = Engine {
-            target: self.client.target().clone(),
+            target: Arc::new(self.client.target().clone()),
             registration: Registration {
                 name: self.name,
                 version: self.version,

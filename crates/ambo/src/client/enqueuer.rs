@@ -165,7 +165,7 @@ async fn commit(link: &mut Link, requests: Vec<Request>) {
 async fn attempt(link: &mut Link, requests: &[Request]) -> Result<Vec<(uuid::Uuid, bool)>> {
     let schema = link.schema().clone();
     let session = link.session().await?.clone();
-    let runs: Vec<NewRun> = requests.iter().map(|request| request.run.clone()).collect();
+    let runs: Vec<&NewRun> = requests.iter().map(|request| &request.run).collect();
     match requests[0].worker {
         Some(worker) => start::start(&session, &schema, worker, &runs).await,
         None => enqueue::enqueue(&session, &schema, &runs).await,

@@ -13,7 +13,7 @@ use super::shares::Shares;
 use super::{Engine, Life, clock, failpoint};
 use crate::error::Result;
 use crate::store::claim::{self, Claimed, ClaimedRun, Lane};
-use crate::store::connect::{Link, Session};
+use crate::store::connect::{Link, Session, Target};
 use crate::store::types::Xid8;
 use crate::store::worker;
 use crate::telemetry;
@@ -65,7 +65,7 @@ struct Claimer {
 
 /// Claims until the life is over.
 pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
-    let link = Link::new(engine.target.clone(), "ambo worker claims");
+    let link = Link::new(Target::clone(&engine.target), "ambo worker claims");
     let over = life.over.clone();
     let mut claimer = Claimer {
         shares: engine.weights.as_deref().map(Shares::new),

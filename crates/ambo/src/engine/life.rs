@@ -17,7 +17,7 @@ use super::{Engine, claimer, executor};
 use crate::error::{Code, Error, Result};
 use crate::id::WorkerId;
 use crate::store::claim::{self, ClaimedRun};
-use crate::store::connect::{Link, Notice, Session};
+use crate::store::connect::{Link, Notice, Session, Target};
 use crate::store::flush::NewOutcome;
 use crate::store::{migrate, worker, workflow};
 use crate::telemetry;
@@ -234,7 +234,7 @@ pub(crate) async fn lead(
     engine.life.send_replace(Some(life.clone()));
     let mut flushers = tokio::task::JoinSet::new();
     for lane in lanes {
-        let link = Link::new(engine.target.clone(), "ambo worker journal");
+        let link = Link::new(Target::clone(&engine.target), "ambo worker journal");
         flushers.spawn_local(journal::flush_lane(lane, link, life.worker, life.clone()));
     }
     let claims = tokio::task::spawn_local(claimer::claim_loop(engine.clone(), life.clone()));

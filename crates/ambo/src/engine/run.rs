@@ -71,7 +71,7 @@ pub(crate) struct Run {
     pub(crate) journal: Journal,
     pub(crate) states: States,
     pub(crate) meters: Arc<WorkflowMeters>,
-    pub(crate) target: crate::store::connect::Target,
+    pub(crate) target: Arc<crate::store::connect::Target>,
     /// How long a transaction of this run may be idle.
     pub(crate) lease_ms: Arc<AtomicI32>,
     pub(crate) clock: Arc<clock::DatabaseClock>,

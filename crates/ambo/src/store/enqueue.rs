@@ -128,7 +128,7 @@ impl NewRun {
 pub(crate) async fn enqueue(
     session: &Session,
     schema: &Schema,
-    runs: &[NewRun],
+    runs: &[&NewRun],
 ) -> Result<Vec<(Uuid, bool)>> {
     let workflows: Vec<&str> = runs.iter().map(|run| run.workflow.as_str()).collect();
     let inputs: Vec<JsonText<&str>> = runs.iter().map(|run| JsonText(&*run.input)).collect();
@@ -190,7 +190,10 @@ pub(crate) fn read_ids(rows: &[tokio_postgres::Row]) -> Result<Vec<(Uuid, bool)>
 }
 
 /// A parameter array, or null where no run has a value of its own: then nothing is sent or unnested.
-fn optional<'a, T>(runs: &'a [NewRun], value: impl Fn(&'a NewRun) -> Option<T>) -> Option<Vec<Option<T>>> {
-    let values: Vec<Option<T>> = runs.iter().map(value).collect();
+pub(super) fn optional<'a, T>(
+    runs: &[&'a NewRun],
+    value: impl Fn(&'a NewRun) -> Option<T>,
+) -> Option<Vec<Option<T>>> {
+    let values: Vec<Option<T>> = runs.iter().map(|run| value(run)).collect();
     values.iter().any(Option::is_some).then_some(values)
 }

@@ -133,6 +133,15 @@ where
     params.push((Box::new(facts.iter().map(of).collect::<Vec<T>>()), kind));
 }
 
+/// The same of what few facts have: null where none does, and then nothing is sent or unnested.
+fn rare<'a, F, T>(params: &mut Vec<(Param<'a>, Type)>, kind: Type, facts: &[F], of: impl Fn(&F) -> Option<T>)
+where
+    Vec<Option<T>>: ToSql + Sync + Send + 'a,
+{
+    let values: Vec<Option<T>> = facts.iter().map(of).collect();
+    params.push((Box::new(values.iter().any(Option::is_some).then_some(values)), kind));
+}
+
 impl<'a> Batch<'a> {
     fn add_facts(&self, params: &mut Vec<(Param<'a>, Type)>) {
         let facts = &self.checkpoints;
@@ -141,14 +150,14 @@ impl<'a> Batch<'a> {
         column(params, Type::TEXT_ARRAY, facts, |c| &*c.position);
         column(params, Type::TEXT_ARRAY, facts, |c| &*c.name);
         column(params, Type::JSON_ARRAY, facts, |c| c.output.as_deref().map(JsonText));
-        column(params, Type::JSON_ARRAY, facts, |c| c.error.as_deref().map(JsonText));
+        rare(params, Type::JSON_ARRAY, facts, |c| c.error.as_deref().map(JsonText));
         column(params, Type::INT4_ARRAY, facts, |c| c.elapsed_ms);
         let facts = &self.outcomes;
         column(params, Type::UUID_ARRAY, facts, |o| o.run);
         column(params, Type::INT4_ARRAY, facts, |o| o.attempt);
         column(params, Type::TEXT_ARRAY, facts, |o| o.status);
         column(params, Type::JSON_ARRAY, facts, |o| o.output.as_deref().map(JsonText));
-        column(params, Type::JSON_ARRAY, facts, |o| o.error.as_deref().map(JsonText));
+        rare(params, Type::JSON_ARRAY, facts, |o| o.error.as_deref().map(JsonText));
     }
 
     fn add_events(&self, params: &mut Vec<(Param<'a>, Type)>) {

@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::connect::Session;
-use super::enqueue::{NewRun, read_ids};
+use super::enqueue::{NewRun, optional, read_ids};
 use super::schema::Schema;
 use super::types::{Interval, JsonText};
 use crate::error::Result;
@@ -14,21 +14,19 @@ pub(crate) async fn start(
     session: &Session,
     schema: &Schema,
     worker: i64,
-    runs: &[NewRun],
+    runs: &[&NewRun],
 ) -> Result<Vec<(Uuid, bool)>> {
     let workflows: Vec<&str> = runs.iter().map(|run| run.workflow.as_str()).collect();
     let inputs: Vec<JsonText<&str>> = runs.iter().map(|run| JsonText(&*run.input)).collect();
     let queues: Vec<&str> = runs.iter().map(|run| run.queue.as_str()).collect();
-    let keys: Vec<Option<&str>> = runs.iter().map(|run| run.key.as_deref()).collect();
+    let keys = optional(runs, |run| run.key.as_deref());
     let priorities: Vec<i32> = runs.iter().map(|run| run.priority).collect();
-    let attributes: Vec<Option<JsonText<&str>>> =
-        runs.iter().map(|run| run.attributes.as_deref().map(JsonText)).collect();
-    let timeouts: Vec<Option<Interval>> = runs.iter().map(|run| run.timeout.map(Interval)).collect();
+    let attributes = optional(runs, |run| run.attributes.as_deref().map(JsonText));
+    let timeouts = optional(runs, |run| run.timeout.map(Interval));
     let attempts: Vec<i32> = runs.iter().map(|run| run.attempts).collect();
-    let key_lifetimes: Vec<Option<Interval>> =
-        runs.iter().map(|run| run.key_lifetime.map(Interval)).collect();
-    let groups: Vec<Option<&str>> = runs.iter().map(|run| run.terms.group.as_deref()).collect();
-    let weights: Vec<i32> = runs.iter().map(|run| run.terms.weight.unwrap_or(1)).collect();
+    let key_lifetimes = optional(runs, |run| run.key_lifetime.map(Interval));
+    let groups = optional(runs, |run| run.terms.group.as_deref());
+    let weights = optional(runs, |run| run.terms.weight);
     let rows = session
         .query(
             &schema.sql("select * from ambo.start($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
