@@ -244,7 +244,7 @@ async fn a_nul_in_any_name_reason_or_filter_is_refused_as_a_name() {
         client.fork(run, Some(nul)).await.map(drop),
         client.events::<Value>(run, nul, 0).await.map(drop),
         client.next_events::<Value>(run, nul, 0).await.map(drop),
-        client.act(&Act::Cancel(nul.to_owned()), &[run]).await.map(drop),
+        client.act(&Act::Cancel(nul.into()), &[run]).await.map(drop),
         client.show_workflow(nul).await.map(drop),
         client.pause_schedule(nul, true).await.map(drop),
         client.delete_schedule(nul).await.map(drop),
