@@ -129,30 +129,28 @@ fn recorded(checkpoint: &mut NewCheckpoint) -> Vec<(Place<'_>, &mut Json)> {
 impl Run {
     /// The payload behind what was recorded; waits for as long as the object store does not answer.
     pub(crate) async fn open<'t>(&self, place: &Place<'_>, recorded: &'t str) -> Result<Cow<'t, str>, Error> {
-        let mut pause = Duration::from_millis(20);
-        loop {
-            match self.vault.open(place, recorded).await {
-                Err(error) if error.is_unavailable() => {
-                    tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
-                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                }
-                opened => return opened,
-            }
-        }
+        self.through_outages(|| self.vault.open(place, recorded)).await
     }
 
     /// What is recorded of a payload; waits for as long as the object store does not answer.
     pub(crate) async fn seal(&self, place: &Place<'_>, json: &str) -> Result<Json, Error> {
+        self.through_outages(|| self.vault.seal(place, json)).await
+    }
+
+    /// Asks the vault until the object store answers, pausing longer each time: from 20 ms to 5 s, jittered.
+    async fn through_outages<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let mut pause = Duration::from_millis(20);
         loop {
-            match self.vault.seal(place, json).await {
+            match ask().await {
                 Err(error) if error.is_unavailable() => {
                     tracing::warn!(run = %self.id, workflow = self.workflow, %error, "the run waits for the object store");
                     tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * clock::jitter())).await;
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }
-                sealed => return sealed,
+                answered => return answered,
             }
         }
     }
