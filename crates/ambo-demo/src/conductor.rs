@@ -272,24 +272,25 @@ impl Shop {
         Ok(())
     }
 
-    /// Whether the runs of killed workers were claimed again or have ended by now.
+    /// Which runs of killed workers were claimed again or have ended by now. Each counts once: its heir may be killed too.
     async fn find_orphans(&mut self) -> Result<()> {
         let mut place = 0;
         while let Some(Orphans { worker, killed, runs }) = self.orphans.get(place) {
-            let idle: i64 = self
+            let idle: Vec<uuid::Uuid> = self
                 .ask(
-                    "select count(*) from unnest($2::uuid[]) r
+                    "select array(select r from unnest($2::uuid[]) r
                      where not exists (select from ambo.claim c where c.run_id = r and c.worker_id <> $1)
-                       and not exists (select from ambo.outcome o where o.run_id = r)",
+                       and not exists (select from ambo.outcome o where o.run_id = r))",
                     Some(*worker),
                     runs,
                 )
                 .await?;
             let elapsed = killed.elapsed();
-            if idle > 0 && elapsed > Duration::from_secs(60) {
-                bail!("{idle} runs of a killed worker were not claimed again in a minute");
+            if !idle.is_empty() && elapsed > Duration::from_secs(60) {
+                bail!("{} runs of a killed worker were not claimed again in a minute", idle.len());
             }
-            if idle > 0 {
+            if !idle.is_empty() {
+                self.orphans[place].runs = idle;
                 place += 1;
             } else {
                 self.mishaps.slowest_recovery = self.mishaps.slowest_recovery.max(elapsed);

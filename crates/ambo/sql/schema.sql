@@ -588,7 +588,7 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_tick_ms bigint, OUT managed text[])
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_beat_ms bigint, OUT managed text[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

@@ -45,13 +45,14 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 -- `alive` is false when the worker was declared dead: it drops all that it holds and registers anew. `look` says that
 -- something may have come for one of its runs.
 -- `managed`: of the queues that it serves, those that are claimed by claim_queue.
--- To the keeper it also says which workers are dead, and where the looks for due timers go on (`timer_mark`, see fire_timers): where
+-- To the keeper it also says which workers are dead, when to call again if that is sooner (`next_beat_ms`: a tick is due then, or one
+-- that is silent may be dead), and where the looks for due timers go on (`timer_mark`, see fire_timers): where
 -- it is itself, or where the keeper before it was.
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json default null,
     out alive boolean, out look boolean, out is_keeper boolean, out dead bigint[],
     out timer_mark json, out lease_ms integer, out now_us bigint, out schedules_due boolean,
-    out next_tick_ms bigint, out managed text[])
+    out next_beat_ms bigint, out managed text[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -61,6 +62,7 @@ declare
     v_keeper ambo.keeper%rowtype;
     v_server text;
     v_lease interval := (select i.lease from ambo.installation i);
+    v_silence constant interval := interval '2.5 seconds';
     r record;
 begin
     is_keeper := false;
@@ -77,9 +79,11 @@ begin
     managed := array(select q.name from ambo.queue q join ambo.worker w on q.name = any (w.queues)
                      where w.id = p_worker and q.managed);
     select * into v_keeper from ambo.keeper for update skip locked;
-    if not found or (v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_alive - interval '2.5 seconds')
-       or (p_draining and v_keeper.worker_id is distinct from p_worker)
-    then
+    if not found or (p_draining and v_keeper.worker_id is distinct from p_worker) then
+        return;
+    end if;
+    -- A keeper that has missed a beat is relieved: two who both believe to be it do no harm, and the dead wait for one that acts.
+    if v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_alive - v_silence / 2 then
         return;
     end if;
     is_keeper := true;
@@ -101,9 +105,13 @@ begin
     if v_alive > v_keeper.grace_until then
         for r in
             select h.worker_id, h.at, w.session from ambo.heartbeat h join ambo.worker w on w.id = h.worker_id
-            where w.dead_at is null and h.at < v_alive - interval '2.5 seconds'
+            where w.dead_at is null and h.at < v_alive - v_silence / 2
         loop
-            if r.at < v_alive - v_lease
+            if r.at >= v_alive - v_silence then
+                if r.session then
+                    next_beat_ms := least(next_beat_ms, (extract(epoch from r.at + v_silence - v_alive) * 1000)::bigint + 1);
+                end if;
+            elsif r.at < v_alive - v_lease
                or (r.session and pg_try_advisory_xact_lock(hashtext('ambo.worker'), r.worker_id::integer))
             then
                 dead := dead || r.worker_id;
@@ -111,8 +119,9 @@ begin
         end loop;
     end if;
     -- A schedule whose time is past waits for something else than the time.
-    next_tick_ms := (select (extract(epoch from min(s.next_at) - v_now) * 1000)::bigint
-                     from ambo.schedule s where s.next_at > v_now and not s.paused);
+    next_beat_ms := least(next_beat_ms, (
+        select (extract(epoch from min(s.next_at) - v_now) * 1000)::bigint
+        from ambo.schedule s where s.next_at > v_now and not s.paused));
 end $$;
 
 -- Of the runs in a worker's memory, those that somebody asked to cancel and those for which something has come: what a

@@ -48,6 +48,8 @@ pub(crate) struct Control<'a> {
     /// The session holds the worker's lock.
     holds: bool,
     keeper: keeper::Duties,
+    /// How long until the next heartbeat, where that has something to do before its time.
+    next_beat: Option<Duration>,
     unknown: Vec<(Uuid, i32)>,
     reconciled: Instant,
 }
@@ -68,6 +70,7 @@ impl<'a> Control<'a> {
             prepared: None,
             holds: false,
             keeper: keeper::Duties::default(),
+            next_beat: None,
             unknown: Vec::new(),
             reconciled: Instant::now(),
         }
@@ -115,6 +118,7 @@ impl<'a> Control<'a> {
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
         self.life.report_blockers(&self.engine, BLOCKS);
+        self.next_beat = pulse.next_beat;
         self.engine.lease_ms.store(pulse.lease_ms, Ordering::Relaxed);
         self.engine.clock.set(pulse.now_us);
         if !pulse.alive {
@@ -217,7 +221,7 @@ pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
             Ok(true) => {
                 let now = Instant::now();
                 if beats {
-                    next_beat = now + control.keeper.next_beat(BEAT);
+                    next_beat = now + control.next_beat.unwrap_or(BEAT).clamp(keeper::TIMER_PAUSE, BEAT);
                 }
                 next_timer = control.keeper.next_timer().map(|timer| now + timer);
             }

@@ -19,8 +19,8 @@ use crate::telemetry;
 const BURY_BATCH: i32 = 5000;
 /// Timers fired, or runs ended, in one transaction.
 const TIMER_BATCH: i32 = 5000;
-/// Between two looks at timers, however many are due: a moment for the heartbeat.
-const TIMER_PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks at timers, however many are due: a moment for the heartbeat. And between two heartbeats.
+pub(crate) const TIMER_PAUSE: Duration = Duration::from_millis(5);
 /// Ticks of one schedule between two heartbeats.
 const TICK_ROUNDS: u32 = 20;
 /// Between looks at the versions that runs are pinned to.
@@ -35,7 +35,6 @@ pub(crate) struct Duties {
     /// Where the looks for due timers go on, and how long until the next.
     timer_mark: Option<String>,
     next_timer: Option<Duration>,
-    next_tick: Option<Duration>,
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
@@ -57,7 +56,6 @@ impl Duties {
         }
         self.timer_mark.clone_from(&pulse.timer_mark);
         made_ready |= self.fire_timers(session, schema).await?;
-        self.next_tick = pulse.next_tick;
         while worker::expire_runs(session, schema, TIMER_BATCH).await? == TIMER_BATCH {}
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
@@ -91,7 +89,6 @@ impl Duties {
     pub(crate) fn retire(&mut self) {
         self.timer_mark = None;
         self.next_timer = None;
-        self.next_tick = None;
     }
 
     /// Gives runs to any worker whose version has had none for long enough.
@@ -124,11 +121,6 @@ impl Duties {
     /// For the heartbeat, with which the next keeper gets it.
     pub(crate) fn timer_mark(&self) -> Option<&str> {
         self.timer_mark.as_deref()
-    }
-
-    /// How long until the next heartbeat: a tick that is due sooner is on time.
-    pub(crate) fn next_beat(&self, beat: Duration) -> Duration {
-        self.next_tick.map_or(beat, |tick| tick.max(TIMER_PAUSE).min(beat))
     }
 
     /// How long until the next look at timers, where one is due soon.

@@ -81,8 +81,8 @@ pub(crate) struct Pulse {
     pub(crate) now_us: i64,
     /// To the keeper: ticks of schedules are due.
     pub(crate) schedules_due: bool,
-    /// To the keeper: how long until the next tick after those.
-    pub(crate) next_tick: Option<Duration>,
+    /// How long until the next heartbeat has something to do: a tick after those, or the end of one that is silent.
+    pub(crate) next_beat: Option<Duration>,
     /// Of the queues that it serves, those that are managed.
     pub(crate) managed: Vec<String>,
 }
@@ -103,7 +103,7 @@ pub(crate) async fn heartbeat(
     let row = session
         .query_one(
             &schema.sql(
-                "select alive, look, is_keeper, dead, timer_mark::text, lease_ms, now_us, schedules_due, next_tick_ms,
+                "select alive, look, is_keeper, dead, timer_mark::text, lease_ms, now_us, schedules_due, next_beat_ms,
                         managed
                  from ambo.heartbeat($1, $2, $3, $4::text::json)",
             ),
@@ -125,7 +125,7 @@ pub(crate) async fn heartbeat(
             lease_ms: row.try_get(5)?,
             now_us: row.try_get(6)?,
             schedules_due: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
-            next_tick: row.try_get::<_, Option<i64>>(8)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            next_beat: row.try_get::<_, Option<i64>>(8)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             managed: row.try_get::<_, Option<_>>(9)?.unwrap_or_default(),
         })
     };

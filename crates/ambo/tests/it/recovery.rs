@@ -207,3 +207,34 @@ async fn a_suspect_does_not_keep_its_worker_from_working_for_long() {
     db.until("select count(*) = 2 from ambo.outcome where status = 'succeeded'").await;
     assert_eq!(db.number("select count(*) from ambo.claim").await, 1, "the long run is still at the gate");
 }
+
+#[tokio::test]
+async fn the_keeper_looks_again_when_a_silent_worker_may_be_dead_and_is_relieved_when_it_misses_a_beat() {
+    let db = database().await;
+    let register = "select worker_id from ambo.register_worker('w', '', 0, '{default}', '{a}', true)";
+    let (keeper, silent, other) =
+        (db.number(register).await, db.number(register).await, db.number(register).await);
+    let beat = async |worker: i64| {
+        let sql = format!("select is_keeper, next_beat_ms, dead from ambo.heartbeat({worker}, 0, false)");
+        let pulse = db.sql.query_one(&sql, &[]).await.unwrap();
+        (pulse.get::<_, bool>(0), pulse.get::<_, Option<i64>>(1), pulse.get::<_, Option<Vec<i64>>>(2))
+    };
+    db.sql.batch_execute("update ambo.keeper set grace_until = '-infinity'").await.unwrap();
+    assert_eq!(beat(keeper).await, (true, None, Some(vec![])), "all are well");
+    let ago = async |table: &str, time: &str, seconds: f64| {
+        let set = format!("update ambo.{table} set {time} = clock_timestamp() - interval '{seconds} s'");
+        let of = if table == "keeper" { String::new() } else { format!(" where worker_id = {silent}") };
+        db.sql.batch_execute(&(set + &of)).await.unwrap();
+    };
+
+    ago("heartbeat", "at", 1.5).await;
+    let (is_keeper, next, dead) = beat(keeper).await;
+    assert!(is_keeper && dead == Some(vec![]), "one beat may be lost");
+    assert!(next.is_some_and(|ms| (1..=1001).contains(&ms)), "{next:?}");
+    ago("heartbeat", "at", 2.6).await;
+    assert_eq!(beat(keeper).await, (true, None, Some(vec![silent])));
+
+    assert!(!beat(other).await.0, "the keeper has just acted");
+    ago("keeper", "renewed_at", 1.3).await;
+    assert_eq!(beat(other).await, (true, None, Some(vec![silent])), "it acts for the keeper");
+}
