@@ -171,6 +171,8 @@ pub(crate) enum Run {
     Fork(RunFork),
     /// Send a signal to a run
     Signal(RunSignal),
+    /// The signals that wait for a run, the oldest first; with --payload what they say
+    Signals(RunShow),
     /// Take back a signal that a run has not taken, or that did not fit
     DropSignal(RunDropSignal),
     /// Send a request to a run, and print its answer
@@ -201,7 +203,7 @@ pub(crate) struct RunSignal {
 pub(crate) struct RunDropSignal {
     /// The id of the run
     pub(crate) id: RunId,
-    /// The number of the signal, as the error of the run tells it
+    /// The number of the signal, as `ambo run signals` or the error of the run tells it
     pub(crate) number: i64,
 }
 
@@ -337,12 +339,12 @@ pub(crate) struct OneRun {
     pub(crate) id: RunId,
 }
 
-/// `ambo run show`
+/// `ambo run show` and `ambo run signals`
 #[derive(Debug, Args)]
 pub(crate) struct RunShow {
     /// The id of the run
     pub(crate) id: RunId,
-    /// Show payloads: input, output, results of steps, and the details of errors; without it only how large they are
+    /// Show payloads, as input, output, results of steps, and the details of errors; without it only how large they are
     ///
     /// Those that are encrypted are opened with the keys in AMBO_KEYRING (ID:BASE64,...), those that are stored apart from the
     /// folder in AMBO_OBJECTS.

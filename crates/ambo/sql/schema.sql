@@ -668,6 +668,10 @@ function list_schedules()
     returns TABLE(name text, workflow text, queue text, cron text, timezone text, every interval, overlap text, jitter interval, catch_up interval, paused boolean, next_at timestamp with time zone, last_at timestamp with time zone, last_run uuid, skipped bigint, error text)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function list_signals(p_run uuid, p_limit integer DEFAULT 1000)
+    returns TABLE(seq bigint, topic text, key text, sent_at timestamp with time zone, payload json)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function list_workers()
     returns TABLE(id bigint, name text, version text, pid integer, started_at timestamp with time zone, silent_ms bigint, in_flight integer, draining boolean, is_keeper boolean, queues text[], workflows text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -865,7 +869,7 @@ function set_schedule(p_name text, p_workflow text, p_input json, p_queue text, 
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function show_run(p_run uuid)
-    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, input json, output json, cancel_requested boolean)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, input json, output json, cancel_requested boolean, undo_by timestamp with time zone, signals json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function show_steps(p_run uuid)

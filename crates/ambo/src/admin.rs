@@ -99,8 +99,40 @@ pub struct RunDetail {
     pub output: Option<Box<RawValue>>,
     /// Somebody asked to cancel it and it has not ended yet.
     pub cancel_requested: bool,
+    /// When it has to have ended since it was cancelled, undone or not. See [`Cancel::grace`].
+    pub undo_by: Option<Timestamp>,
+    /// The signals that it has not taken, by topic; those that wait longest first.
+    pub signals: Vec<WaitingTopic>,
     /// What it recorded, in the order of positions.
     pub steps: Vec<StepSummary>,
+}
+
+/// The signals that wait for a run under one topic.
+#[derive(Debug, Serialize, serde::Deserialize)]
+pub struct WaitingTopic {
+    /// The topic.
+    pub topic: String,
+    /// How many there are, counted up to 10,000 for all topics.
+    pub count: i64,
+    /// When the oldest of them was sent.
+    pub oldest_at: Timestamp,
+}
+
+/// A signal that waits for a run. See [`Client::list_signals`](crate::Client::list_signals).
+#[derive(Debug, Serialize)]
+pub struct WaitingSignal {
+    /// Its number, by which it can be [dropped](crate::Client::drop_signal).
+    pub number: i64,
+    /// Its topic.
+    pub topic: String,
+    /// Its idempotency key, or that of the update.
+    pub key: Option<String>,
+    /// It is an update: somebody waits for the answer.
+    pub is_update: bool,
+    /// When it was sent.
+    pub sent_at: Timestamp,
+    /// What was sent.
+    pub payload: Option<Box<RawValue>>,
 }
 
 /// A recorded call of a run.

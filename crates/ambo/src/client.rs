@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancel, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign,
+    Act, Acted, Cancel, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign, WaitingSignal,
     WorkerSummary, WorkflowSummary,
 };
 use crate::context::update;
@@ -377,6 +377,21 @@ impl Client {
         first.map(|(_, answer)| answer).ok_or_else(|| {
             Error::new(Code::WrongState, format!("run {run} has ended and did not answer the update {key:?}"))
         })
+    }
+
+    /// The signals that wait for a run, the oldest first, at most 1000: those that it has not taken, and once it has ended those
+    /// of which it failed, for it takes them again when it is retried.
+    ///
+    /// # Errors
+    /// `AMBO033` if there is no such run, `AMBO040` if the database is away.
+    pub async fn list_signals(&self, run: RunId) -> Result<Vec<WaitingSignal>> {
+        let session = self.session().await?;
+        let mut signals = crate::store::signal::list(&session, self.schema(), run.as_uuid()).await?;
+        for signal in &mut signals {
+            let place = Place::Signal { topic: &signal.topic, keyed: signal.key.is_some() };
+            self.vault.show(&place, &mut signal.payload).await;
+        }
+        Ok(signals)
     }
 
     /// Takes back a signal that a run has not taken, or that did not fit the type that it waited for, by the number that the

@@ -43,6 +43,14 @@ impl<W> Handle<W> {
         crate::SendSignal::new(self.run, topic, payload)
     }
 
+    /// The signals that wait for the run. See [`Client::list_signals`].
+    ///
+    /// # Errors
+    /// As [`Client::list_signals`].
+    pub async fn list_signals(&self) -> Result<Vec<crate::admin::WaitingSignal>> {
+        self.client.list_signals(self.run).await
+    }
+
     /// Waits until the run has published something under a key, and gives the last value. See
     /// [`Client::next_events`] for all of them.
     ///

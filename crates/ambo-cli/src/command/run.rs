@@ -13,7 +13,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::args::{
-    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunSignal, RunUpdate, Selection,
+    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunShow, RunSignal, RunUpdate, Selection,
 };
 use crate::database::Database;
 use crate::failure::Failure;
@@ -25,6 +25,14 @@ const COLUMNS: &[Column] = &[
     Column::whole("STATE"),
     Column::number("ATTEMPT"),
     Column::number("AGE"),
+];
+
+const SIGNALS: &[Column] = &[
+    Column::number("NUMBER"),
+    Column::text("TOPIC"),
+    Column::text("KEY"),
+    Column::number("AGE"),
+    Column::text("PAYLOAD"),
 ];
 
 /// `ambo run ...`
@@ -48,6 +56,7 @@ pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Res
         Run::Rewind(wanted) => act::act(&Act::Rewind(wanted.to), &wanted.targets, &client, output).await,
         Run::Fork(wanted) => act::act(&Act::Fork(wanted.at), &wanted.targets, &client, output).await,
         Run::Signal(wanted) => signal(&wanted, &client, output).await,
+        Run::Signals(wanted) => signals(&wanted, &client, output).await,
         Run::DropSignal(wanted) => drop_signal(&wanted, &client, output).await,
         Run::Update(wanted) => {
             let RunUpdate { id, topic, payload, key } = &wanted;
@@ -85,6 +94,37 @@ async fn signal(wanted: &RunSignal, client: &Client, output: Output) -> Result<(
     output.say(&format!("signal to run {}: {sentence}", wanted.id));
     if output.is_json {
         output.json(&json!({ "id": wanted.id, "topic": wanted.topic, "is_new": is_new }))?;
+    }
+    Ok(())
+}
+
+async fn signals(wanted: &RunShow, client: &Client, output: Output) -> Result<()> {
+    let mut signals = client.list_signals(wanted.id).await?;
+    if !wanted.payload {
+        signals.iter_mut().for_each(|signal| show::redact_payload(&mut signal.payload));
+    }
+    if output.is_json {
+        return Ok(signals.iter().try_for_each(|signal| output.json(signal))?);
+    }
+    if signals.is_empty() {
+        output.say(&format!("no signal waits for run {}", wanted.id));
+        return Ok(());
+    }
+    let now = client.now().await?;
+    let mut table = Table::new(SIGNALS);
+    for signal in &signals {
+        let key = signal.key.as_deref().unwrap_or_default();
+        table.row([
+            signal.number.to_string().into(),
+            (&signal.topic).into(),
+            if signal.is_update { format!("{key} (update)").into() } else { key.into() },
+            age(now, signal.sent_at).into(),
+            signal.payload.as_deref().map(show::legible).unwrap_or_default().into(),
+        ]);
+    }
+    output.table(&table)?;
+    if signals.len() == 1000 {
+        output.say("there may be more: these are the oldest 1000");
     }
     Ok(())
 }

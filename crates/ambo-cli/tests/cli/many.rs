@@ -167,6 +167,60 @@ fn a_run_is_rewound_and_forked() {
 }
 
 #[test]
+fn the_signals_that_wait_for_a_run_are_shown_and_what_they_say_only_when_asked_for() {
+    let db = Database::migrated();
+    let run = enqueue(&db, &["approve"]);
+    let signals = |more: &[&str]| db.ambo(&[&["run", "signals", &run], more].concat()).shown();
+    expect![[r#"
+        stderr: no signal waits for run 00000000-0000-0000-0000-000000000000
+    "#]]
+    .assert_eq(&signals(&[]));
+    for (topic, payload, key) in
+        [("go", "1", "a"), ("decision", "\"secret\"", "b"), ("go", "{\"ok\": true}", "c")]
+    {
+        db.ambo(&["run", "signal", &run, topic, payload, "--key", key]).done();
+    }
+    // One that is taken, and a request.
+    db.ambo(&["run", "signal", &run, "go", "\"taken\""]).done();
+    db.sql.run(&format!(
+        "select ambo.send_signal('{run}', 'add', '{{\"value\": 5, \"key\": \"d\"}}', 'ambo:answer d');
+         update ambo.signal set sent_at = now() - interval '5 seconds';
+         insert into ambo.checkpoint (run_id, recorded_at, attempt, elapsed_ms, position, name, output)
+         select run_id, now(), 1, 0, '1', 'ambo:signal go', json_build_object('seq', seq, 'payload', payload)
+         from ambo.signal where key is null"
+    ));
+    expect![[r#"
+        NUMBER  TOPIC     KEY         AGE  PAYLOAD
+             1  go        a            5s  (1 bytes; --payload shows them)
+             2  decision  b            5s  (8 bytes; --payload shows them)
+             3  go        c            5s  (12 bytes; --payload shows them)
+             5  add       d (update)   5s  (24 bytes; --payload shows them)
+    "#]]
+    .assert_eq(&signals(&[]));
+    expect![[r#"
+        NUMBER  TOPIC     KEY         AGE  PAYLOAD
+             1  go        a            5s  1
+             2  decision  b            5s  "secret"
+             3  go        c            5s  {"ok": true}
+             5  add       d (update)   5s  {"value": 5, "key": "d"}
+    "#]]
+    .assert_eq(&signals(&["--payload"]));
+    let lines = signals(&["--json"]);
+    expect![[r#"
+        {"number":1,"topic":"go","key":"a","is_update":false,"sent_at":"TIME","payload":{"ambo:redacted":{"bytes":1}}}"#]]
+    .assert_eq(lines.lines().next().expect("a signal"));
+    assert!(!lines.contains("secret") && signals(&["--json", "--payload"]).contains("\"secret\""), "{lines}");
+    let shown = db.ambo(&["run", "show", &run]).shown();
+    for said in ["2 under \"go\", the oldest since", "1 under \"decision\"", "1 under \"add\""] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    let shown = db.ambo(&["run", "show", &run, "--json"]).shown();
+    assert!(shown.contains(r#"{"topic":"go","count":2,"oldest_at":"TIME"}"#), "{shown}");
+    let nobody = "00000000-0000-7000-8000-000000000000";
+    assert!(db.ambo(&["run", "signals", nobody]).failed(1).contains("AMBO033"));
+}
+
+#[test]
 fn a_run_is_sent_signals_and_its_events_are_read() {
     let db = Database::migrated();
     let run = enqueue(&db, &["approve"]);

@@ -125,7 +125,7 @@ fn a_run_is_shown_with_its_steps() {
     "#]]
     .assert_eq(&show.shown());
     expect![[r#"
-        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
+        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"undo_by":null,"signals":[],"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
     "#]].assert_eq(&db.ambo(&["run", "show", &failed, "--json", "--payload"]).shown());
     expect![[r#"
         run         00000000-0000-0000-0000-000000000000
@@ -176,9 +176,17 @@ fn a_run_is_cancelled_and_retried() {
         stderr: run 00000000-0000-0000-0000-000000000000: asked to end; it does at its next durable call, or at once where it may
     "#]]
     .assert_eq(&db.ambo(&["run", "cancel", &running, "--json"]).shown());
-    assert!(db.ambo(&["run", "show", &running]).done().contains("asked to end"));
+    let shown = db.ambo(&["run", "show", &running]).done();
+    assert!(shown.contains("asked to end") && !shown.contains("undone or not"), "{shown}");
     let within = db.ambo(&["run", "cancel", &running, "--grace", "10m"]).shown();
     assert!(within.contains("asked to end") && !within.contains("exit status"), "{within}");
+    let shown = db.ambo(&["run", "show", &running]).shown();
+    assert!(shown.contains("it has ended by TIME UTC (in 9m), undone or not"), "{shown}");
+    let shown = db.ambo(&["run", "show", &running, "--json"]).done();
+    let by = db.sql.text("select to_json(undo_by) #>> '{}' from ambo.cancel_request");
+    let told: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let moment = |text: &str| text.parse::<jiff::Timestamp>().expect("a time");
+    assert_eq!(moment(told["undo_by"].as_str().expect("a time")), moment(&by));
     let at_most = db.ambo(&["run", "cancel", &running, "--grace", "20y"]).shown();
     assert!(at_most.contains("exit status"), "{at_most}");
     let none = db.ambo(&["run", "cancel", &running, "--grace", "0s"]).shown();

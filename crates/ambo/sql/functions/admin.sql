@@ -165,19 +165,26 @@ begin
     update ambo.keeper k set server = '', worker_id = null, renewed_at = pg_catalog.now(), timer_mark = null;
 end $$;
 
--- One run with its input and output, in the columns of list_runs and four more.
+-- One run with its input and output, in the columns of list_runs and more. `undo_by`: when it has to have ended since it was
+-- cancelled. `signals`: what waits for it, by topic, counted up to 10,000.
 create or replace function ambo.show_run(p_run uuid)
 returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
                enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json, parent_id uuid,
-               attributes json, input json, output json, cancel_requested boolean)
+               attributes json, input json, output json, cancel_requested boolean, undo_by timestamptz, signals json)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
            coalesce(o.attempt, c.attempt, (select t.attempt from ambo.timer t where t.run_id = r.id), 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
-           r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.input, o.output, exists (select from ambo.cancel_request q where q.run_id = r.id)
+           r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.input, o.output,
+           q.run_id is not null, q.undo_by,
+           (select coalesce(json_agg(json_build_object('topic', t.topic, 'count', t.count, 'oldest_at', t.oldest_at)
+                                     order by t.oldest_at, t.topic), '[]')
+            from (select s.topic, count(*), min(s.sent_at) as oldest_at
+                  from ambo.list_signals(r.id, 10000) s group by s.topic) t)
     from ambo.run r
     left join ambo.outcome o on o.run_id = r.id
     left join ambo.claim c on c.run_id = r.id
+    left join ambo.cancel_request q on q.run_id = r.id
     where r.id = p_run
 $$;
 

@@ -41,6 +41,7 @@ as $$
         ('due_schedules', 'worker'), ('tick_schedule', 'worker'), ('stop_schedule', 'worker'),
         -- What there is.
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),
+        ('list_signals', 'observer operator'),
         ('why_run', 'observer operator'), ('blocked_groups', 'observer operator'),
         ('list_queues', 'observer operator'), ('list_workers', 'observer operator'),
         ('list_schedules', 'observer operator'), ('list_workflows', 'observer operator'),

@@ -57,6 +57,28 @@ begin
     return false;
 end $$;
 
+-- The signals that wait for a run, the oldest first: those that it has not taken, and once it has ended those of which it
+-- failed, for it takes them again when it is retried. The key of an update begins with "ambo:answer ".
+create or replace function ambo.list_signals(p_run uuid, p_limit integer default 1000)
+returns table (seq bigint, topic text, key text, sent_at timestamptz, payload json)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    end if;
+    return query
+    select s.seq, s.topic, s.key, s.sent_at, s.payload from ambo.signal s
+    -- Under longer topics are the keys of what it had taken before it continued as new.
+    where s.run_id = p_run and octet_length(s.topic) <= 200
+      and s.seq <> all (array(
+          select (c.output ->> 'seq')::bigint from ambo.checkpoint c
+          where c.run_id = p_run and starts_with(c.name, 'ambo:signal ') and c.output ->> 'seq' is not null
+            and (c.error is null or not exists (select from ambo.outcome o where o.run_id = p_run))))
+    order by s.seq limit p_limit;
+end $$;
+
 -- Takes a signal back, by its number: one that the run has not taken, or that did not fit the type that it waited for. Its key
 -- is free then. Says whether there was one.
 create or replace function ambo.drop_signal(run_id uuid, seq bigint) returns boolean

@@ -41,6 +41,11 @@ pub(crate) fn answer_key(key: &str) -> String {
     format!("{ANSWER}{key}")
 }
 
+/// The key of the request that was sent under this key of a signal; `None`: it is no request.
+pub(crate) fn key_in(signal_key: &str) -> Option<&str> {
+    signal_key.strip_prefix(ANSWER)
+}
+
 /// The key of a request whose value may be anything; `None`: it is no request.
 pub(crate) fn key_of(payload: &str) -> Option<String> {
     serde_json::from_str::<Update<IgnoredAny>>(payload).ok().map(|update| update.key)

@@ -128,6 +128,8 @@ pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> R
             input: raw(json(row, 13)?),
             output: raw(json(row, 14)?),
             cancel_requested: row.try_get(15)?,
+            undo_by: row.try_get(16)?,
+            signals: json(row, 17)?.and_then(|topics| serde_json::from_str(&topics).ok()).unwrap_or_default(),
             steps,
         })
     };

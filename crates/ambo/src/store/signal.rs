@@ -4,8 +4,11 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::connect::{Session, from_driver};
+use super::admin::{all, json, raw};
 use super::schema::Schema;
 use super::types::JsonText;
+use crate::admin::WaitingSignal;
+use crate::context::update;
 use crate::error::Result;
 
 /// What a look for a signal found.
@@ -64,6 +67,24 @@ pub(crate) async fn has_ended(session: &Session, schema: &Schema, run: Uuid) -> 
         schema.sql("select state in ('succeeded', 'failed', 'cancelled', 'dead') from ambo.run_result($1)");
     let rows = session.query(&sql, &[(&run, Type::UUID)]).await?;
     rows.first().map(|row| row.try_get(0).map_err(from_driver)).transpose()
+}
+
+/// The signals that wait for a run, as they are recorded.
+pub(crate) async fn list(session: &Session, schema: &Schema, run: Uuid) -> Result<Vec<WaitingSignal>> {
+    let sql = schema.sql("select seq, topic, key, sent_at, payload from ambo.list_signals($1)");
+    let rows = session.query(&sql, &[(&run, Type::UUID)]).await?;
+    all(&rows, |row| {
+        let key: Option<String> = row.try_get(2)?;
+        let request = key.as_deref().and_then(update::key_in);
+        Ok(WaitingSignal {
+            number: row.try_get(0)?,
+            topic: row.try_get(1)?,
+            is_update: request.is_some(),
+            key: request.map(str::to_owned).or(key),
+            sent_at: row.try_get(3)?,
+            payload: raw(json(row, 4)?),
+        })
+    })
 }
 
 /// Takes a signal back; says whether there was one.

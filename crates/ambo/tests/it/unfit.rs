@@ -62,11 +62,17 @@ async fn an_unfit_signal_can_be_dropped_and_another_sent() {
     let run = sent(&db, &"twelve").await;
     assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage);
     let seq = db.number("select seq from ambo.signal").await;
+    let handle = db.client.handle::<Untyped>(run);
+    let waiting = handle.list_signals().await.unwrap();
+    assert_eq!(waiting.iter().map(|signal| signal.number).collect::<Vec<_>>(), [seq], "a retry takes it again");
+    assert_eq!(waiting[0].payload.as_ref().unwrap().get(), "\"twelve\"");
     assert!(!db.client.drop_signal(run, seq + 1).await.unwrap(), "there is no such signal");
     assert!(db.client.drop_signal(run, seq).await.unwrap());
+    assert!(handle.list_signals().await.unwrap().is_empty());
     db.client.retry(run).await.unwrap();
     SendSignal::new(run, "go", &12).on(&db.client).await.unwrap();
     assert_eq!(ended(&db, run).await.unwrap(), "12");
+    assert!(handle.list_signals().await.unwrap().is_empty(), "it is taken");
     let taken = db.client.drop_signal(run, db.number("select seq from ambo.signal").await).await;
     assert_eq!(taken.unwrap_err().code(), Code::WrongState);
 }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::args::RunShow;
 use crate::output::{
-    BAD, Cell, Column, FAINT, HEAD, Output, Table, WARN, clean, cut, moment, one_line, state_style, styled,
+    BAD, Cell, age, Column, FAINT, HEAD, Output, Table, WARN, clean, cut, moment, one_line, state_style, styled,
 };
 
 const STEPS: &[Column] = &[
@@ -68,13 +68,16 @@ fn redact(run: &mut RunDetail) {
             ["ambo:signal ", "ambo:await ", "ambo:result "].iter().any(|kind| step.name.starts_with(kind));
         (!step.name.starts_with("ambo:") || came_in).then_some(&mut step.output)
     });
-    for payload in outputs.chain([&mut run.input, &mut run.output]) {
-        if let Some(json) = payload.take_if(|json| json.get() != "null") {
-            let redacted = serde_json::json!({ REDACTED: { "bytes": json.get().len() } });
-            *payload = RawValue::from_string(redacted.to_string()).ok();
-        }
-    }
+    outputs.chain([&mut run.input, &mut run.output]).for_each(redact_payload);
     redact_error(&mut run.summary.error);
+}
+
+/// Leaves only how large it is.
+pub(super) fn redact_payload(payload: &mut Option<Box<RawValue>>) {
+    if let Some(json) = payload.take_if(|json| json.get() != "null") {
+        let redacted = serde_json::json!({ REDACTED: { "bytes": json.get().len() } });
+        *payload = RawValue::from_string(redacted.to_string()).ok();
+    }
 }
 
 /// Leaves out the application's details of an error.
@@ -117,6 +120,9 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     if run.cancel_requested {
         plain("", "asked to end; it does at its next durable call", WARN)?;
     }
+    if let Some(by) = run.undo_by {
+        plain("", &format!("it has ended by {}, undone or not", moment(now, by)), WARN)?;
+    }
     field("attempt", &summary.attempt.to_string())?;
     if let Some(worker) = summary.worker {
         field("worker", &worker.to_string())?;
@@ -124,6 +130,11 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     field("enqueued", &moment(now, summary.enqueued_at))?;
     if let Some(ended_at) = summary.ended_at {
         field("ended", &moment(now, ended_at))?;
+    }
+    for (n, waiting) in run.signals.iter().enumerate() {
+        let since = age(now, waiting.oldest_at);
+        let text = format!("{} under {:?}, the oldest since {since}", waiting.count, waiting.topic);
+        field(if n == 0 { "signals" } else { "" }, &text)?;
     }
     if let Some(input) = &run.input {
         field("input", &legible(input))?;
@@ -143,7 +154,7 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
 }
 
 /// A payload on a line, or what stands in its place.
-fn legible(json: &RawValue) -> String {
+pub(super) fn legible(json: &RawValue) -> String {
     let redacted = serde_json::from_str::<serde_json::Value>(json.get()).ok();
     match redacted.as_ref().and_then(|json| json.get(REDACTED)?.get("bytes")) {
         Some(bytes) => format!("({bytes} bytes; --payload shows them)"),
