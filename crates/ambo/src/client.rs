@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::admin::{
-    Act, Acted, Cancel, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign, WaitingSignal,
-    WorkerSummary, WorkflowSummary,
+    Act, Acted, Cancel, Cancelled, DeadError, DeadLetter, Filter, Reason, RunDetail, RunSummary, VitalSign,
+    WaitingSignal, WorkerSummary, WorkflowSummary,
 };
 use crate::context::update;
 use crate::enqueue::Enqueued;
@@ -271,11 +271,6 @@ impl Client {
         after: u32,
     ) -> Result<Vec<(u32, T)>> {
         let values = self.recorded_events(run, key, after).await?;
-        if values.is_empty() {
-            let session = self.session().await?;
-            let ended = crate::store::signal::has_ended(&session, self.schema(), run.as_uuid()).await?;
-            ended.ok_or_else(|| unknown(run))?;
-        }
         self.read_events(key, values).await
     }
 

@@ -17,22 +17,35 @@ begin
     perform ambo.tell_waiters(p_runs);
 end $$;
 
--- What a run published under a key after number p_after, in order; no row for a key under which there is nothing.
+-- What a run published under a key after number p_after, in order; no row for a key under which there is nothing. Of a run
+-- that is not there: AMBO033.
 create or replace function ambo.read_events(
     p_run uuid, p_key text, p_after integer default 0, p_limit integer default 1000)
 returns table (number integer, value json, published_at timestamptz)
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
+    return query
     select e.number, e.value, e.published_at from ambo.event e
     where e.run_id = p_run and e.key = p_key and e.number > p_after
-    order by e.number limit p_limit
-$$;
+    order by e.number limit p_limit;
+    if not found and not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    end if;
+end $$;
 
--- The present value of each key under which a run has published.
+-- The present value of each key under which a run has published. Of a run that is not there: AMBO033.
 create or replace function ambo.list_events(p_run uuid)
 returns table (key text, number integer, value json, published_at timestamptz)
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
+    return query
     select distinct on (e.key) e.key, e.number, e.value, e.published_at
-    from ambo.event e where e.run_id = p_run order by e.key, e.number desc
-$$;
+    from ambo.event e where e.run_id = p_run order by e.key, e.number desc;
+    if not found and not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    end if;
+end $$;
