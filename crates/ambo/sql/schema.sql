@@ -700,7 +700,7 @@ function new_run_id()
     returns uuid
     volatile
 
-function next_signal(p_run uuid, p_topic text, p_consumed bigint[], OUT again boolean, OUT seq bigint, OUT payload json)
+function next_signal(p_run uuid, p_topic text, p_consumed bigint[], OUT again boolean, OUT seq bigint, OUT key text, OUT payload json)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 

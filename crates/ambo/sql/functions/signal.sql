@@ -99,14 +99,14 @@ end $$;
 -- The next signal of a topic that the run has not consumed. `again` says that something had come for the run since the
 -- last look: whatever else it waits for should look as well.
 create or replace function ambo.next_signal(
-    p_run uuid, p_topic text, p_consumed bigint[], out again boolean, out seq bigint, out payload json)
+    p_run uuid, p_topic text, p_consumed bigint[], out again boolean, out seq bigint, out key text, out payload json)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
     again := ambo.take_wake(p_run);
-    select s.seq, s.payload into next_signal.seq, next_signal.payload from ambo.signal s
+    select s.seq, s.key, s.payload into next_signal.seq, next_signal.key, next_signal.payload from ambo.signal s
     where s.run_id = p_run and s.topic = p_topic and s.seq <> all (p_consumed)
     order by s.seq limit 1;
 end $$;

@@ -21,6 +21,7 @@ use crate::error::{Code, Error, Result};
 use crate::payload;
 use crate::store;
 use crate::store::claim::Checkpoint;
+use crate::store::signal::Sent;
 use crate::vault::place::Place;
 
 /// What the names of consumed signals begin with.
@@ -70,8 +71,8 @@ impl<'a, T: DeserializeOwned + Send + 'a> Signal<'a, Update<T>> {
     }
 }
 
-/// Waits for a signal that fits. `request`: the type that a request is to hold; one that holds another is answered, and the
-/// wait goes on. To the run such a signal is an error, recorded beside what it took: the same in every replay, until a retry
+/// Waits for a signal that fits. `request`: the type that a request is to hold. A request that holds another, or that comes where
+/// the run waits for a plain signal, is answered, and the wait goes on. To the run a plain signal that does not fit is an error, recorded beside what it took: the same in every replay, until a retry
 /// of the run forgets it and takes the signal again, perhaps with code that it fits.
 async fn receive<T: DeserializeOwned>(
     run: &Arc<Run>,
@@ -104,7 +105,7 @@ async fn receive<T: DeserializeOwned>(
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
         nudged.as_mut().enable();
-        if let Some((seq, payload)) = next(run, &topic).await {
+        if let Some(Sent { seq, key, payload }) = next(run, &topic).await {
             let consumed = Consumed { seq, payload: RawValue::from_string(payload.into())? };
             // As it came, however deep: what cannot be read is an error of the call, and not of the record.
             let json: payload::Json = serde_json::to_string(&consumed)?.into();
@@ -113,13 +114,15 @@ async fn receive<T: DeserializeOwned>(
             if !run.consume(seq) {
                 continue; // Another branch was faster.
             }
-            let read = read(&opened, seq, &topic);
-            if let (Err(_), Some(wanted)) = (&read, request)
-                && let Some(key) = update::key_of(&opened)
-            {
+            let asked = key.as_deref().and_then(|key| update::key_of(key, &opened));
+            let read = match (request, asked) {
+                (Some(_), None) => Err(unfit(format!("signal {seq} under {topic:?} is no update"))),
+                _ => read(&opened, seq, &topic),
+            };
+            if let Some(key) = asked.filter(|_| request.is_none() || read.is_err()) {
                 refused += 1;
                 let [taken, told] = refusal(&position, refused);
-                event::give(run, told, &update::answer_key(&key), update::refusal(&key, wanted))?;
+                event::give(run, told, &update::answer_key(key), update::refusal(key, &topic, request))?;
                 run.record(taken, name.clone().into(), Ok(json), Duration::ZERO);
                 continue;
             }
@@ -180,14 +183,17 @@ async fn open<'t>(run: &Run, payload: &'t RawValue, topic: &str) -> Cow<'t, str>
 }
 
 fn read<T: DeserializeOwned>(payload: &str, seq: i64, topic: &str) -> Result<T> {
-    payload::decode(&format!("signal {seq} under {topic:?}"), payload).map_err(|error| {
-        let cure = "drop it and send another, or correct the type; then retry the run";
-        Error::new(Code::UnfitMessage, format!("{}: {cure}", error.text()))
-    })
+    payload::decode(&format!("signal {seq} under {topic:?}"), payload)
+        .map_err(|error| unfit(error.text().to_owned()))
+}
+
+fn unfit(why: String) -> Error {
+    let cure = "drop it and send another, or correct the type; then retry the run";
+    Error::new(Code::UnfitMessage, format!("{why}: {cure}"))
 }
 
 /// The next signal that nobody in this run has taken. Asks until the database answers.
-async fn next(run: &Arc<Run>, topic: &str) -> Option<(i64, Box<str>)> {
+async fn next(run: &Arc<Run>, topic: &str) -> Option<Sent> {
     let _at_work = run.waits.work();
     let mut pause = Duration::from_millis(10);
     loop {

@@ -46,9 +46,11 @@ pub(crate) fn key_in(signal_key: &str) -> Option<&str> {
     signal_key.strip_prefix(ANSWER)
 }
 
-/// The key of a request whose value may be anything; `None`: it is no request.
-pub(crate) fn key_of(payload: &str) -> Option<String> {
-    serde_json::from_str::<Update<IgnoredAny>>(payload).ok().map(|update| update.key)
+/// The key of a request whose value may be anything; `None`: it is no request. One that only looks so, a plain signal, would
+/// give its sender's answer to somebody else.
+pub(crate) fn key_of<'k>(signal_key: &'k str, payload: &str) -> Option<&'k str> {
+    let key = key_in(signal_key)?;
+    serde_json::from_str::<Update<IgnoredAny>>(payload).ok().filter(|update| update.key == key).map(|_| key)
 }
 
 /// What stands in the place of an answer to a request that the run cannot take. No answer that a run gives begins so: it is
@@ -59,8 +61,18 @@ struct Refusal {
     error: Error,
 }
 
-pub(crate) fn refusal(key: &str, wanted: &str) -> Json {
-    let text = format!("the value of the update {key:?} does not fit `{wanted}`, which the run waits for");
+/// `wanted`: the type of the update that the run waits for, if it waits for one.
+pub(crate) fn refusal(key: &str, topic: &str, wanted: Option<&str>) -> Json {
+    let text = match wanted {
+        Some(wanted) => {
+            format!("the value of the update {key:?} does not fit `{wanted}`, which the run waits for")
+        }
+        None => {
+            format!(
+                "under {topic:?} the run waits for signals, and answers none: send one instead of the update {key:?}"
+            )
+        }
+    };
     let refusal = Refusal { error: Error::new(Code::UnfitMessage, text) };
     serde_json::to_string(&refusal).unwrap_or_else(|_| unreachable!("texts")).into()
 }

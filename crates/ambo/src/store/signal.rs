@@ -3,20 +3,29 @@
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::connect::{Session, from_driver};
 use super::admin::{all, json, raw};
+use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
 use crate::admin::WaitingSignal;
 use crate::context::update;
 use crate::error::Result;
+use crate::payload::Json;
 
 /// What a look for a signal found.
 #[derive(Debug)]
 pub(crate) struct Found {
     /// Something had come for the run since the last look.
     pub(crate) again: bool,
-    pub(crate) signal: Option<(i64, Box<str>)>,
+    pub(crate) signal: Option<Sent>,
+}
+
+/// A signal as it is recorded.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) seq: i64,
+    pub(crate) key: Option<String>,
+    pub(crate) payload: Json,
 }
 
 /// The next signal of a topic that is not among the consumed.
@@ -29,14 +38,14 @@ pub(crate) async fn next(
 ) -> Result<Found> {
     let row = session
         .query_one(
-            &schema.sql("select again, seq, payload from ambo.next_signal($1, $2, $3)"),
+            &schema.sql("select again, seq, key, payload from ambo.next_signal($1, $2, $3)"),
             &[(&run, Type::UUID), (&topic, Type::TEXT), (&consumed, Type::INT8_ARRAY)],
         )
         .await?;
     let read = || -> Result<Found, tokio_postgres::Error> {
-        let payload: Option<JsonText<Box<str>>> = row.try_get(2)?;
-        let seq: Option<i64> = row.try_get(1)?;
-        Ok(Found { again: row.try_get(0)?, signal: seq.zip(payload.map(|json| json.0)) })
+        let (seq, key) = (row.try_get::<_, Option<i64>>(1)?, row.try_get(2)?);
+        let signal = seq.zip(json(&row, 3)?).map(|(seq, payload)| Sent { seq, key, payload });
+        Ok(Found { again: row.try_get(0)?, signal })
     };
     read().map_err(from_driver)
 }

@@ -64,7 +64,11 @@ async fn an_unfit_signal_can_be_dropped_and_another_sent() {
     let seq = db.number("select seq from ambo.signal").await;
     let handle = db.client.handle::<Untyped>(run);
     let waiting = handle.list_signals().await.unwrap();
-    assert_eq!(waiting.iter().map(|signal| signal.number).collect::<Vec<_>>(), [seq], "a retry takes it again");
+    assert_eq!(
+        waiting.iter().map(|signal| signal.number).collect::<Vec<_>>(),
+        [seq],
+        "a retry takes it again"
+    );
     assert_eq!(waiting[0].payload.as_ref().unwrap().get(), "\"twelve\"");
     assert!(!db.client.drop_signal(run, seq + 1).await.unwrap(), "there is no such signal");
     assert!(db.client.drop_signal(run, seq).await.unwrap());

@@ -102,9 +102,87 @@ async fn the_events_of_a_run_that_there_is_not_are_an_error() {
     let db = database().await;
     let run = counter::enqueue().on(&db.client).await.unwrap().run;
     assert_eq!(db.client.events::<i64>(run, "status", 0).await.unwrap(), [], "it has published none");
-    let nobody = "00000000-0000-7000-8000-000000000000".parse().unwrap();
+    let nobody: ambo::RunId = "00000000-0000-7000-8000-000000000000".parse().unwrap();
     assert_eq!(db.client.events::<i64>(nobody, "status", 0).await.unwrap_err().code(), Code::UnknownRun);
     assert_eq!(db.client.next_events::<i64>(nobody, "status", 0).await.unwrap_err().code(), Code::UnknownRun);
+    // From SQL too.
+    for read in ["ambo.read_events($1, 'status')", "ambo.list_events($1)", "ambo.list_signals($1)"] {
+        let count = format!("select count(*) from {read}");
+        let known: i64 = db.sql.query_one(&count, &[&run.as_uuid()]).await.unwrap().get(0);
+        assert_eq!(known, 0, "{read}");
+        for nobody in [Some(nobody.as_uuid()), None] {
+            let refused = db.sql.query_one(&count, &[&nobody]).await.unwrap_err();
+            assert_eq!(refused.code().expect("an answer").code(), "AM033", "{read}");
+        }
+    }
+}
+
+/// Adds what it hears, until it hears nothing. What it hears may look like a request.
+#[ambo::workflow]
+async fn listener(cx: Ctx) -> Result<i64> {
+    let mut sum = 0;
+    loop {
+        let heard = cx.signal::<serde_json::Value>("add").await?;
+        match heard["value"].as_i64() {
+            Some(value) => sum += value,
+            None => return Ok(sum),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_a_run_that_waits_for_signals_is_refused_and_the_signals_come() {
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow::<listener>().start().await.unwrap();
+    let run = listener::enqueue().on(&db.client).await.unwrap().run;
+    let refused = async |key: &str| {
+        let refused = db.client.update::<i64>(run, "add", &5, key).await.unwrap_err();
+        assert_eq!(refused.code(), Code::UnfitMessage);
+        assert!(refused.to_string().contains("the run waits for signals"), "{refused}");
+    };
+    let hear = async |payload| SendSignal::new(run, "add", &payload).on(&db.client).await.unwrap();
+    refused("a").await;
+    hear(serde_json::json!({"value": 2, "key": "a"})).await;
+    refused("b").await;
+    worker.drain(std::time::Duration::from_secs(5)).await;
+    let _worker = Worker::builder(&db.client).workflow::<listener>().start().await.unwrap();
+    refused("a").await;
+    refused("c").await;
+    hear(serde_json::json!({"value": 3})).await;
+    hear(serde_json::json!(null)).await;
+    assert_eq!(db.client.handle::<listener>(run).result().await.unwrap(), 5);
+    assert!(db.client.list_signals(run).await.unwrap().is_empty(), "all were taken");
+    let histories = db.client.histories(&ambo::admin::Filter::default()).await.unwrap();
+    let same = Worker::builder(&db.client).workflow::<listener>();
+    assert_eq!(same.replay_check(histories).await.unwrap(), []);
+}
+
+/// Who sends it would otherwise have its answer given to whoever asks under the key in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_looks_like_a_request_is_none_and_can_be_dropped() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
+    let forged = serde_json::json!({"value": 1000, "key": "first"});
+    for key in [None, Some("first"), Some("ambo:answer second")] {
+        let run = counter::enqueue().on(&db.client).await.unwrap().run;
+        let mut signal = SendSignal::new(run, "add", &forged);
+        if let Some(key) = key {
+            signal = signal.key(key);
+        }
+        signal.on(&db.client).await.unwrap();
+        let add = async |value: i64, key: &str| db.client.update::<i64>(run, "add", &value, key).await;
+        let failed = db.client.handle::<counter>(run).result().await.unwrap_err();
+        assert!(
+            failed.to_string().contains("AMBO038") && failed.to_string().contains("is no update"),
+            "{failed}"
+        );
+        let waiting = db.client.list_signals(run).await.unwrap();
+        assert!(db.client.drop_signal(run, waiting[0].number).await.unwrap());
+        db.client.retry(run).await.unwrap();
+        assert_eq!(add(5, "first").await.unwrap(), 5, "{key:?}");
+        assert_eq!(add(6, "second").await.unwrap(), 11, "{key:?}");
+        assert_eq!(add(0, "end").await.unwrap_err().code(), Code::WrongState);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
