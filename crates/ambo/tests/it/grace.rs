@@ -1,6 +1,6 @@
 //! The span in which a cancelled run has to have ended.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use ambo::testing::Testbed;
@@ -113,6 +113,84 @@ async fn the_grace_of_a_cancel_holds_through_a_crash() {
         assert_eq!(error.code(), Code::GraceOver);
         assert!(error.to_string().ends_with(r#"left: "undo hotel", "undo flight""#), "{error}");
         assert_eq!(journal.all().contains(&"undoing".to_owned()), !is_over, "{:?}", journal.all());
+    }
+}
+
+/// What keeps a thread until it is opened.
+#[derive(Default)]
+struct Latch(Mutex<bool>, Condvar);
+
+impl Latch {
+    fn hold(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
+    }
+}
+
+/// Opens it, also by a panic: the runtime waits for its threads.
+struct Opens(Arc<Latch>);
+
+impl Drop for Opens {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+/// Keeps its thread, in a step or in what undoes one.
+#[ambo::workflow]
+async fn blocks(cx: Ctx, place: String) -> Result<()> {
+    let (journal, latch) = (cx.state::<Journal>()?, cx.state::<Arc<Latch>>()?);
+    note(&mut cx, &journal, "flight").await?;
+    if place == "step" {
+        let step = cx.step("blocks", || async {
+            journal.note("begun");
+            latch.hold();
+            Ok::<_, Error>(())
+        });
+        return Ok(step.await?);
+    }
+    cx.compensate_with("undo hotel", Retry::none(), move |_| {
+        let (journal, latch) = (journal.clone(), latch.clone());
+        async move {
+            journal.note("begun");
+            latch.hold();
+            Ok::<_, Error>(())
+        }
+    });
+    cx.signal("never").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_grace_of_a_cancel_ends_a_run_that_blocks_its_thread() {
+    for (place, left) in [("step", r#""undo flight""#), ("undo", r#""undo hotel", "undo flight""#)] {
+        let bed = Testbed::new().await.unwrap();
+        let (journal, latch) = (Journal::default(), Arc::new(Latch::default()));
+        let given = (journal.clone(), latch.clone());
+        let opens = Opens(latch);
+        bed.start(move |worker| worker.workflow::<blocks>().state(given.0.clone()).state(given.1.clone()))
+            .await
+            .unwrap();
+        let run = blocks::enqueue(place.into()).on(bed.client()).await.unwrap().run;
+        if place == "step" {
+            journal.until("begun").await;
+        } else {
+            bed.settled().await.unwrap();
+        }
+        cancel_within(bed.client(), run, HOUR).await;
+        journal.until("begun").await;
+        bed.skip_at_once(HOUR).await.unwrap();
+        let error = ended(bed.client(), run).await.unwrap_err();
+        assert_eq!(error.code(), Code::GraceOver, "{place}");
+        assert!(error.to_string().ends_with(&format!("left: {left}")), "{error}");
+        assert_eq!(state(bed.client(), run).await, "dead");
+        // What comes back now comes too late.
+        drop(opens);
+        bed.client().retry(run).await.unwrap();
+        assert_eq!(ended(bed.client(), run).await.unwrap_err().code(), Code::Cancelled);
+        let steps = bed.client().show_run(run).await.unwrap().steps;
+        assert!(!steps.iter().any(|step| step.name == "blocks"), "{steps:?}");
+        let again: &[&str] = if place == "step" { &[] } else { &["begun"] };
+        assert_eq!(journal.all(), [&["flight", "begun"], again, &["undo flight"]].concat(), "{place}");
     }
 }
 
