@@ -67,7 +67,9 @@ pub(crate) fn set<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, v
             return Err(copy);
         }
     }
-    run.check_refusal()?;
+    if !run.admits()? {
+        return Ok(());
+    }
     let all = run.history.set_attribute(key, key.len() + value.len());
     if all > ALL_BYTES_MAX {
         let text = format!(

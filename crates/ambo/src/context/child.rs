@@ -101,7 +101,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
                 return Err(copy);
             }
         }
-        run.check_refusal()?;
+        let admitted = run.admits()?;
         let mut new = enqueue.into_run()?;
         new.check(&run.vault)?;
         if let Some(at) = new.at.take() {
@@ -114,6 +114,9 @@ impl<'a, W: Workflow> StartChild<'a, W> {
             ));
         }
         let id = run.clock.new_run_id();
+        if !admitted {
+            return Ok(Child { run: id.into(), workflow: PhantomData });
+        }
         let json = payload::encode("the id of a child", &RunId::from(id))?;
         let deadline = if detached { None } else { run.deadline };
         let child = NewChild { id, run: new, deadline, detached };

@@ -58,7 +58,7 @@ impl<'a, T: DeserializeOwned + Send + 'a> Event<'a, T> {
 pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, value: &T) -> Result<()> {
     check_key(key)?;
     let value = run.vault.encode("the value of an event", value)?;
-    give(run, position, key, value)
+    give(run, position, key, value).map(drop)
 }
 
 fn check_key(key: &str) -> Result<()> {
@@ -69,11 +69,11 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-/// [`publish`], of what is encoded.
-pub(crate) fn give(run: &Arc<Run>, position: Arc<str>, key: &str, value: payload::Json) -> Result<()> {
+/// [`publish`], of what is encoded. Says whether it is published: not if it was passed over.
+pub(crate) fn give(run: &Arc<Run>, position: Arc<str>, key: &str, value: payload::Json) -> Result<bool> {
     let name = format!("{NAME}{key}");
     match run.replay(&position, &name) {
-        Ok(Some(_)) => return Ok(()),
+        Ok(Some(_)) => return Ok(true),
         Ok(None) => {}
         Err(error) => {
             let copy = Error::new(error.code(), error.text());
@@ -81,11 +81,13 @@ pub(crate) fn give(run: &Arc<Run>, position: Arc<str>, key: &str, value: payload
             return Err(copy);
         }
     }
-    run.check_refusal()?;
+    if !run.admits()? {
+        return Ok(false);
+    }
     let number = run.next_number(key);
     let checkpoint = run.checkpoint(position, name.into(), number.to_string().into());
     run.give(Fact::Event(checkpoint, NewEvent { key: key.into(), number, value }));
-    Ok(())
+    Ok(true)
 }
 
 async fn receive<T: DeserializeOwned>(

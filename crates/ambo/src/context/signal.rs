@@ -122,8 +122,10 @@ async fn receive<T: DeserializeOwned>(
             if let Some(key) = asked.filter(|_| request.is_none() || read.is_err()) {
                 refused += 1;
                 let [taken, told] = refusal(&position, refused);
-                event::give(run, told, &update::answer_key(key), update::refusal(key, &topic, request))?;
-                run.record(taken, name.clone().into(), Ok(json), Duration::ZERO);
+                let answer = update::refusal(key, &topic, request);
+                if event::give(run, told, &update::answer_key(key), answer)? {
+                    run.record(taken, name.clone().into(), Ok(json), Duration::ZERO);
+                }
                 continue;
             }
             run.record_with(position, name.into(), json, read.as_ref().err().map(encode_error));

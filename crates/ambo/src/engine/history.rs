@@ -183,6 +183,11 @@ impl History {
         self.calls().contains_key(position)
     }
 
+    /// Whether something was recorded that the body has not come by yet, or never will.
+    pub(crate) fn is_replayed(&self) -> bool {
+        !self.calls().is_empty()
+    }
+
     /// The recorded call at a position, if there is one. Another name than the recorded one stops the run: it
     /// waits among the dead, with its history, until code that fits it is there.
     pub(crate) fn replay(&self, run: Uuid, position: &str, name: &str) -> Result<Option<Checkpoint>, Error> {

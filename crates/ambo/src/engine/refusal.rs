@@ -27,6 +27,8 @@ pub(crate) struct Refusal {
     undone_for: OnceLock<Error>,
     /// The body is past and what it did is being undone: what undoes is not refused.
     undoing: AtomicBool,
+    /// When a call that does not wait was last passed over: in which poll of the body, and how many calls that had come by.
+    passed_over: Mutex<Option<(u64, usize)>>,
     /// Recorded payloads that are being opened: whoever asked for them is still on its way through the record.
     opening: AtomicUsize,
 }
@@ -138,14 +140,31 @@ impl Run {
         }
     }
 
-    /// Fails where durable calls are refused.
-    pub(crate) fn check_refusal(&self) -> Result<(), Error> {
-        self.refusal().map_or(Ok(()), Err)
+    /// Whether a call that does not wait (a start of a child, a value that is published) may act; fails where durable calls are
+    /// refused. It cannot be told when the body has [come to rest](Run::refusal_at_rest): in a replay it is passed over until
+    /// then (`false`), and answers as if it had acted. The next call that waits is told, and such a body does not succeed.
+    pub(crate) fn admits(&self) -> Result<bool, Error> {
+        let Some(why) = self.refusal() else { return Ok(true) };
+        if !self.history.is_replayed() {
+            return Err(why);
+        }
+        let (poll, passed) = (self.polls(), self.history.passed());
+        let mut before = self.refusal.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_rest = before.is_some_and(|(earlier, at)| earlier != poll && at == passed);
+        if at_rest && self.refusal.opening.load(Ordering::Acquire) == 0 {
+            return Err(why);
+        }
+        *before = Some((poll, passed));
+        Ok(false)
+    }
+
+    /// Whether a call answered as if it had acted.
+    pub(crate) fn has_passed_over(&self) -> bool {
+        self.refusal.passed_over.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// [`refusal`](Run::refusal), told when the body has come to rest: a branch that hears of it at once could end the body
-    /// before the others have come through what they had recorded, and what undoes that would not be registered. Calls
-    /// that do not wait (a start of a child, a value that is published) are refused at once.
+    /// before the others have come through what they had recorded, and what undoes that would not be registered.
     pub(crate) async fn refusal_at_rest(&self) -> Option<Error> {
         self.refusal()?;
         loop {

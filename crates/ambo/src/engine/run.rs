@@ -105,6 +105,8 @@ pub(crate) struct Run {
     stopped: Notify,
     /// Since when the body has been polled without coming back, in milliseconds of the process clock; 0: it is not.
     busy_since: AtomicU64,
+    /// How often the body was polled.
+    polls: AtomicU64,
     reported: AtomicBool,
     /// Commits on their way whose step was dropped.
     undecided: AtomicUsize,
@@ -193,6 +195,7 @@ impl Run {
             stop: OnceLock::new(),
             stopped: Notify::new(),
             busy_since: AtomicU64::new(0),
+            polls: AtomicU64::new(0),
             reported: AtomicBool::new(false),
             undecided: AtomicUsize::new(0),
         }
@@ -202,6 +205,7 @@ impl Run {
     /// goes to the journal afterwards, or with what ends the run.
     pub(crate) fn watch_poll<T>(self: &Arc<Self>, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
         self.busy_since.store(clock::monotonic_ms(), Ordering::Relaxed);
+        self.polls.fetch_add(1, Ordering::Relaxed);
         self.pending().polling = true;
         let polled = poll();
         self.pending().polling = false;
@@ -210,6 +214,11 @@ impl Run {
         }
         self.busy_since.store(0, Ordering::Relaxed);
         polled
+    }
+
+    /// How often the body was polled.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
@@ -396,7 +405,9 @@ impl Run {
 
     /// Ends this history of the run and begins another, with `input`. Never returns.
     pub(crate) async fn continue_as_new<T>(&self, input: &str) -> Result<T, Error> {
-        self.check_refusal()?;
+        if let Some(why) = self.refusal_at_rest().await {
+            return Err(why);
+        }
         self.vault.check("the input of the run", input)?;
         let input = &self.seal(&Place::Input { keyed: false }, input).await?;
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -70,6 +70,8 @@ mod transaction;
 mod transaction_trouble;
 #[cfg(feature = "testing")]
 mod undo;
+#[cfg(feature = "testing")]
+mod undo_beside;
 mod unfit;
 mod update;
 mod upgrade;

@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::args::RunShow;
 use crate::output::{
-    BAD, Cell, age, Column, FAINT, HEAD, Output, Table, WARN, clean, cut, moment, one_line, state_style, styled,
+    BAD, Cell, Column, FAINT, HEAD, Output, Table, WARN, age, clean, cut, moment, one_line, state_style,
+    styled,
 };
 
 const STEPS: &[Column] = &[
