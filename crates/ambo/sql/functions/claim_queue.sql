@@ -38,8 +38,10 @@ begin
                     select r.* from ambo.ready r where r.xid >= pg_snapshot_xmax(p_since) offset 0) n
                 where n.queue = p_queue
                 union all
-                select l.workflow, l.priority, l.seq from pg_snapshot_xip(p_since) x
-                cross join lateral (select r.* from ambo.ready r where r.xid = x offset 0) l
+                -- Of those that have ended, as in ambo.claim.
+                select l.workflow, l.priority, l.seq
+                from (select x from pg_snapshot_xip(p_since) x where pg_visible_in_snapshot(x, upto) offset 0) e
+                cross join lateral (select r.* from ambo.ready r where r.xid = e.x offset 0) l
                 where l.queue = p_queue) r
             group by r.workflow, r.priority) a;
         return;

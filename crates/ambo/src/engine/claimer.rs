@@ -31,8 +31,10 @@ const DISCOVER: Duration = Duration::from_millis(50);
 const SUSPENSE: Duration = Duration::from_secs(5);
 /// How long a suspect has the worker to itself: what kills its worker mostly does so soon.
 const SOLITUDE: Duration = Duration::from_secs(30);
-/// The sweep below the marks looks at so many places of a lane at a time, once a second.
-const SWEEP_STEP: i64 = 50_000;
+/// The sweep below the marks looks at so many places of a lane at a time, once a second: as many as it can in this time,
+/// where the dead stand that cannot be vacuumed, for nothing is claimed meanwhile.
+const SWEEP_STEPS: std::ops::RangeInclusive<i64> = 1000..=50_000;
+const SWEEP_TIME: Duration = Duration::from_millis(3);
 
 /// What the claimer knows of the lanes.
 #[derive(Debug)]
@@ -60,6 +62,7 @@ struct Claimer {
     /// The session on which the sleep locks are held.
     asleep_on: Option<u64>,
     swept: Instant,
+    sweep_step: i64,
     sweep_from: HashMap<(String, String, i16), i64>,
 }
 
@@ -82,6 +85,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         marked_by: None,
         asleep_on: None,
         swept: Instant::now(),
+        sweep_step: *SWEEP_STEPS.start(),
         sweep_from: HashMap::new(),
     };
     let looped = async {
@@ -453,8 +457,12 @@ impl Claimer {
         for lane in &mut self.lanes {
             let place = (lane.queue.clone(), lane.workflow.clone(), lane.priority);
             let above = *self.sweep_from.get(&place).unwrap_or(&0);
-            let upto = lane.low.min(above + SWEEP_STEP);
-            if let Some(seq) = claim::sweep(session, &schema, lane, above, upto, &self.late).await? {
+            let upto = lane.low.min(above + self.sweep_step);
+            let began = Instant::now();
+            let found = claim::sweep(session, &schema, lane, above, upto, &self.late).await?;
+            let step = if began.elapsed() > SWEEP_TIME { self.sweep_step / 2 } else { self.sweep_step * 2 };
+            self.sweep_step = step.clamp(*SWEEP_STEPS.start(), *SWEEP_STEPS.end());
+            if let Some(seq) = found {
                 tracing::error!(
                     queue = lane.queue,
                     workflow = lane.workflow,

@@ -116,3 +116,35 @@ async fn a_look_for_due_timers_does_not_walk_over_those_that_were() {
     let blocks = blocks_of(&db.sql, "select ambo.fire_timers(5000)").await;
     assert!(blocks > 1000, "without a mark a look touched {blocks} blocks only");
 }
+
+#[tokio::test]
+async fn what_an_open_transaction_has_enqueued_is_not_walked_by_each_claim() {
+    let db = database().await;
+    let worker =
+        db.number("select worker_id from ambo.register_worker('w', '1', 0, '{default}', '{a}', false)").await;
+    let open = connect(&db.url).await;
+    let enqueue = "begin; select count(*) from ambo.enqueue_workflows(array_fill('a'::text, '{50000}'), array_fill('1'::json, '{50000}'))";
+    open.batch_execute(enqueue).await.unwrap();
+    let xid: String = open.query_one("select pg_current_xact_id()::text", &[]).await.unwrap().get(0);
+    // From here on it is in progress at every look.
+    let since: String = db
+        .sql
+        .query_one("select pg_current_xact_id()::text, pg_current_snapshot()::text", &[])
+        .await
+        .unwrap()
+        .get(1);
+    let claim = format!(
+        "select * from ambo.claim({worker}, 10, '{{default}}', '{{a}}', '{{0}}', '{{60000}}', '{{{xid}}}')"
+    );
+    let arrivals = format!("select * from ambo.arrivals('default', '{since}')");
+    for look in [&claim, &arrivals] {
+        let blocks = blocks_of(&db.sql, look).await;
+        println!("{blocks} blocks: {look}");
+        assert!(blocks < 60, "{look} touched {blocks} blocks");
+    }
+    open.batch_execute("commit").await.unwrap();
+    let claim = format!("select count(run_id) from ({claim}) c");
+    assert_eq!(db.number(&claim).await, 10, "what committed late is found");
+    let arrived = format!("select lows[1] from ambo.arrivals('default', '{since}')");
+    assert!(db.number(&arrived).await < 50_000);
+}
