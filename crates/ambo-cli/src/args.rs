@@ -6,6 +6,7 @@ mod fuzz;
 #[cfg(test)]
 mod help;
 mod queue;
+mod schedule;
 mod terms;
 mod workflow;
 
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 
 pub(crate) use self::dead::{Dead, DeadList};
 pub(crate) use self::queue::{Queue, QueuePause, QueuePurge};
+pub(crate) use self::schedule::{Overlap, Schedule, ScheduleBackfill, ScheduleSet};
 pub(crate) use self::terms::Terms;
 pub(crate) use self::workflow::{Workflow, WorkflowShow};
 
@@ -128,10 +130,10 @@ pub(crate) struct ReplayCheck {
     #[arg(long, value_name = "NAME")]
     pub(crate) workflow: Option<String>,
     /// Only runs in this state; ended runs are replayed to their end, others as far as they came
-    #[arg(long, value_name = "STATE")]
-    pub(crate) state: Option<String>,
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub(crate) state: Option<State>,
     /// How many runs at most, the newest
-    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
     /// The program that starts the worker, and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
@@ -227,8 +229,9 @@ pub(crate) struct RunUpdate {
 pub(crate) struct RunEvents {
     /// The id of the run
     pub(crate) id: RunId,
-    /// The key under which it publishes
-    pub(crate) key: String,
+    /// The key under which it publishes; without it, the keys that there are
+    #[arg(required_if_eq("follow", "true"))]
+    pub(crate) key: Option<String>,
     /// Only what came after this number
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) after: u32,
@@ -411,97 +414,6 @@ pub(crate) enum Input {
     Json(Box<RawValue>),
     /// Comes from stdin.
     Stdin,
-}
-
-/// `ambo schedule ...`
-#[derive(Debug, Subcommand)]
-pub(crate) enum Schedule {
-    /// List the schedules and their next times
-    #[command(visible_alias = "ls")]
-    List,
-    /// Create a schedule, or change the one of this name
-    Set(ScheduleSet),
-    /// Let no tick of a schedule come; its runs go on
-    Pause(ScheduleName),
-    /// Let the ticks of a paused schedule come again
-    Resume(ScheduleName),
-    /// Enqueue a run of a schedule now, beside its ticks, and print its id
-    Trigger(ScheduleName),
-    /// Enqueue the runs of ticks that are past, as far as there were none
-    Backfill(ScheduleBackfill),
-    /// Delete a schedule; its runs stay
-    Delete(ScheduleName),
-}
-
-/// A command that takes nothing but a schedule.
-#[derive(Debug, Args)]
-pub(crate) struct ScheduleName {
-    /// The name of the schedule
-    pub(crate) name: String,
-}
-
-/// `ambo schedule set`
-#[derive(Debug, Args)]
-#[command(
-    group = clap::ArgGroup::new("times").required(true),
-    override_usage = "ambo schedule set [OPTIONS] --cron <PATTERN> <NAME> <WORKFLOW> [INPUT]
-       ambo schedule set [OPTIONS] --every <TIME> <NAME> <WORKFLOW> [INPUT]"
-)]
-pub(crate) struct ScheduleSet {
-    /// The name of the schedule
-    pub(crate) name: String,
-    /// The registered name of the workflow
-    pub(crate) workflow: String,
-    /// The input of its runs as JSON
-    #[arg(default_value = "null", value_parser = json)]
-    pub(crate) input: Box<RawValue>,
-    /// When: a cron pattern of five fields, or six with seconds first
-    #[arg(long, value_name = "PATTERN", group = "times")]
-    pub(crate) cron: Option<String>,
-    /// How often, such as 90s or 1h, from 1s
-    #[arg(long, value_name = "TIME", value_parser = span, group = "times")]
-    pub(crate) every: Option<Duration>,
-    /// The time zone of the pattern, such as Europe/Berlin [default: UTC]
-    #[arg(long, value_name = "NAME", requires = "cron")]
-    pub(crate) timezone: Option<String>,
-    /// What a tick does while the run of the one before has not ended
-    #[arg(long, value_enum, default_value = "skip")]
-    pub(crate) overlap: Overlap,
-    /// Each run begins so much later at most, at random
-    #[arg(long, value_name = "TIME", value_parser = span, default_value = "0s")]
-    pub(crate) jitter: Duration,
-    /// Ticks that were missed are made up for if they are no longer ago than this
-    #[arg(long, value_name = "TIME", value_parser = span, default_value = "60s")]
-    pub(crate) catch_up: Duration,
-    /// The queue of its runs
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    pub(crate) queue: String,
-}
-
-/// What a tick does while the run of the one before has not ended.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Overlap {
-    /// Nothing: this tick has no run.
-    Skip,
-    /// It waits for that end.
-    Queue,
-    /// It asks that run to end, and begins.
-    Cancel,
-    /// It begins beside it.
-    Allow,
-}
-
-/// `ambo schedule backfill`
-#[derive(Debug, Args)]
-pub(crate) struct ScheduleBackfill {
-    /// The name of the schedule
-    pub(crate) name: String,
-    /// From this time on: a time, or a span such as 2d before now
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub(crate) from: Timestamp,
-    /// Before this time [default: now]
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub(crate) to: Option<Timestamp>,
 }
 
 /// `ambo worker ...`

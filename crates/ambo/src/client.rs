@@ -274,6 +274,16 @@ impl Client {
         self.read_events(key, values).await
     }
 
+    /// The keys under which a run has published, in their order, each with the number of its last value.
+    ///
+    /// # Errors
+    /// `AMBO033` if there is no such run, `AMBO040` if the database is away.
+    pub async fn event_keys(&self, run: RunId) -> Result<Vec<(String, u32)>> {
+        let keys =
+            crate::store::signal::event_keys(&self.session().await?, self.schema(), run.as_uuid()).await?;
+        Ok(keys.into_iter().map(|(key, number)| (key, number.unsigned_abs())).collect())
+    }
+
     /// Events as they are recorded.
     async fn recorded_events(&self, run: RunId, key: &str, after: u32) -> Result<Vec<(i32, Json)>> {
         let session = self.session().await?;

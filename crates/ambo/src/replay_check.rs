@@ -32,6 +32,7 @@
 //! # Ok(()) }
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -60,6 +61,12 @@ pub struct History {
     pub(crate) id: RunId,
     pub(crate) workflow: String,
     pub(crate) state: String,
+    #[serde(default)]
+    pub(crate) queue: String,
+    #[serde(default)]
+    pub(crate) key: Option<String>,
+    #[serde(default)]
+    pub(crate) parent: Option<RunId>,
     #[serde(default)]
     pub(crate) input: Option<Box<RawValue>>,
     #[serde(default)]
@@ -119,6 +126,9 @@ impl From<RunDetail> for History {
             id: run.summary.id,
             workflow: run.summary.workflow,
             state: run.summary.state,
+            queue: run.summary.queue,
+            key: run.summary.key,
+            parent: run.summary.parent,
             input: run.input,
             output: run.output,
             error: run.summary.error,
@@ -203,6 +213,7 @@ pub(crate) struct Wanted {
 #[derive(Debug, Serialize)]
 struct Report {
     checked: usize,
+    unknown: BTreeMap<String, usize>,
     differences: Vec<Difference>,
 }
 
@@ -213,10 +224,17 @@ pub(crate) async fn serve(builder: WorkerBuilder, wanted: &str) -> Result<std::c
         Filter { workflow: wanted.workflow, state: wanted.state, limit: wanted.limit, ..Filter::default() };
     let mut histories = builder.client().histories(&filter).await?;
     // A program need not have all workflows of a database.
-    histories.retain(|history| builder.knows(&history.workflow));
+    let mut unknown = BTreeMap::new();
+    histories.retain(|history| {
+        let knows = builder.knows(&history.workflow);
+        if !knows {
+            *unknown.entry(history.workflow.clone()).or_insert(0) += 1;
+        }
+        knows
+    });
     let checked = histories.len();
     let differences = builder.replay_check(histories).await?;
     let code = i32::from(!differences.is_empty());
-    println!("\n{VARIABLE} {}", serde_json::to_string(&Report { checked, differences })?);
+    println!("\n{VARIABLE} {}", serde_json::to_string(&Report { checked, unknown, differences })?);
     std::process::exit(code)
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
-use jiff::tz::TimeZone;
+use jiff::civil::DateTime;
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -99,8 +100,9 @@ impl<W> Schedule<W> {
     /// A run of `enqueue` whenever a cron pattern says so: minute, hour, day of month, month, day of week (0 and 7 are
     /// Sunday), with seconds before them if there are six fields. In UTC unless there is a [`timezone`](Schedule::timezone).
     ///
-    /// Where clocks are put forward, a fixed time that is left out comes right after the gap, and one that repeats (`*`, `*/5`)
-    /// is left out; where they are put back, a fixed time comes once, and one that repeats comes in both hours.
+    /// Where clocks are put forward, a fixed time that is left out (also one of a list or a range) comes right after the gap, once, and
+    /// what repeats (`*` or `*/5` as the hour or minute) is left out; where they are put back, a fixed time comes once, the first
+    /// time, and what repeats comes in both hours.
     pub fn cron(name: impl Into<String>, pattern: impl Into<String>, enqueue: Enqueue<W>) -> Self {
         let schedule = Schedule::new(name, enqueue);
         Schedule { cron: Some(pattern.into()), timezone: Some("UTC".into()), ..schedule }
@@ -180,7 +182,10 @@ impl<W> Schedule<W> {
 /// When ticks come.
 #[derive(Debug)]
 pub(crate) enum Timing {
-    Cron(Box<Cron>, TimeZone),
+    /// At the times of a clock on the wall, once each: see [`on_the_wall`].
+    Fixed(Box<Cron>, TimeZone),
+    /// Again and again: in every hour or minute that there is.
+    Repeating(Box<Cron>, TimeZone),
     Every(SignedDuration),
 }
 
@@ -206,8 +211,14 @@ impl Timing {
             return Err(unread("it is not ASCII"));
         }
         let fields = pattern.split_whitespace().count();
-        if !(5..=6).contains(&fields) && !pattern.contains('@') {
-            return Err(unread(&format!("a pattern has 5 or 6 fields, not {fields}")));
+        let nickname = pattern.trim().strip_prefix('@').map(str::to_ascii_lowercase);
+        match nickname.as_deref() {
+            Some("yearly" | "annually" | "monthly" | "weekly" | "daily" | "hourly") => {}
+            Some(_) => {
+                return Err(unread("of this kind there are @yearly, @monthly, @weekly, @daily and @hourly"));
+            }
+            None if (5..=6).contains(&fields) => {}
+            None => return Err(unread(&format!("a pattern has 5 or 6 fields, not {fields}"))),
         }
         let parser = CronParser::builder().seconds(Seconds::Optional).build();
         let cron = parser.parse(pattern).map_err(|error| unread(&error.to_string()))?;
@@ -215,15 +226,31 @@ impl Timing {
             let short: String = timezone.chars().take(100).collect();
             wrong(format!("there is no time zone {short:?}; IANA names are like Europe/Berlin"))
         })?;
-        Ok(Timing::Cron(Box::new(cron), zone))
+        // As every cron has it: an hour or minute that is open makes it one that repeats.
+        let mut times = pattern.split_whitespace().skip(fields.saturating_sub(5)).take(2);
+        let repeats =
+            nickname.map_or_else(|| times.any(|field| field.contains('*')), |name| name == "hourly");
+        let cron = Box::new(cron);
+        Ok(if repeats { Timing::Repeating(cron, zone) } else { Timing::Fixed(cron, zone) })
     }
 
     /// The first tick after a time; `tick` is one that there was, which the others of an interval follow from.
     pub(crate) fn next(&self, after: Timestamp, tick: Timestamp) -> Option<Timestamp> {
         match self {
-            Timing::Cron(cron, zone) => {
+            Timing::Repeating(cron, zone) => {
                 let next = cron.find_next_occurrence(&after.to_zoned(zone.clone()), false).ok()?;
                 Some(next.timestamp())
+            }
+            Timing::Fixed(cron, zone) => {
+                // The hands of the clock do not know of its changes. What they showed before is over in either of two equal hours.
+                let mut hands = after.to_zoned(zone.clone()).datetime().to_zoned(TimeZone::UTC).ok()?;
+                loop {
+                    hands = cron.find_next_occurrence(&hands, false).ok()?;
+                    let time = on_the_wall(zone, hands.datetime())?;
+                    if time > after {
+                        return Some(time);
+                    }
+                }
             }
             Timing::Every(span) => {
                 let past = after.duration_since(tick).as_micros().max(0);
@@ -232,6 +259,18 @@ impl Timing {
                 tick.checked_add(SignedDuration::from_micros(whole)).ok()
             }
         }
+    }
+}
+
+/// When a clock on the wall shows a time: the first time where it is put back, right after the gap where it is put forward past it.
+fn on_the_wall(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
+    let shown = zone.to_ambiguous_timestamp(time);
+    match shown.offset() {
+        AmbiguousOffset::Gap { .. } => {
+            let before = shown.earlier().ok()?;
+            zone.following(before).next().map(|change| change.timestamp())
+        }
+        _ => shown.earlier().ok(),
     }
 }
 
@@ -379,6 +418,41 @@ mod tests {
     }
 
     #[test]
+    fn lists_and_ranges_of_fixed_times_do_so_too() {
+        let spring = |pattern, zone| ticks(pattern, zone, "2026-03-28T23:00:00Z", 3);
+        let autumn = |pattern, zone| ticks(pattern, zone, "2026-10-24T22:00:00Z", 3);
+        let (berlin, london) = ("Europe/Berlin", "Europe/London");
+        let (gap, noon) = ("2026-03-29T01:00:00Z", "2026-03-29T12:00:00Z");
+        assert_eq!(spring("0 2,14 * * *", berlin), [gap, noon, "2026-03-30T00:00:00Z"]);
+        // Two in the gap, and one at its end, are one.
+        assert_eq!(spring("0,30 2 * * *", berlin)[..2], [gap, "2026-03-30T00:00:00Z"]);
+        assert_eq!(spring("0,30 2-3 * * *", berlin)[..2], [gap, "2026-03-29T01:30:00Z"]);
+        assert_eq!(spring("30 1,2 * * *", london)[..2], [gap, "2026-03-29T01:30:00Z"]);
+        assert_eq!(
+            autumn("0 2,14 * * *", berlin),
+            ["2026-10-25T00:00:00Z", "2026-10-25T13:00:00Z", "2026-10-26T01:00:00Z"]
+        );
+        assert_eq!(
+            autumn("0,30 2 * * *", berlin),
+            ["2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:00:00Z"]
+        );
+        // Also for who looks between the two equal hours, or in the second of them.
+        for from in ["2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:15:00Z"] {
+            assert_eq!(ticks("30 2 * * *", berlin, from, 1), ["2026-10-26T01:30:00Z"], "{from}");
+        }
+        assert_eq!(ticks("0 3 * * *", berlin, "2026-10-25T01:15:00Z", 1), ["2026-10-25T02:00:00Z"]);
+        // A clock that is put forward by half an hour, and one that is at midnight.
+        assert_eq!(
+            ticks("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00:00Z", 1),
+            ["2026-10-03T15:30:00Z"]
+        );
+        assert_eq!(
+            ticks("30 0 * * *", "America/Asuncion", "2024-10-05T12:00:00Z", 1),
+            ["2024-10-06T04:00:00Z"]
+        );
+    }
+
+    #[test]
     fn what_repeats_comes_in_every_hour_that_there_is() {
         let spring = ticks("0 * * * *", "Europe/Berlin", "2026-03-28T23:30:00Z", 4);
         assert_eq!(
@@ -387,6 +461,11 @@ mod tests {
         );
         let autumn = ticks("0 * * * *", "Europe/Berlin", "2026-10-24T23:30:00Z", 3);
         assert_eq!(autumn, ["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"]);
+        // In an hour that there is not, none; in one that there is twice, twice as many.
+        let spring = ticks("*/30 2 * * *", "Europe/Berlin", "2026-03-28T23:30:00Z", 1);
+        assert_eq!(spring, ["2026-03-30T00:00:00Z"]);
+        let autumn = ticks("*/30 2 * * *", "Europe/Berlin", "2026-10-24T23:30:00Z", 5);
+        assert_eq!(autumn[3..], ["2026-10-25T01:30:00Z", "2026-10-26T01:00:00Z"]);
     }
 
     #[test]

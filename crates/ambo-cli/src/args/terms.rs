@@ -19,6 +19,9 @@ pub(crate) struct Terms {
     /// Delay the run by this time, and anew with every enqueue of its key until it starts
     #[arg(long, value_name = "TIME", value_parser = span, requires = "key", conflicts_with = "delay")]
     pub(crate) debounce: Option<Duration>,
+    /// But by this time from the first of them at most
+    #[arg(long, value_name = "TIME", value_parser = span, requires = "debounce")]
+    pub(crate) debounce_max: Option<Duration>,
     /// Start the run within this time, or let it be dead
     #[arg(long, value_name = "TIME", value_parser = span)]
     pub(crate) start_within: Option<Duration>,
@@ -35,6 +38,9 @@ impl Terms {
         }
         if let Some(quiet) = self.debounce {
             run = run.debounce(quiet);
+        }
+        if let Some(longest) = self.debounce_max {
+            run = run.debounce_max(longest);
         }
         match self.start_within {
             Some(within) => run.start_within(within),

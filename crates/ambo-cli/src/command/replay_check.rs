@@ -1,9 +1,11 @@
 //! `ambo replay-check`: recorded runs against the code of a program, before it works on them.
 
+use std::collections::BTreeMap;
 use std::process::{ExitCode, Stdio};
 
 use ambo::replay_check::Difference;
 use anyhow::Result;
+use clap::ValueEnum as _;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -15,10 +17,16 @@ use crate::output::{Column, Output, Table};
 /// The variable that tells a worker to check, and what the line begins with on which it answers.
 const VARIABLE: &str = "AMBO_REPLAY_CHECK";
 
+/// Differences that are shown in full.
+const SHOWN: usize = 10;
+
 /// What the program answers.
 #[derive(Debug, Deserialize)]
 struct Report {
     checked: usize,
+    /// How many runs there are besides, of workflows that it does not have.
+    #[serde(default)]
+    unknown: BTreeMap<String, usize>,
     differences: Vec<Difference>,
 }
 
@@ -34,7 +42,8 @@ pub(crate) async fn replay_check(
     let report = ask(wanted, database).await?;
     let found = report.differences.len();
     if output.is_json {
-        output.json(&json!({ "checked": report.checked, "differences": report.differences }))?;
+        let Report { checked, unknown, differences } = &report;
+        output.json(&json!({ "checked": checked, "unknown": unknown, "differences": differences }))?;
     } else if found > 0 {
         let mut table = Table::new(COLUMNS);
         for difference in &report.differences {
@@ -46,9 +55,20 @@ pub(crate) async fn replay_check(
             ]);
         }
         output.table(&table)?;
-        for difference in report.differences.iter().take(1) {
-            output.say(&format!("the first one: {difference}"));
+        for difference in report.differences.iter().take(SHOWN) {
+            output.say(&difference.to_string());
         }
+        if found > SHOWN {
+            output.say(&format!("and {} more: `--json` shows all in full", found - SHOWN));
+        }
+    }
+    for (workflow, runs) in &report.unknown {
+        let runs = if *runs == 1 { "1 run".to_owned() } else { format!("{runs} runs") };
+        output.say(&format!("not checked: {runs} of {workflow:?}, which this program does not register"));
+    }
+    if report.checked == 0 && !report.unknown.is_empty() {
+        let hint = "name the program whose worker runs them";
+        return Err(Failure::failed("nothing was checked: the program has no such workflow", hint).into());
     }
     if report.checked == 0 {
         return Err(Failure::failed(
@@ -78,19 +98,22 @@ async fn ask(wanted: &ReplayCheck, database: &Database) -> Result<Report> {
         )
         .into());
     };
-    let ask = json!({ "workflow": wanted.workflow, "state": wanted.state, "limit": wanted.limit });
+    let state = wanted.state.and_then(|state| Some(state.to_possible_value()?.get_name().to_owned()));
+    let ask = json!({ "workflow": wanted.workflow, "state": state, "limit": wanted.limit });
     let ran = tokio::process::Command::new(program)
         .args(arguments)
         .env("DATABASE_URL", database.url())
         .env(VARIABLE, ask.to_string())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
-        .output()
-        .await
+        .spawn()
         .map_err(|error| {
             Failure::failed(format!("cannot run `{program}`: {error}"), "is it installed and spelt so?")
         })?;
+    // Not `output`, which would keep to itself what the program says on stderr.
+    let ran = ran.wait_with_output().await?;
     let said = String::from_utf8_lossy(&ran.stdout);
     let answer = said.lines().find_map(|line| line.strip_prefix(VARIABLE));
     answer.and_then(|answer| serde_json::from_str(answer).ok()).ok_or_else(|| {

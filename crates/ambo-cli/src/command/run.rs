@@ -35,6 +35,8 @@ const SIGNALS: &[Column] = &[
     Column::text("PAYLOAD"),
 ];
 
+const EVENTS: &[Column] = &[Column::text("KEY"), Column::number("VALUES")];
+
 /// `ambo run ...`
 pub(crate) async fn run(wanted: Run, database: &Database, output: Output) -> Result<()> {
     // What is wrong with the input is said before the database is asked.
@@ -141,12 +143,13 @@ async fn drop_signal(wanted: &RunDropSignal, client: &Client, output: Output) ->
 }
 
 async fn events(wanted: &RunEvents, client: &Client, output: Output) -> Result<()> {
+    let Some(key) = &wanted.key else { return event_keys(wanted.id, client, output).await };
     let mut after = wanted.after;
     loop {
         let values: Vec<(u32, Box<RawValue>)> = if wanted.follow {
-            client.next_events(wanted.id, &wanted.key, after).await?
+            client.next_events(wanted.id, key, after).await?
         } else {
-            client.events(wanted.id, &wanted.key, after).await?
+            client.events(wanted.id, key, after).await?
         };
         let Some((last, _)) = values.last() else { break };
         after = *last;
@@ -159,12 +162,27 @@ async fn events(wanted: &RunEvents, client: &Client, output: Output) -> Result<(
         }
     }
     if after == wanted.after {
-        output.say(&format!(
-            "run {} has published nothing under {:?} after number {after}",
-            wanted.id, wanted.key
-        ));
+        output.say(&format!("run {} has published nothing under {key:?} after number {after}", wanted.id));
     }
     Ok(())
+}
+
+async fn event_keys(run: RunId, client: &Client, output: Output) -> Result<()> {
+    let keys = client.event_keys(run).await?;
+    if output.is_json {
+        return Ok(keys
+            .iter()
+            .try_for_each(|(key, last)| output.json(&json!({ "key": key, "last": last })))?);
+    }
+    if keys.is_empty() {
+        output.say(&format!("run {run} has published nothing"));
+        return Ok(());
+    }
+    let mut table = Table::new(EVENTS);
+    for (key, last) in &keys {
+        table.row([key.into(), last.to_string().into()]);
+    }
+    Ok(output.table(&table)?)
 }
 
 async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
@@ -185,7 +203,7 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_json::Value> {
+pub(super) fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_json::Value> {
     (!given.is_empty()).then(|| given.iter().cloned().collect::<serde_json::Map<_, _>>().into())
 }
 

@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::args::{self, ScheduleBackfill, ScheduleSet};
+use crate::command::run::attributes;
 use crate::database::Database;
 use crate::output::{BAD, Cell, Column, Output, Table, WARN, age, clean};
 
@@ -53,9 +54,17 @@ fn said(name: &str, sentence: &str, json: serde_json::Value, output: Output) -> 
 }
 
 async fn set(wanted: ScheduleSet, client: &Client, output: Output) -> Result<()> {
-    let ScheduleSet { name, workflow, input, cron, every, timezone, overlap, jitter, catch_up, queue } =
-        wanted;
-    let run = Enqueue::<Untyped>::named(workflow, &input).queue(queue);
+    let ScheduleSet { name, workflow, input, cron, every, timezone, overlap, jitter, catch_up, .. } = wanted;
+    let mut run = Enqueue::<Untyped>::named(workflow, &input)
+        .queue(wanted.queue)
+        .priority(wanted.priority.into())
+        .attempts(wanted.attempts);
+    if let Some(attributes) = attributes(&wanted.attribute) {
+        run = run.attributes(&attributes);
+    }
+    if let Some(timeout) = wanted.timeout {
+        run = run.timeout(timeout);
+    }
     let mut schedule = match (cron, every) {
         (Some(pattern), _) => Schedule::cron(&name, pattern, run),
         (None, every) => Schedule::every(&name, every.unwrap_or_default(), run),

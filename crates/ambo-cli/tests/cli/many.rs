@@ -228,6 +228,7 @@ fn a_run_is_sent_signals_and_its_events_are_read() {
         db.ambo(&[&["run", "signal", &run, "decision", payload], more].concat()).shown()
     };
     let read = |more: &[&str]| db.ambo(&[&["run", "events", &run, "progress"], more].concat()).shown();
+    let keys = |more: &[&str]| db.ambo(&[&["run", "events", &run], more].concat()).shown();
     expect![[r#"
         stderr: signal to run 00000000-0000-0000-0000-000000000000: sent
     "#]]
@@ -294,4 +295,23 @@ fn a_run_is_sent_signals_and_its_events_are_read() {
         exit status: 1
     "#]]
     .assert_eq(&send("null", &[]));
+    expect![[r#"
+        KEY       VALUES
+        progress       2
+    "#]]
+    .assert_eq(&keys(&[]));
+    expect![[r#"
+        {"key":"progress","last":2}
+    "#]]
+    .assert_eq(&keys(&["--json"]));
+    expect![[r#"
+        stderr: error: the following required arguments were not provided:
+        stderr:   <KEY>
+        stderr: 
+        stderr: Usage: ambo run events --follow --database-url <URL> <ID> <KEY>
+        stderr: 
+        stderr: For more information, try '--help'.
+        exit status: 2
+    "#]]
+    .assert_eq(&keys(&["--follow"]));
 }

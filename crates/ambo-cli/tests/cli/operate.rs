@@ -90,9 +90,17 @@ fn runs_are_listed_newest_first() {
 fn payloads_are_shown_only_when_asked_for() {
     let db = stage();
     let failed = id(&db, "failed");
+    // Ambo's own records hold what was given to it too.
+    db.sql.run(&format!(
+        "insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output)
+         select '{failed}', 1, 0, n::text, name, '{{\"input\": \"4111 1111 1111 1111\"}}'
+         from unnest(array['ambo:continued', 'ambo:signal go', 'ambo:await k of r', 'ambo:result child']) with ordinality t (name, n)
+         on conflict (run_id, position) do update set name = excluded.name, output = excluded.output, error = null"
+    ));
     for form in [&["run", "show", &failed][..], &["run", "show", &failed, "--json"]] {
         let shown = db.ambo(form).shown();
         assert!(!shown.contains("a text that goes on") && !shown.contains("\"left\""), "{shown}");
+        assert!(!shown.contains("4111") && shown.contains("ambo:continued"), "{shown}");
         assert!(
             shown.contains("84 bytes") || shown.contains("{\"ambo:redacted\":{\"bytes\":84}}"),
             "{shown}"

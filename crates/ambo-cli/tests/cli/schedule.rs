@@ -31,10 +31,12 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
         stderr: schedule nightly: changed
     "#]]
     .assert_eq(&ambo(&[nightly.as_slice(), &["--overlap", "queue", "--json"]].concat()));
+    let often = ["set", "often", "report", "--every", "90s"];
+    let options = ["--attribute", "team=7", "--priority", "-3", "--timeout", "5m", "--attempts", "2"];
     expect![[r#"
         stderr: schedule often: created
     "#]]
-    .assert_eq(&ambo(&["set", "often", "report", "--every", "90s"]));
+    .assert_eq(&ambo(&[&often[..], &options].concat()));
     expect![[r#"
         stderr: schedule often: paused
     "#]]
@@ -47,6 +49,10 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
         00000000-0000-0000-0000-000000000000
     "#]]
     .assert_eq(&ambo(&["trigger", "often"]));
+    let as_it_says =
+        "select count(*)::text from ambo.run r where r.attributes ->> 'team' = '7' and r.priority = -3
+        and r.timeout = '5 min' and r.attempts_max = 2";
+    assert_eq!(db.sql.text(as_it_says), "1");
     expect![[r#"
         00000000-0000-0000-0000-000000000000
         00000000-0000-0000-0000-000000000001
@@ -80,6 +86,11 @@ fn schedules_are_set_listed_paused_triggered_and_backfilled() {
         stderr:   see docs/errors/AMBO005.md
         exit status: 1
     "#]].assert_eq(&ambo(&["set", "odd", "report", "--cron", "61 * * * *"]));
+    expect![[r#"
+        stderr: error: AMBO005: the cron pattern "@reboot" cannot be read: of this kind there are @yearly, @monthly, @weekly, @daily and @hourly
+        stderr:   see docs/errors/AMBO005.md
+        exit status: 1
+    "#]].assert_eq(&ambo(&["set", "odd", "report", "--cron", "@reboot"]));
     expect![[r#"
         stderr: error: the following required arguments were not provided:
         stderr:   <--cron <PATTERN>|--every <TIME>>

@@ -143,6 +143,8 @@ begin
     if p_act is null or p_act <> all ('{cancel,retry,rewind,fork}'::text[]) then
         raise exception 'AMBO005: there is no act %', coalesce(quote_literal(left(p_act, 100)), 'null')
             using errcode = 'AM005', hint = 'Acts: cancel, retry, rewind, fork.';
+    elsif p_runs is null then
+        raise exception 'AMBO005: act_on_runs takes an array of runs, not null' using errcode = 'AM005';
     end if;
     foreach run_id in array p_runs loop
         begin

@@ -93,6 +93,9 @@ begin
         raise exception 'AMBO034: run % has taken signal %', run_id, seq using errcode = 'AM034';
     end if;
     delete from ambo.signal s where s.run_id = drop_signal.run_id and s.seq = drop_signal.seq;
+    if not found and not exists (select from ambo.run r where r.id = run_id) then
+        raise exception 'AMBO033: there is no run %', coalesce(run_id::text, 'null') using errcode = 'AM033';
+    end if;
     return found;
 end $$;
 

@@ -70,6 +70,14 @@ pub(crate) async fn events(
         .map_err(from_driver)
 }
 
+/// The keys under which a run has published, each with the number of its last value.
+pub(crate) async fn event_keys(session: &Session, schema: &Schema, run: Uuid) -> Result<Vec<(String, i32)>> {
+    let sql = schema.sql("select key, number from ambo.list_events($1)");
+    let rows = session.query(&sql, &[(&run, Type::UUID)]).await?;
+    let read = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(read).collect::<Result<_, tokio_postgres::Error>>().map_err(from_driver)
+}
+
 /// Whether a run has ended; `None`: there is no such run.
 pub(crate) async fn has_ended(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<bool>> {
     let sql =

@@ -180,6 +180,43 @@ async fn a_history_may_be_kept_as_a_file() {
     }
 }
 
+/// What the code may ask of its run is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_goes_by_its_key_queue_and_tick_is_no_difference() {
+    async fn goes_by(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+        let tick = cx.scheduled_at().map_or_else(String::new, |tick| tick.to_string());
+        let place = if cx.queue() == "gold" { "gold" } else { "plain" };
+        effect(&mut cx, place).await?;
+        if cx.key() == Some("waits") {
+            cx.signal::<u32>("go").await?;
+        }
+        Ok(tick)
+    }
+    let db = database().await;
+    let builder =
+        || Worker::builder(&db.client).queue("default").queue("gold").workflow_fn("goes by", goes_by);
+    let worker = builder().start().await.unwrap();
+    let named = || Enqueue::<Untyped>::named("goes by", &());
+    let keyed = [named().key("gold@2026-11-20T03:30:00Z").queue("gold"), named().key("waits")];
+    let enqueues = keyed.into_iter().chain([named().queue("gold"), named()]);
+    let runs: Vec<RunId> =
+        ambo::enqueue_all(&db.client, enqueues).await.unwrap().into_iter().map(|one| one.run).collect();
+    for run in runs.iter().filter(|run| **run != runs[1]) {
+        db.client.handle::<Untyped>(*run).result_as::<String, Error>().await.unwrap();
+    }
+    db.until("select count(*) = 4 from ambo.checkpoint").await;
+    worker.drain(Duration::from_secs(5)).await;
+    let histories = db.client.histories(&Filter::default()).await.unwrap();
+    assert_eq!(histories.len(), 4);
+    assert_eq!(builder().replay_check(histories).await.unwrap(), []);
+    let mut files = Vec::new();
+    for run in runs {
+        let kept = serde_json::to_string(&db.client.show_run(run).await.unwrap()).unwrap();
+        files.push(History::from_json(&kept).unwrap());
+    }
+    assert_eq!(builder().replay_check(files).await.unwrap(), []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_checks_when_it_is_asked_to() {
     let db = database().await;

@@ -115,6 +115,13 @@ async fn the_events_of_a_run_that_there_is_not_are_an_error() {
             assert_eq!(refused.code().expect("an answer").code(), "AM033", "{read}");
         }
     }
+    let drop = db.client.drop_signal(nobody, 1).await;
+    assert_eq!(drop.unwrap_err().code(), Code::UnknownRun);
+    assert!(!db.client.drop_signal(run, 1).await.unwrap(), "there is none");
+    assert_eq!(db.client.event_keys(run).await.unwrap(), []);
+    assert_eq!(db.client.event_keys(nobody).await.unwrap_err().code(), Code::UnknownRun);
+    let no_runs = db.sql.query_one("select ambo.act_on_runs('retry', null)", &[]).await.unwrap_err();
+    assert_eq!(no_runs.code().expect("an answer").code(), "AM005");
 }
 
 /// Adds what it hears, until it hears nothing. What it hears may look like a request.

@@ -157,6 +157,9 @@ fn said(act: &Act, acted: &Acted) -> serde_json::Value {
 fn many(act: &Act, acted: &[Acted], output: Output) -> Result<()> {
     if output.is_json {
         acted.iter().try_for_each(|acted| output.json(&said(act, acted)))?;
+    } else if let Act::Fork(_) = act {
+        let forks = acted.iter().filter(|acted| acted.refused.is_none());
+        forks.into_iter().try_for_each(|acted| output.line(&acted.answer))?;
     }
     let refused = acted.iter().filter(|acted| acted.refused.is_some());
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();

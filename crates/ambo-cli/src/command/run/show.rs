@@ -59,15 +59,29 @@ pub(crate) async fn show(wanted: &RunShow, client: &Client, output: Output) -> R
     Ok(output.table(&table)?)
 }
 
+/// Calls of which nothing is recorded that somebody gave.
+const PLAIN: [&str; 11] = [
+    "ambo:now",
+    "ambo:random",
+    "ambo:uuid",
+    "ambo:sleep",
+    "ambo:until",
+    "ambo:race",
+    "ambo:child",
+    "ambo:event",
+    "ambo:attribute",
+    "ambo:patch",
+    "ambo:retry",
+];
+
 /// Leaves of each payload only how large it is.
 fn redact(run: &mut RunDetail) {
     let steps = run.steps.iter_mut();
     let outputs = steps.flat_map(|step| {
         redact_error(&mut step.error);
-        // What is Ambo's own is no payload: times, numbers, ids. But what came in is.
-        let came_in =
-            ["ambo:signal ", "ambo:await ", "ambo:result "].iter().any(|kind| step.name.starts_with(kind));
-        (!step.name.starts_with("ambo:") || came_in).then_some(&mut step.output)
+        // Of what is Ambo's own, times, numbers and ids are no payloads.
+        let kind = step.name.split_once(' ').map_or(&*step.name, |(kind, _)| kind);
+        (!PLAIN.contains(&kind)).then_some(&mut step.output)
     });
     outputs.chain([&mut run.input, &mut run.output]).for_each(redact_payload);
     redact_error(&mut run.summary.error);
