@@ -15,6 +15,9 @@ declare
     v_expires timestamptz;
     v_known uuid;
     v_until timestamptz;
+    v_losses smallint;
+    v_deadline timestamptz;
+    v_pin text;
     v_round integer := 0;
 begin
     loop
@@ -44,7 +47,16 @@ begin
             exit when not exists (select from ambo.outcome o where o.run_id = v_known)
                       and exists (select from ambo.run r where r.id = v_known);
         else
-            -- The row in timer is what says that it has not started; whoever has locked it is waited for.
+            -- The row in timer is what says that it has not started; whoever has locked it is waited for. Once its time is up at
+            -- the latest, this enqueue starts it: the keeper passes over what is locked, and by a key that is busy it always is.
+            delete from ambo.timer t
+            where t.run_id = v_known and t.attempt = 0 and ambo.run_time(v_known) + p_max <= clock_timestamp()
+            returning t.losses, t.deadline, t.pin into v_losses, v_deadline, v_pin;
+            if found then
+                update ambo.run r set input = p_input where r.id = v_known;
+                perform ambo.make_ready(array[v_known], array[0], array[v_losses], array[v_deadline], array[v_pin]);
+                exit;
+            end if;
             update ambo.timer t
             set due_at = least(clock_timestamp() + p_period, ambo.run_time(v_known) + p_max), xid = pg_current_xact_id()
             where t.run_id = v_known and t.attempt = 0;

@@ -22,7 +22,9 @@ fn every_code_has_a_page_and_every_page_a_code() {
 fn every_feature_in_the_table_has_the_test_that_it_names() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = std::fs::read_to_string(root.join("../../docs/guide/features.md")).expect("the table");
-    let tests = sources(&root.join("tests/it"));
+    let tests = sources(&root.join("tests/it"))
+        + &sources(&root.join("src"))
+        + &sources(&root.join("../ambo-cli/tests/cli"));
     let features: Vec<&str> =
         table.lines().filter(|line| line.starts_with("| ") && line.contains("| yes |")).collect();
     assert!(features.len() > 20, "the table was not read");

@@ -139,6 +139,31 @@ async fn a_debounced_run_is_not_started_while_its_next_input_is_uncommitted() {
 }
 
 #[tokio::test]
+async fn a_debounced_run_whose_time_is_up_at_the_latest_is_started_by_the_next_enqueue() {
+    let db = database().await;
+    let (quiet, longest) = (Duration::from_secs(3600), Duration::from_secs(7200));
+    let busy = |n| report(n).debounce(quiet).debounce_max(longest);
+    let first = busy(1).on(&db.client).await.unwrap();
+    // Nobody looks at timers here, as where the row is always locked by somebody who enqueues.
+    busy(2).on(&db.client).await.unwrap();
+    let left = "select count(*) from ambo.timer";
+    assert_eq!(db.number(left).await, 1);
+    let soon = |n| report(n).debounce(Duration::from_millis(1)).debounce_max(Duration::from_millis(1));
+    db.until(&format!("select clock_timestamp() > ambo.run_time('{}') + interval '1 ms'", first.run)).await;
+    let mut caller = connect(&db.url).await;
+    let tx = caller.transaction().await.unwrap();
+    assert_eq!(soon(3).on(&tx).await.unwrap().run, first.run);
+    tx.rollback().await.unwrap();
+    assert_eq!(db.number(left).await, 1, "both or neither");
+    let third = soon(4).on(&db.client).await.unwrap();
+    assert!(!third.is_new && third.run == first.run);
+    assert_eq!(db.number(left).await, 0);
+    assert_eq!(db.number("select count(*) from ambo.ready where attempt = 0").await, 1);
+    assert_eq!(db.number("select (input::text)::int8 from ambo.run").await, 4, "with the last input");
+    assert!(soon(5).on(&db.client).await.unwrap().is_new, "it has started: this is another run");
+}
+
+#[tokio::test]
 async fn rules_in_bulk_and_from_sql_are_the_same_rules() {
     let db = database().await;
     let runs = [1, 2, 3].map(|n| report(n).dedup());
