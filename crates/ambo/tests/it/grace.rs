@@ -194,6 +194,24 @@ async fn the_grace_of_a_cancel_ends_a_run_that_blocks_its_thread() {
     }
 }
 
+/// Its worker has died for the last time before it could act on the cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_forgets_a_cancel_that_nobody_lived_to_act_on() {
+    let bed = Testbed::new().await.unwrap();
+    let run = trip::enqueue("well".into()).on(bed.client()).await.unwrap().run;
+    let sql = harness::connect(bed.url()).await;
+    sql.batch_execute(&format!(
+        "delete from ambo.ready;
+         insert into ambo.outcome (run_id, attempt, status, error) values ('{run}', 1, 'dead', '{{\"code\": \"AMBO026\"}}');
+         insert into ambo.cancel_request (run_id, undo_by) values ('{run}', now())"
+    ))
+    .await
+    .unwrap();
+    bed.client().retry(run).await.unwrap();
+    bed.start(|worker| worker.workflow::<trip>().state(Journal::default())).await.unwrap();
+    assert_eq!(ended(bed.client(), run).await.unwrap(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grace_is_above_zero_and_reaches_the_children() {
     let bed = Testbed::new().await.unwrap();
@@ -209,10 +227,19 @@ async fn a_grace_is_above_zero_and_reaches_the_children() {
     // Asked for and rolled back, so that it can be looked at before a worker acts on it.
     let mut sql = harness::connect(bed.url()).await;
     let tx = sql.transaction().await.unwrap();
-    let cancel = "select ambo.cancel_run($1, 'why', '1 hour')";
-    tx.query_one(cancel, &[&run.as_uuid()]).await.unwrap();
-    let limits = "select count(*) from ambo.cancel_request where undo_by between now() and clock_timestamp() + interval '1 hour'";
-    assert_eq!(tx.query_one(limits, &[]).await.unwrap().get::<_, i64>(0), 2, "the parent's and the child's");
+    // Asked again, the earlier end counts.
+    for (grace, at_most) in
+        [("'1 hour'", "1 hour"), ("'2 hours'", "1 hour"), ("null", "1 hour"), ("'1 minute'", "1 minute")]
+    {
+        let cancel = format!("select ambo.cancel_run($1, 'why', {grace})");
+        tx.query_one(&cancel, &[&run.as_uuid()]).await.unwrap();
+        let limits = format!(
+            "select count(*) from ambo.cancel_request
+             where undo_by between now() and clock_timestamp() + interval '{at_most}'"
+        );
+        let limited: i64 = tx.query_one(&limits, &[]).await.unwrap().get(0);
+        assert_eq!(limited, 2, "the parent's and the child's, {grace}");
+    }
     tx.rollback().await.unwrap();
 }
 

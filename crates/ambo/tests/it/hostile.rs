@@ -190,6 +190,28 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
         ),
         (r#"select ambo.enqueue_workflows('{a}', array['{"ambo:x": 1}']::json[])"#, "AM007"),
         ("select ambo.retry_run('ffffffff-ffff-ffff-ffff-ffffffffffff')", "AM033"),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', null)", "AM001"),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', '')", "AM001"),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', repeat('t', 201))", "AM001"),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', key => '')", "AM001"),
+        (
+            "select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', key => repeat('k', 513))",
+            "AM001",
+        ),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', null)", "AM005"),
+        (
+            "select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', to_json(repeat('x', 2097151)))",
+            "AM004",
+        ),
+        (r#"select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', '{"ambo:x": 1}')"#, "AM007"),
+        (
+            r#"select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', '{"ambo:sealed": {"key": "k"}}')"#,
+            "AM007",
+        ),
+        (
+            "select ambo.send_signal('00000000-0000-0000-0000-000000000000', repeat('t', 200), to_json(repeat('x', 2097150)), repeat('k', 512))",
+            "AM033",
+        ),
         ("select * from ambo.list_runs(p_state => 'sleepy')", "AM005"),
     ] {
         let error = db.sql.batch_execute(sql).await.expect_err(sql);

@@ -277,3 +277,50 @@ async fn a_schedule_that_cannot_go_on_says_why() {
     db.client.pause_schedule("ended", false).await.unwrap();
     db.until("select last_run is not null and error is null from ambo.schedule where name = 'ended'").await;
 }
+
+#[tokio::test]
+async fn what_stopped_a_schedule_is_kept_until_it_goes_on_or_is_set_anew() {
+    let db = database().await;
+    let named = |name: &str, pattern: &str| Schedule::cron(name, pattern, report());
+    for name in ["other", "s"] {
+        due(&db, name, "1 s", named(name, "* * * * *")).await;
+    }
+    db.sql
+        .batch_execute("update ambo.schedule set next_at = (select min(next_at) from ambo.schedule)")
+        .await
+        .unwrap();
+    let listed = async || {
+        let [other, s] = db.client.list_schedules().await.unwrap().try_into().unwrap();
+        assert_eq!((other.paused, &other.error), (false, &None), "nothing was said of it");
+        (s.paused, s.error, s.next_at)
+    };
+    let stop = async |tick: &str| {
+        let stop =
+            format!("select ambo.stop_schedule(name, {tick}, 'why') from ambo.schedule where name = 's'");
+        db.sql.batch_execute(&stop).await.unwrap();
+    };
+    let (_, _, first) = listed().await;
+    stop("next_at - interval '1 minute'").await;
+    assert_eq!(listed().await, (false, None, first), "it does not stand there any more");
+    stop("next_at").await;
+    assert_eq!(listed().await, (true, Some("why".to_owned()), first));
+    let ready = "select count(*) from ambo.due_schedules()";
+    assert_eq!((db.number(ready).await, tick(&db, "s").await.as_str()), (1, "gone"), "it is paused");
+    named("s", "* * * * *").set(&db.client).await.unwrap();
+    assert_eq!(listed().await, (true, None, first), "its times are what they were");
+    stop("next_at").await;
+    db.client.pause_schedule("s", false).await.unwrap();
+    assert_eq!(listed().await, (false, None, first));
+    // A tick that is refused says why, one that has its run forgets it.
+    db.sql.batch_execute("update ambo.schedule set queue = 'gone' where name = 's'").await.unwrap();
+    assert_eq!(tick(&db, "s").await, "refused");
+    let (paused, error, _) = listed().await;
+    assert!(!paused && error.as_deref().is_some_and(|error| error.starts_with("AMBO002")), "{error:?}");
+    due(&db, "s", "1 s", named("s", "* * * * *")).await;
+    db.sql.batch_execute("update ambo.schedule set error = 'AMBO002' where name = 's'").await.unwrap();
+    assert_eq!(tick(&db, "s").await, "ran");
+    let (_, error, before) = listed().await;
+    assert_eq!(error, None);
+    named("s", "0 0 1 1 *").set(&db.client).await.unwrap();
+    assert!(listed().await.2 > before, "with other times it comes at those");
+}

@@ -71,13 +71,16 @@ async fn an_unfit_signal_can_be_dropped_and_another_sent() {
     );
     assert_eq!(waiting[0].payload.as_ref().unwrap().get(), "\"twelve\"");
     assert!(!db.client.drop_signal(run, seq + 1).await.unwrap(), "there is no such signal");
+    let other = sent(&db, &1).await;
+    assert!(!db.client.drop_signal(other, seq).await.unwrap(), "it is another run's");
     assert!(db.client.drop_signal(run, seq).await.unwrap());
     assert!(handle.list_signals().await.unwrap().is_empty());
     db.client.retry(run).await.unwrap();
     SendSignal::new(run, "go", &12).on(&db.client).await.unwrap();
     assert_eq!(ended(&db, run).await.unwrap(), "12");
     assert!(handle.list_signals().await.unwrap().is_empty(), "it is taken");
-    let taken = db.client.drop_signal(run, db.number("select seq from ambo.signal").await).await;
+    let last = db.number("select max(seq) from ambo.signal").await;
+    let taken = db.client.drop_signal(run, last).await;
     assert_eq!(taken.unwrap_err().code(), Code::WrongState);
 }
 

@@ -213,6 +213,8 @@ async fn a_key_means_one_signal() {
     assert!(send("once").await.unwrap());
     assert!(!send("once").await.unwrap());
     assert_eq!(send("other").await.unwrap_err().code(), Code::KeyConflict);
+    let elsewhere = SendSignal::new(run, "another topic", &"once").key("one").on(&db.client).await;
+    assert_eq!(elsewhere.unwrap_err().code(), Code::KeyConflict);
     say(&db, run, "end").await;
     let worker = builder(&db, &tally).start().await.unwrap();
     assert_eq!(result::<Vec<String>>(&db, run).await, ["once"]);
