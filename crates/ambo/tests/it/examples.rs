@@ -12,6 +12,8 @@ const NAMES: &[&str] = &[
     "branch",
     "child",
     "compensate",
+    "continue_as_new",
+    "debounce",
     "event",
     "gather",
     "graph",
@@ -25,6 +27,7 @@ const NAMES: &[&str] = &[
     "sleep",
     "testing",
     "update",
+    "vault",
 ];
 
 #[tokio::test]
