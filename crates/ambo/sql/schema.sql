@@ -400,7 +400,7 @@ function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function begin_runs(p_worker bigint, p_runs uuid[])
+function begin_runs(p_worker bigint, p_runs uuid[], p_begun boolean)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
@@ -736,6 +736,10 @@ function pins()
     returns TABLE(version text, is_alive boolean, grace_ms bigint)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
+function present_event(p_run uuid, p_key text, OUT value json, OUT ended boolean)
+    returns record
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function privileges()
     returns TABLE(function_name text, roles text[])
     immutable
@@ -846,6 +850,10 @@ function schema_version(OUT version integer, OUT tables_version integer, OUT ser
 
 function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)
     returns boolean
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function send_update(run_id uuid, topic text, payload json, key text)
+    returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function send_wakes(p_runs uuid[])

@@ -22,7 +22,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::engine::history::Patch;
-use crate::engine::run::Run;
+use crate::engine::run::{Run, Stop};
 use crate::error::{ApplicationError, Code, Error, Failure, Result};
 use crate::id::RunId;
 use crate::retry::Retry;
@@ -271,7 +271,8 @@ impl<'run> Ctx<'run> {
     /// Waits until another run has published something under a key, and receives its present value.
     ///
     /// # Errors
-    /// `AMBO001` for the key, `AMBO042` after [`Event::timeout`], `AMBO025` if this run is cancelled meanwhile, `AMBO028` if the value is not a `T`.
+    /// `AMBO001` for the key, `AMBO033` if there is no such run, `AMBO034` if it has ended without it, `AMBO042` after
+    /// [`Event::timeout`], `AMBO025` if this run is cancelled meanwhile, `AMBO028` if the value is not a `T`.
     pub fn event<'a, T>(&mut self, of: RunId, key: impl Into<String>) -> Event<'a, T>
     where
         'run: 'a,
@@ -361,6 +362,9 @@ impl<'run> Ctx<'run> {
     /// Registers what undoes the step before: should the run fail, be cancelled or run out of time, all that was registered is run
     /// in reverse order, each as a step of its own, tried ten times with growing pauses. One that fails for good leaves the run dead
     /// (`AMBO029`), with what it could not undo as the reason.
+    ///
+    /// The name has 1 to 200 bytes and no NUL, and does not begin with `ambo:`; under another one the run is dead here (`AMBO001`), as
+    /// by code that does not fit: nothing is undone, and once the name is corrected a retry goes on.
     pub fn compensate<E, F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, body: F)
     where
         F: FnMut(Attempt) -> Fut + Send + 'static,
@@ -377,7 +381,13 @@ impl<'run> Ctx<'run> {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: ApplicationError,
     {
-        let compensation = compensate::Compensation::new(self.position(), name.into(), retry, body);
+        let (position, name) = (self.position(), name.into());
+        if let Err(error) = check_name(&name) {
+            // Not when it is to undo, which is too late: what was done would stay.
+            self.run.stop(Stop::Dead(error));
+            return;
+        }
+        let compensation = compensate::Compensation::new(position, name, retry, body);
         self.run.compensations().push(compensation);
     }
 

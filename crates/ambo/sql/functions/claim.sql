@@ -273,14 +273,18 @@ create or replace function ambo.pin_of(p_worker bigint) returns text
 language sql stable
 return (select w.version from ambo.worker w where w.id = p_worker and w.pinned);
 
--- Runs that workers died with are about to be executed: from now on it counts if this one dies too.
-create or replace function ambo.begin_runs(p_worker bigint, p_runs uuid[]) returns void
+-- Runs that workers died with are about to be executed, or runs that only waited go on: from now on it counts if this worker
+-- dies too. p_begun false: runs do nothing but wait, and lose nothing by its death.
+create or replace function ambo.begin_runs(p_worker bigint, p_runs uuid[], p_begun boolean) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
-    update ambo.claim c set begun = true where c.run_id = any (p_runs) and c.worker_id = p_worker and not c.begun;
+    update ambo.claim c set begun = p_begun
+    where c.run_id = any (p_runs) and c.worker_id = p_worker and c.begun <> p_begun;
+    -- Should a crash of the server take it back, a death is counted wrongly, once.
+    perform set_config('synchronous_commit', 'off', true);
 end $$;
 
 -- Gives runs back that were not finished (shutdown, a claim whose answer was lost): no loss is counted.

@@ -35,6 +35,25 @@ begin
     end if;
 end $$;
 
+-- The last value that a run published under a key; where there is none, whether it has ended, and so none will come. Of a run
+-- that is not there: AMBO033.
+create or replace function ambo.present_event(p_run uuid, p_key text, out value json, out ended boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    ended := false;
+    select e.value into present_event.value from ambo.event e
+    where e.run_id = p_run and e.key = p_key order by e.number desc limit 1;
+    if found then
+        return;
+    end if;
+    -- What it published in the commit of its end is seen with it.
+    ended := exists (select from ambo.outcome o where o.run_id = p_run);
+    if not ended and not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    end if;
+end $$;
+
 -- The present value of each key under which a run has published. Of a run that is not there: AMBO033.
 create or replace function ambo.list_events(p_run uuid)
 returns table (key text, number integer, value json, published_at timestamptz)

@@ -22,8 +22,10 @@ as $$
         ('outcomes', 'producer worker observer operator'),
         ('read_events', 'producer worker observer operator'),
         ('list_events', 'producer worker observer operator'),
+        ('present_event', 'producer worker observer operator'),
         -- To another run.
         ('send_signal', 'worker operator'),
+        ('send_update', 'worker operator'),
         ('cancel_run', 'worker operator'),
         -- A worker.
         ('register_worker', 'worker'), ('declare_workflows', 'worker'), ('hold_worker', 'worker'), ('heartbeat', 'worker'), ('leave', 'worker'),

@@ -20,6 +20,12 @@ begin
     elsif payload is null then
         raise exception 'AMBO005: the payload is null' using errcode = 'AM005',
             hint = 'Pass JSON; the JSON value null is written ''null''.';
+    elsif starts_with(key, 'ambo:')
+          and ('ambo:answer ' || (payload ->> 'key') = key or starts_with(key, 'ambo:answer ') and starts_with(payload::text, '{"ambo:'))
+              is not true
+    then
+        raise exception 'AMBO001: keys that begin with "ambo:" are Ambo''s own' using errcode = 'AM001',
+            hint = 'To send a request that is answered: ambo.send_update.';
     elsif octet_length(payload::text) > 2097152 then
         raise exception 'AMBO004: the payload has % bytes; the limit is 2097152', octet_length(payload::text)
             using errcode = 'AM004', hint = 'Store large data elsewhere and send a reference.';
@@ -51,10 +57,32 @@ begin
         from ambo.signal s where s.run_id = send_signal.run_id and s.key = send_signal.key;
     end if;
     if v_known.topic is distinct from topic or ambo.is_same_payload(v_known.payload, payload) is not true then
+        if starts_with(key, 'ambo:answer ') then
+            raise exception 'AMBO003: key % of run % names another update', quote_literal(substr(key, 13)), run_id
+                using errcode = 'AM003', hint = 'A key means one update: use another key for another one.';
+        end if;
         raise exception 'AMBO003: key % of run % names another signal', quote_literal(key), run_id
             using errcode = 'AM003', hint = 'A key means one signal: use another key for another one.';
     end if;
     return false;
+end $$;
+
+-- Sends a request that the run answers, once for each key of 1 to 180 bytes. Answers the key of the event that will be the
+-- answer: ambo.read_events(run_id, that) has it once the run has given it. One that begins with {"ambo:refused": holds the
+-- error of a request that the run could not take.
+create or replace function ambo.send_update(run_id uuid, topic text, payload json, key text) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    if key is null or octet_length(key) not between 1 and 180 then
+        raise exception 'AMBO001: the key of an update has 1 to 180 bytes, not %',
+            coalesce(octet_length(key)::text, 'null') using errcode = 'AM001';
+    end if;
+    -- In the spelling of the program, which may send it again.
+    perform ambo.send_signal(run_id, topic, ('{"value":' || payload || ',"key":' || to_json(key) || '}')::json,
+                             'ambo:answer ' || key);
+    return 'ambo:answer ' || key;
 end $$;
 
 -- The signals that wait for a run, the oldest first: those that it has not taken, and once it has ended those of which it

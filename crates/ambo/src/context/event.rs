@@ -113,6 +113,8 @@ async fn receive<T: DeserializeOwned>(
         let look = run.clock.now().saturating_add(PARKED_LOOK).unwrap_or(jiff::Timestamp::MAX);
         due.map_or(look, |due| due.min(look))
     };
+    // What was started is durable before anybody is asked about it.
+    run.barrier().await;
     let mut pause = LOOKS.0;
     // Through all looks: one that comes round once a moment must not keep the run in memory.
     let waits = run.waits.wait(For::News, Some(look_again()));
@@ -120,7 +122,14 @@ async fn receive<T: DeserializeOwned>(
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
         nudged.as_mut().enable();
-        if let Some(value) = look(run, of, &key).await {
+        let found = match look(run, of, &key).await {
+            Ok(found) => found,
+            Err(never) => {
+                run.record(position, name.into(), Err(encode_error(&never)), Duration::ZERO);
+                return Err(never);
+            }
+        };
+        if let Some(value) = found {
             // Recorded as its own: the other run may leave earlier, and its objects with it.
             let value = match run.open(&Place::Event(&key), &value).await {
                 Ok(value) => value,
@@ -151,15 +160,20 @@ async fn receive<T: DeserializeOwned>(
     }
 }
 
-/// The first value under the key, if there is one.
-async fn look(run: &Arc<Run>, of: RunId, key: &str) -> Option<payload::Json> {
-    let _at_work = run.waits.work();
+/// The present value under the key, if there is one; fails where none will come.
+async fn look(run: &Arc<Run>, of: RunId, key: &str) -> Result<Option<payload::Json>> {
+    let _looks = run.waits.look();
     let session = run.session().await;
-    match store::signal::events(&session, &run.target.schema, of.as_uuid(), key, 0).await {
-        Ok(values) => values.into_iter().next_back().map(|(_, value)| value),
+    match store::signal::present_event(&session, &run.target.schema, of.as_uuid(), key).await {
+        Ok((None, true)) => {
+            let text = format!("run {of} has ended and published nothing under {key:?}");
+            Err(Error::new(Code::WrongState, text))
+        }
+        Ok((value, _)) => Ok(value),
+        Err(error) if error.code() == Code::UnknownRun => Err(error),
         Err(error) => {
             tracing::debug!(run = %run.id, %error, "cannot look for an event; trying again");
-            None
+            Ok(None)
         }
     }
 }

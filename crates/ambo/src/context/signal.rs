@@ -196,7 +196,7 @@ fn unfit(why: String) -> Error {
 
 /// The next signal that nobody in this run has taken. Asks until the database answers.
 async fn next(run: &Arc<Run>, topic: &str) -> Option<Sent> {
-    let _at_work = run.waits.work();
+    let _looks = run.waits.look();
     let mut pause = Duration::from_millis(10);
     loop {
         let session = run.session().await;

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument as _;
 
 use crate::engine::run::Run;
+use crate::engine::wait::Work;
 use crate::engine::{clock, executor, failpoint};
 use crate::error::{ApplicationError, Code, Error, Failure, to_error, to_failure};
 use crate::id::RunId;
@@ -165,10 +166,10 @@ where
     if let Some(answer) = replay(run, &position, &name).await {
         return answer;
     }
-    let _at_work = run.waits.work();
+    let at_work = run.waits.work();
     let started = Instant::now();
     let span = tracing::info_span!("step", position = &*position, name = %name);
-    let result = attempts(run, &position, &name, body, options).instrument(span).await;
+    let result = attempts(run, &at_work, &position, &name, body, options).instrument(span).await;
     let result = match result {
         Ok(result) => result,
         Err(why) => return Err(Failure::Ambo(why)),
@@ -259,6 +260,7 @@ where
 /// `Err`: the run ends, and nothing is to be recorded of the step.
 async fn attempts<T, E, F, Fut>(
     run: &Arc<Run>,
+    at_work: &Work,
     position: &Arc<str>,
     name: &str,
     mut body: F,
@@ -300,6 +302,7 @@ where
         };
         run.meters.step_retried();
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
+        let _pauses = at_work.pause();
         tokio::select! {
             why = run.refused() => return Err(why),
             () = run.clock.sleep(pause) => {}

@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 
 use super::step::{replay, scripted};
 use crate::engine::run::Run;
+use crate::engine::wait::Work;
 use crate::engine::{clock, executor};
 use crate::error::{ApplicationError, Code, Error, Failure, Result, to_error, to_failure};
 use crate::on::{Database, Isolation};
@@ -149,7 +150,7 @@ impl<'a> TransactionStep<'a> {
         Fut: Future<Output = Result<T, E>>,
     {
         super::check_name(&self.name).map_err(Failure::Ambo)?;
-        let _at_work = self.run.waits.work();
+        let at_work = self.run.waits.work();
         let span = tracing::info_span!("transaction", position = &*self.position, name = %self.name);
         let place = Place {
             run: self.run.clone(),
@@ -167,11 +168,12 @@ impl<'a> TransactionStep<'a> {
             }
             return answer;
         }
-        self.perform(&place, database, &mut body).instrument(span).await
+        self.perform(&at_work, &place, database, &mut body).instrument(span).await
     }
 
     async fn perform<D, T, E, F, Fut>(
         self,
+        at_work: &Work,
         place: &Place,
         database: &D,
         body: &mut F,
@@ -228,6 +230,7 @@ impl<'a> TransactionStep<'a> {
                         tried += 1;
                         self.run.meters.step_retried();
                         tracing::debug!(attempt = tried, ?pause, "the transaction failed; trying again");
+                        let _pauses = at_work.pause();
                         tokio::select! {
                             _ = self.run.refused() => {}
                             () = self.run.clock.sleep(pause) => {}

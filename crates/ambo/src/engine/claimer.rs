@@ -31,6 +31,8 @@ const DISCOVER: Duration = Duration::from_millis(50);
 const SUSPENSE: Duration = Duration::from_secs(5);
 /// How long a suspect has the worker to itself: what kills its worker mostly does so soon.
 const SOLITUDE: Duration = Duration::from_secs(30);
+/// Between two looks whether what a suspect waits for, or what waits for it, only waits itself.
+const GLANCE: Duration = Duration::from_millis(100);
 /// The sweep below the marks looks at so many places of a lane at a time, once a second: as many as it can in this time,
 /// where the dead stand that cannot be vacuumed, for nothing is claimed meanwhile.
 const SWEEP_STEPS: std::ops::RangeInclusive<i64> = 1000..=50_000;
@@ -123,12 +125,11 @@ impl Claimer {
                 std::future::pending::<()>().await;
             }
             let deadline = if let Some((suspect, since)) = self.alone
-                && self.life.run(&suspect).is_some()
                 && since.elapsed() < SOLITUDE
+                && self.life.run(&suspect).is_some_and(|run| run.rests_for().is_none())
             {
                 Some(since + SOLITUDE)
             } else {
-                self.alone = None;
                 if let Some(suspect) = self.next_suspect() {
                     tracing::warn!(run = %suspect.id, workflow = suspect.workflow, losses = suspect.losses,
                         "workers died with this run; it runs alone");
@@ -146,12 +147,12 @@ impl Claimer {
             tokio::select! {
                 () = self.life.room.notified() => {}
                 () = drain => {}
-                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                () = tokio::time::sleep_until(glance(deadline)), if deadline.is_some() => {}
             }
         }
     }
 
-    /// A suspect begins when nothing else runs here, or when it has waited long enough for that.
+    /// A suspect begins when nothing else is at work here, or when it has waited long enough for that.
     fn next_suspect(&mut self) -> Option<ClaimedRun> {
         let mut suspects = self.life.suspects();
         if suspects.is_empty() {
@@ -159,7 +160,7 @@ impl Claimer {
             return None;
         }
         let since = *self.suspected.get_or_insert_with(Instant::now);
-        if self.life.in_flight() > 0 && since.elapsed() < SUSPENSE {
+        if self.life.is_at_work() && since.elapsed() < SUSPENSE {
             return None;
         }
         self.suspected = None;
@@ -296,7 +297,7 @@ impl Claimer {
     async fn begin(&mut self, runs: &[Uuid]) {
         let schema = self.link.schema().clone();
         let told = match self.link.session().await {
-            Ok(session) => claim::begin_runs(session, &schema, self.life.worker, runs).await,
+            Ok(session) => claim::begin_runs(session, &schema, self.life.worker, runs, true).await,
             Err(error) => Err(error),
         };
         if let Err(error) = told {
@@ -476,4 +477,10 @@ impl Claimer {
         }
         Ok(())
     }
+}
+
+/// When to look again at the latest.
+fn glance(deadline: Option<Instant>) -> Instant {
+    let soon = Instant::now() + GLANCE;
+    deadline.map_or(soon, |deadline| deadline.min(soon))
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Engine, Life, keeper, life};
 use crate::error::Result;
 use crate::store::connect::{Link, Notice, Session};
-use crate::store::worker;
+use crate::store::{claim, worker};
 use crate::telemetry;
 
 /// Between heartbeats. A worker is dead after 2.5 s of silence with its connection gone, so one may be lost.
@@ -130,6 +130,7 @@ impl<'a> Control<'a> {
         if pulse.look {
             self.look(&session).await?;
         }
+        self.rest(&session).await?;
         if pulse.is_keeper {
             if self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
                 self.life.hint.notify_one();
@@ -144,6 +145,16 @@ impl<'a> Control<'a> {
             self.reconciled = Instant::now();
         }
         Ok(true)
+    }
+
+    /// Tells the database which runs have come to do nothing but wait.
+    async fn rest(&mut self, session: &Session) -> Result<()> {
+        let runs = self.life.all_runs();
+        let rest: Vec<Uuid> = runs.iter().filter(|run| run.comes_to_rest()).map(|run| run.id).collect();
+        for runs in rest.chunks(LOOK) {
+            claim::begin_runs(session, &self.engine.target.schema, self.life.worker, runs, false).await?;
+        }
+        Ok(())
     }
 
     /// Between two heartbeats: timers that are due. On another connection, perhaps to another server, a heartbeat comes first.

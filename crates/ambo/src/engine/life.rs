@@ -111,6 +111,12 @@ impl Life {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Whether a run here does more than wait.
+    pub(crate) fn is_at_work(&self) -> bool {
+        let resting = self.all_runs().iter().filter(|run| run.rests_for().is_some()).count();
+        self.in_flight() > resting
+    }
+
     /// Names the runs whose code does not yield: it belongs into `tokio::task::spawn_blocking`, inside a step.
     pub(crate) fn report_blockers(self: &Arc<Self>, engine: &Arc<Engine>, limit: Duration) {
         let blocking: Vec<_> = {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -16,13 +17,13 @@ use super::refusal::Refusal;
 use super::script::Rig;
 use super::sealing::{self, Staged};
 use super::slots::Slot;
-use super::wait::Waits;
+use super::wait::{MOMENT, Waits};
 use crate::client::waiter::Waiter;
 use crate::context::compensate::Compensation;
 use crate::context::{event, signal};
 use crate::error::{Code, Error};
 use crate::payload::Json;
-use crate::store::claim::Checkpoint;
+use crate::store::claim::{self, Checkpoint};
 use crate::store::connect::Session;
 use crate::store::flush::NewCheckpoint;
 use crate::telemetry::WorkflowMeters;
@@ -110,6 +111,8 @@ pub(crate) struct Run {
     reported: AtomicBool,
     /// Commits on their way whose step was dropped.
     undecided: AtomicUsize,
+    /// The database was told that it only waits.
+    rests: AtomicBool,
 }
 
 /// What was recorded during the present poll of the body: it goes to the journal as one, so that the last checkpoint of a
@@ -198,6 +201,7 @@ impl Run {
             polls: AtomicU64::new(0),
             reported: AtomicBool::new(false),
             undecided: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
         }
     }
 
@@ -467,6 +471,33 @@ impl Run {
         }
         self.decided().await;
         self.journal.room().await;
+        if self.rests.load(Ordering::Acquire) {
+            self.begin_again().await;
+        }
+    }
+
+    /// Whether it does nothing but wait, in memory: for how long.
+    pub(crate) fn rests_for(&self) -> Option<Duration> {
+        self.waits.rests_for().filter(|_| self.busy_since.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Whether the database is to be told that the run only waits, and so has no part in the death of its worker. From here on
+    /// it counts as told.
+    pub(crate) fn comes_to_rest(&self) -> bool {
+        self.rests_for().is_some_and(|span| span >= MOMENT) && !self.rests.swap(true, Ordering::AcqRel)
+    }
+
+    /// Says that its worker's death counts again. If that cannot be told it goes on all the same: one that is not counted does
+    /// no harm.
+    async fn begin_again(&self) {
+        let session = self.sessions.borrow().clone();
+        if self.rests.swap(false, Ordering::AcqRel)
+            && let Some(session) = session
+            && let Err(error) =
+                claim::begin_runs(&session, &self.target.schema, self.worker, &[self.id], true).await
+        {
+            tracing::debug!(run = %self.id, %error, "could not say that the run goes on");
+        }
     }
 
     /// Waits until all that was recorded so far is durable, also for a run that was stopped; a fenced run has

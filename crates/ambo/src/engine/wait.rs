@@ -36,6 +36,12 @@ pub(crate) struct Waits {
 #[derive(Debug, Default)]
 struct State {
     at_work: usize,
+    /// Steps between two attempts, and looks at whether what a call waits for is there: neither leaves memory, and neither is
+    /// anything that could kill a worker.
+    pausing: usize,
+    looking: usize,
+    /// Since when nothing has been at work while something waits or pauses.
+    rests_since: Option<Instant>,
     next: u64,
     waiting: BTreeMap<u64, Waiting>,
 }
@@ -46,6 +52,17 @@ struct Waiting {
     patient_until: Instant,
     /// When it ends by itself, in the database's time.
     due: Option<Timestamp>,
+}
+
+impl State {
+    /// After every change of what is counted.
+    fn count(&mut self) {
+        if self.at_work == 0 && (self.pausing > 0 || !self.waiting.is_empty()) {
+            self.rests_since.get_or_insert_with(Instant::now);
+        } else {
+            self.rests_since = None;
+        }
+    }
 }
 
 impl Waits {
@@ -60,8 +77,22 @@ impl Waits {
 
     /// While the guard lives a call of the run is at work, and the run stays in memory.
     pub(crate) fn work(self: &Arc<Self>) -> Work {
-        self.state().at_work += 1;
+        let mut state = self.state();
+        state.at_work += 1;
+        state.count();
+        drop(state);
         Work(self.clone())
+    }
+
+    /// While the guard lives a call that waits looks whether it need not any more: the run stays in memory, and waits.
+    pub(crate) fn look(self: &Arc<Self>) -> Look {
+        self.state().looking += 1;
+        Look(self.clone())
+    }
+
+    /// For how long the run has done nothing but wait, in memory.
+    pub(crate) fn rests_for(&self) -> Option<Duration> {
+        self.state().rests_since.map(|since| since.elapsed())
     }
 
     /// While the guard lives a call waits, until `due` at most.
@@ -71,6 +102,7 @@ impl Waits {
         let number = state.next;
         state.next += 1;
         state.waiting.insert(number, Waiting { patient_until: Instant::now() + patience, due });
+        state.count();
         drop(state);
         self.changed.notify_one();
         Wait { waits: self.clone(), number }
@@ -105,13 +137,26 @@ impl Waits {
         }
     }
 
+    /// Something is done with. Where no call waits the run stays in any case, and to say so would cost it another poll, after
+    /// every step.
+    fn tell(&self, mut state: std::sync::MutexGuard<'_, State>) {
+        state.count();
+        let is_waiting = !state.waiting.is_empty();
+        drop(state);
+        if is_waiting {
+            self.changed.notify_one();
+        }
+    }
+
     fn verdict(&self, clock: &DatabaseClock) -> Verdict {
         let state = self.state();
         let Some(patient_until) = state.waiting.values().map(|waiting| waiting.patient_until).max() else {
             return Verdict::Stay;
         };
         let due = state.waiting.values().filter_map(|waiting| waiting.due).min();
-        if state.at_work > 0 || due.is_some_and(|due| clock.until(due) < self.moment) {
+        if state.at_work + state.looking + state.pausing > 0
+            || due.is_some_and(|due| clock.until(due) < self.moment)
+        {
             return Verdict::Stay;
         }
         if patient_until > Instant::now() { Verdict::After(patient_until) } else { Verdict::Leave(due) }
@@ -132,12 +177,43 @@ impl Drop for Work {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.at_work -= 1;
-        let is_waiting = !state.waiting.is_empty();
-        drop(state);
-        // Where no call waits the run stays in any case, and to say so would cost it another poll, after every step.
-        if is_waiting {
-            self.0.changed.notify_one();
-        }
+        self.0.tell(state);
+    }
+}
+
+impl Work {
+    /// While the guard lives the call does nothing, as between two attempts. It stays in memory, where it counts them.
+    pub(crate) fn pause(&self) -> Pause<'_> {
+        let mut state = self.0.state();
+        state.at_work -= 1;
+        state.pausing += 1;
+        state.count();
+        Pause(self)
+    }
+}
+
+/// A call at work that does nothing for a while.
+#[derive(Debug)]
+pub(crate) struct Pause<'w>(&'w Work);
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.0.state();
+        state.pausing -= 1;
+        state.at_work += 1;
+        state.count();
+    }
+}
+
+/// A call that waits, and looks.
+#[derive(Debug)]
+pub(crate) struct Look(Arc<Waits>);
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.looking -= 1;
+        self.0.tell(state);
     }
 }
 
@@ -160,7 +236,10 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        self.waits.state().waiting.remove(&self.number);
+        let mut state = self.waits.state();
+        state.waiting.remove(&self.number);
+        state.count();
+        drop(state);
         self.waits.changed.notify_one();
     }
 }

@@ -220,9 +220,17 @@ pub(crate) async fn sweep(
 }
 
 /// Says that runs which workers died with are about to be executed.
-pub(crate) async fn begin_runs(session: &Session, schema: &Schema, worker: i64, runs: &[Uuid]) -> Result<()> {
-    let sql = schema.sql("select ambo.begin_runs($1, $2)");
-    session.query_one(&sql, &[(&worker, Type::INT8), (&runs, Type::UUID_ARRAY)]).await?;
+pub(crate) async fn begin_runs(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    runs: &[Uuid],
+    begun: bool,
+) -> Result<()> {
+    let sql = schema.sql("select ambo.begin_runs($1, $2, $3)");
+    session
+        .query_one(&sql, &[(&worker, Type::INT8), (&runs, Type::UUID_ARRAY), (&begun, Type::BOOL)])
+        .await?;
     Ok(())
 }
 

@@ -78,6 +78,18 @@ pub(crate) async fn event_keys(session: &Session, schema: &Schema, run: Uuid) ->
     rows.iter().map(read).collect::<Result<_, tokio_postgres::Error>>().map_err(from_driver)
 }
 
+/// The last value that a run published under a key, if there is one, and whether it has ended.
+pub(crate) async fn present_event(
+    session: &Session,
+    schema: &Schema,
+    run: Uuid,
+    key: &str,
+) -> Result<(Option<Json>, bool)> {
+    let sql = schema.sql("select value, ended from ambo.present_event($1, $2)");
+    let row = session.query_one(&sql, &[(&run, Type::UUID), (&key, Type::TEXT)]).await?;
+    json(&row, 0).and_then(|value| Ok((value, row.try_get(1)?))).map_err(from_driver)
+}
+
 /// Whether a run has ended; `None`: there is no such run.
 pub(crate) async fn has_ended(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<bool>> {
     let sql =

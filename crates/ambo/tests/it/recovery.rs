@@ -209,6 +209,42 @@ async fn a_suspect_does_not_keep_its_worker_from_working_for_long() {
 }
 
 #[tokio::test]
+async fn a_run_between_two_attempts_of_a_step_loses_nothing_when_its_worker_dies() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('pauses', attempts => 1)").await.unwrap();
+    for attempt in 1..=3 {
+        let (mut worker, id) = Child::worker(&db.url, &[]).await;
+        worker.says("tried").await;
+        db.until(&format!(
+            "select exists (select from ambo.claim
+             where worker_id = {id} and attempt = {attempt} and losses = 0 and not begun)"
+        ))
+        .await;
+        worker.kill().await;
+    }
+    let (mut worker, _) = Child::worker(&db.url, &[]).await;
+    worker.says("tried").await;
+    assert_eq!(db.number("select count(*) from ambo.outcome").await, 0);
+}
+
+#[tokio::test]
+async fn a_suspect_that_pauses_does_not_keep_its_worker_from_others() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    let (mut worker, _) = Child::worker(&db.url, &[]).await;
+    enqueue_suspect(&db, "pauses", 4).await;
+    worker.says("tried").await;
+    enqueue_suspect(&db, "pauses", 4).await;
+    worker.says("tried").await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('short')").await.unwrap();
+    db.until("select count(*) = 1 from ambo.outcome where status = 'succeeded'").await;
+    let took = "select (extract(epoch from max(o.ended_at) - min(c.claimed_at)) * 1000)::int8 from ambo.outcome o, ambo.claim c";
+    let took = db.number(took).await;
+    assert!(took < 15_000, "the others waited for {took} ms");
+}
+
+#[tokio::test]
 async fn the_keeper_looks_again_when_a_silent_worker_may_be_dead_and_is_relieved_when_it_misses_a_beat() {
     let db = database().await;
     let register = "select worker_id from ambo.register_worker('w', '', 0, '{default}', '{a}', true)";

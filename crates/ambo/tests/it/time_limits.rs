@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use ambo::testing::Testbed;
-use ambo::{Code, Ctx, Error, Result};
+use ambo::{Code, Ctx, Error, Result, SendSignal};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -52,6 +52,62 @@ async fn children_end_by_the_deadline_of_their_parent() {
             "it has its own limit"
         );
     }
+}
+
+/// Waits for a word in its own time.
+#[ambo::workflow]
+async fn patient(cx: Ctx, _: ()) -> Result<String> {
+    cx.signal("word").await
+}
+
+/// Its child inherits its deadline.
+#[ambo::workflow]
+async fn mother(cx: Ctx, _: ()) -> Result<String> {
+    let child = cx.child::<patient>(()).start()?;
+    let heard = cx.result_of(child).await;
+    Ok(heard?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_of_a_run_whose_time_was_up_begins_its_span_anew() {
+    let bed = Testbed::new().await.unwrap();
+    bed.start(|worker| worker.workflow::<patient>()).await.unwrap();
+    let run = patient::enqueue(()).timeout(10 * HOUR).on(bed.client()).await.unwrap().run;
+    bed.skip(11 * HOUR).await.unwrap();
+    let handle = bed.client().handle::<patient>(run);
+    assert_eq!(Error::from(handle.result().await.unwrap_err()).code(), Code::RunTimeout);
+    bed.client().retry(run).await.unwrap();
+    bed.skip(9 * HOUR).await.unwrap();
+    bed.settled().await.unwrap();
+    assert_eq!(bed.client().show_run(run).await.unwrap().summary.state, "parked", "it has ten hours again");
+    bed.skip(2 * HOUR).await.unwrap();
+    assert_eq!(Error::from(handle.result().await.unwrap_err()).code(), Code::RunTimeout);
+    bed.client().retry(run).await.unwrap();
+    SendSignal::new(run, "word", &"at last").on(bed.client()).await.unwrap();
+    assert_eq!(handle.result().await.unwrap(), "at last");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_whose_time_was_up_goes_on_when_the_child_is_retried_and_then_its_parent() {
+    let bed = Testbed::new().await.unwrap();
+    bed.start(|worker| worker.workflow::<patient>().workflow::<mother>()).await.unwrap();
+    let run = mother::enqueue(()).timeout(10 * HOUR).on(bed.client()).await.unwrap().run;
+    let handle = bed.client().handle::<mother>(run);
+    bed.settled().await.unwrap();
+    let child = bed.enqueued::<patient>().await.unwrap()[0].run;
+    bed.skip(11 * HOUR).await.unwrap();
+    assert_eq!(Error::from(handle.result().await.unwrap_err()).code(), Code::RunTimeout);
+    let ended = bed.client().handle::<patient>(child).result().await;
+    assert_eq!(Error::from(ended.unwrap_err()).code(), Code::RunTimeout);
+    // The child was its parent's to limit, and has no limit of its own.
+    bed.client().retry(child).await.unwrap();
+    bed.skip(9 * HOUR).await.unwrap();
+    bed.client().retry(run).await.unwrap();
+    bed.skip(9 * HOUR).await.unwrap();
+    bed.settled().await.unwrap();
+    assert_eq!(bed.client().show_run(child).await.unwrap().summary.state, "parked");
+    SendSignal::new(child, "word", &"at last").on(bed.client()).await.unwrap();
+    assert_eq!(handle.result().await.unwrap(), "at last");
 }
 
 /// What the body below waits for, on its thread.

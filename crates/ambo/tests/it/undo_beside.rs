@@ -136,3 +136,29 @@ async fn a_run_whose_calls_do_not_wait_hears_of_its_end_in_a_replay_too() {
     let steps = bed.client().show_run(run).await.unwrap().steps;
     assert!(steps.iter().any(|step| step.name == "ambo:until"), "the record that is left over: {steps:?}");
 }
+
+/// Registers what undoes under a name of so many bytes, and fails.
+#[ambo::workflow]
+async fn misnamed(cx: Ctx, bytes: usize) -> Result<()> {
+    cx.step("do", async || Ok::<_, Error>(())).await?;
+    cx.compensate("u".repeat(bytes), |_| async { Ok::<_, Error>(()) });
+    cx.step("fail", async || Err::<(), _>(Error::message("no"))).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compensation_whose_name_makes_no_sense_is_refused_where_it_is_registered() {
+    let bed = Testbed::new().await.unwrap();
+    bed.start(|worker| worker.workflow::<misnamed>()).await.unwrap();
+    for (bytes, state, code) in
+        [(200, "failed", Code::Application), (201, "dead", Code::InvalidName), (0, "dead", Code::InvalidName)]
+    {
+        let run = misnamed::enqueue(bytes).on(bed.client()).await.unwrap().run;
+        let ended = bed.client().handle::<misnamed>(run).result().await.unwrap_err();
+        assert_eq!(Error::from(ended).code(), code, "{bytes}");
+        let shown = bed.client().show_run(run).await.unwrap();
+        assert_eq!(shown.summary.state, state, "{bytes}");
+        let steps: Vec<_> = shown.steps.iter().map(|step| step.name.len()).collect();
+        assert_eq!(steps.contains(&4), state == "failed", "it went no further: {steps:?}");
+    }
+}

@@ -124,6 +124,81 @@ async fn the_events_of_a_run_that_there_is_not_are_an_error() {
     assert_eq!(no_runs.code().expect("an answer").code(), "AM005");
 }
 
+/// Waits for what another run publishes; says why if nothing comes.
+#[ambo::workflow]
+async fn follower(cx: Ctx, of: ambo::RunId) -> Result<String> {
+    match cx.event::<String>(of, "status").await {
+        Ok(status) => Ok(status),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+#[ambo::workflow]
+async fn mute(cx: Ctx, word: Option<String>) -> Result<()> {
+    cx.signal::<()>("go").await?;
+    if let Some(word) = word {
+        cx.publish("status", &word)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_an_event_of_a_run_that_will_publish_none_ends() {
+    let db = database().await;
+    let builder = Worker::builder(&db.client).workflow::<follower>().workflow::<mute>();
+    let worker = builder.start().await.unwrap();
+    let nobody: ambo::RunId = "00000000-0000-7000-8000-000000000000".parse().unwrap();
+    let follow = async |of| {
+        let run = follower::enqueue(of).on(&db.client).await.unwrap().run;
+        db.client.handle::<follower>(run).result().await.unwrap()
+    };
+    assert!(follow(nobody).await.contains("AMBO033"));
+    for (word, said) in [(None, "AMBO034"), (Some("at last"), "at last")] {
+        let of = mute::enqueue(word.map(str::to_owned)).on(&db.client).await.unwrap().run;
+        let end = async {
+            db.until("select exists (select from ambo.claim c join ambo.run r on r.id = c.run_id where r.workflow = 'follower')")
+                .await;
+            SendSignal::new(of, "go", &()).on(&db.client).await.unwrap();
+        };
+        let (heard, ()) = tokio::join!(follow(of), end);
+        assert!(heard.contains(said), "{heard}");
+        assert!(follow(of).await.contains(said), "and after its end");
+    }
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_from_sql_is_answered_for_sql_and_is_the_one_that_the_program_sends() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
+    let run = counter::enqueue().on(&db.client).await.unwrap().run;
+    let send = "select ambo.send_update($1, 'add', '5', 'k \"1\"')";
+    let answer: String = db.sql.query_one(send, &[&run.as_uuid()]).await.unwrap().get(0);
+    let read = format!("select value::text from ambo.read_events('{run}', '{answer}')");
+    db.until(&format!("select exists ({read})")).await;
+    assert_eq!(db.sql.query_one(&read, &[]).await.unwrap().get::<_, String>(0), "5");
+    assert_eq!(db.client.update::<i64>(run, "add", &5, "k \"1\"").await.unwrap(), 5, "the same request");
+    let again: String = db.sql.query_one(send, &[&run.as_uuid()]).await.unwrap().get(0);
+    assert_eq!(again, answer);
+    assert_eq!(db.number(&format!("select count(*) from ambo.signal where run_id = '{run}'")).await, 1);
+    for (sql, code) in [
+        ("select ambo.send_update($1, 'add', '6', 'k \"1\"')", "AM003"),
+        ("select ambo.send_update($1, 'add', null, 'l')", "AM005"),
+        ("select ambo.send_update($1, 'add', '5', null)", "AM001"),
+        ("select ambo.send_update($1, 'add', '5', repeat('k', 181))", "AM001"),
+        ("select ambo.send_signal($1, 'add', '5', 'ambo:answer l')", "AM001"),
+        ("select ambo.send_signal($1, 'add', '{\"key\":\"m\"}', 'ambo:answer l')", "AM001"),
+    ] {
+        let refused = db.sql.query_one(sql, &[&run.as_uuid()]).await.unwrap_err();
+        let refused = refused.as_db_error().expect("an answer");
+        assert_eq!(refused.code().code(), code, "{sql}");
+        if code == "AM003" {
+            assert!(refused.message().contains("key 'k \"1\"'"), "{refused}");
+            assert!(refused.message().contains("names another update"), "{refused}");
+        }
+    }
+}
+
 /// Adds what it hears, until it hears nothing. What it hears may look like a request.
 #[ambo::workflow]
 async fn listener(cx: Ctx) -> Result<i64> {
@@ -170,7 +245,10 @@ async fn a_signal_that_looks_like_a_request_is_none_and_can_be_dropped() {
     let db = database().await;
     let _worker = Worker::builder(&db.client).workflow::<counter>().start().await.unwrap();
     let forged = serde_json::json!({"value": 1000, "key": "first"});
-    for key in [None, Some("first"), Some("ambo:answer second")] {
+    let run = counter::enqueue().on(&db.client).await.unwrap().run;
+    let refused = SendSignal::new(run, "add", &forged).key("ambo:answer second").on(&db.client).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidName, "such keys are Ambo's own");
+    for key in [None, Some("first")] {
         let run = counter::enqueue().on(&db.client).await.unwrap().run;
         let mut signal = SendSignal::new(run, "add", &forged);
         if let Some(key) = key {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use ambo::{Ctx, Error, Result, TokioPostgres, WorkerBuilder, Workflow};
+use ambo::{Ctx, Error, Result, Retry, TokioPostgres, WorkerBuilder, Workflow};
 use futures_util::future::BoxFuture;
 
 use crate::harness::{Database, connect};
@@ -61,6 +62,7 @@ pub(crate) fn register(builder: WorkerBuilder, ledger: Arc<Ledger>) -> WorkerBui
         .workflow_fn("poison", poison)
         .workflow_fn("creep", creep)
         .workflow_fn("gated", gated)
+        .workflow_fn("pauses", pauses)
         .workflow_fn("gated transaction", gated_transaction)
         .state(ledger)
 }
@@ -161,6 +163,16 @@ async fn gated(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<u32> {
     })
     .await?;
     step(&mut cx, "after").await
+}
+
+/// Fails at once, and is tried again in an hour.
+async fn pauses(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<()> {
+    let run = cx.run_id();
+    let step = cx.step("fails", || async move {
+        say(&format!("tried {run}"));
+        Err::<(), _>(Error::message("not yet"))
+    });
+    Ok(step.retry(Retry::fixed(Duration::from_secs(3600))).await?)
 }
 
 /// Waits at the gate within a transaction; told to hide, where the keeper cannot find it by its name.
