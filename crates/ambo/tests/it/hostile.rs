@@ -104,6 +104,33 @@ async fn what_cannot_be_recorded_is_a_permanent_coded_failure_and_hurts_nobody()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_no_call_takes_is_refused_at_the_call_and_leaves_nothing() {
+    async fn names(mut cx: Ctx<'_>, long: usize) -> Result<Vec<String>> {
+        let long = "n".repeat(long);
+        let mut taken = Vec::new();
+        let mut note = |what: &str, name: &str, answer: Result<()>| match answer {
+            Err(error) if error.code() == Code::InvalidName => {}
+            other => taken.push(format!("{what} {name:?}: {other:?}")),
+        };
+        for name in ["", "a\0b", &long, "ambo:now"] {
+            let step = cx.step(name.to_owned(), async || Ok::<_, Error>(())).await;
+            note("step", name, step.map_err(Error::from));
+        }
+        for name in ["", "a\0b", &long] {
+            note("event", name, cx.publish(name, &1));
+            note("attribute", name, cx.set_attribute(name, &1));
+            note("signal", name, cx.signal::<u32>(name.to_owned()).await.map(drop));
+        }
+        Ok(taken)
+    }
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow_fn("names", names).start().await.unwrap();
+    let run = Enqueue::named("names", &65_536).on(&db.client).await.unwrap().run;
+    assert_eq!(result(&db.client, run).await.unwrap(), serde_json::json!([]));
+    assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hostile_enqueues_are_refused_with_a_code_and_hurt_nobody() {
     let db = database().await;
     let (_worker, _) = worker(&db).await;
