@@ -536,7 +536,8 @@ impl<'run> Ctx<'run> {
         self.key().and_then(crate::schedule::tick_of)
     }
 
-    /// Whether somebody asked to cancel the run. The next durable call fails with `AMBO025` then.
+    /// Whether somebody asked to cancel the run. The next durable call fails with `AMBO025` then, when the steps have ended that
+    /// run beside it.
     pub fn is_cancelled(&self) -> bool {
         self.run.is_cancelled()
     }

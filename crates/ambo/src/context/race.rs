@@ -51,9 +51,13 @@ async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_
         return Ok((winner, call.await));
     }
     run.rig.before(run, &position, NAME).await;
+    let mut refused = vec![false; calls.len()];
     let (winner, value) = std::future::poll_fn(|cx| {
         for (number, call) in calls.iter_mut().enumerate() {
-            if let Poll::Ready(value) = call.as_mut().poll(cx) {
+            let told = run.told();
+            let polled = call.as_mut().poll(cx);
+            refused[number] |= run.told() != told;
+            if let Poll::Ready(value) = polled {
                 return Poll::Ready((number, value));
             }
         }
@@ -61,8 +65,8 @@ async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_
     })
     .await;
     drop(calls);
-    // Of calls that were refused none has won.
-    if run.refusal().is_none() {
+    // Of calls that were refused none has won. A step that was finished beside them has, also in a replay.
+    if !refused[winner] {
         run.record(position, NAME.into(), Ok(winner.to_string().into()), Duration::ZERO);
     }
     Ok((winner, value))

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -275,17 +275,28 @@ where
     let Options { retry, retry_if, timeout, cancel_at_once } = options;
     let mut attempt = Attempt { number: 1, run: run.id.into(), position: position.clone() };
     loop {
-        run.barrier().await;
-        failpoint::reach("step-before");
-        let ended = match scripted(run, position, name) {
-            Some(answer) => answer,
-            // Mostly nothing can interrupt it.
-            None if !cancel_at_once && run.deadline.is_none() => one(&mut body, &attempt, timeout).await,
-            None => tokio::select! {
-                biased;
-                ended = one(&mut body, &attempt, timeout) => ended,
-                why = run.dropped(cancel_at_once) => return Err(why),
-            },
+        let ended = {
+            let this = pin!(async {
+                run.barrier().await;
+                failpoint::reach("step-before");
+                match scripted(run, position, name) {
+                    Some(answer) => Ok(answer),
+                    // Mostly nothing can interrupt it.
+                    None if !cancel_at_once && run.deadline.is_none() => {
+                        Ok(one(&mut body, &attempt, timeout).await)
+                    }
+                    None => tokio::select! {
+                        biased;
+                        ended = one(&mut body, &attempt, timeout) => Ok(ended),
+                        why = run.dropped(cancel_at_once) => Err(why),
+                    },
+                }
+            });
+            run.finish(cancel_at_once, this).await
+        };
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(why) => return Err(run.refusal_at_rest().await.unwrap_or(why)),
         };
         let failure = match ended {
             Ok(value) => return Ok(Ok(value)),
@@ -304,7 +315,7 @@ where
         tracing::debug!(name, attempt = attempt.number, ?pause, "the attempt failed; trying again");
         let _pauses = at_work.pause();
         tokio::select! {
-            why = run.refused() => return Err(why),
+            why = run.refused() => return Err(run.refusal_at_rest().await.unwrap_or(why)),
             () = run.clock.sleep(pause) => {}
         }
         attempt.number += 1;

@@ -9,6 +9,7 @@ mod tx;
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -190,11 +191,16 @@ impl<'a> TransactionStep<'a> {
         let attempt = Attempt { place, isolation, timeout, cancel_at_once, started };
         let (mut tried, mut troubled, mut cuts) = (1, 0u32, 0u32);
         let failure = loop {
-            self.run.barrier().await;
-            let ended = match scripted::<serde_json::Value, E>(self.run, &self.position, &self.name) {
-                Some(Ok(value)) => Ended::Found(value.to_string().into()),
-                Some(Err(failure)) => Ended::Failed(failure),
-                None => attempt.run(database, body).await,
+            let ended = {
+                let this = pin!(async {
+                    self.run.barrier().await;
+                    match scripted::<serde_json::Value, E>(self.run, &self.position, &self.name) {
+                        Some(Ok(value)) => Ended::Found(value.to_string().into()),
+                        Some(Err(failure)) => Ended::Failed(failure),
+                        None => attempt.run(database, body).await,
+                    }
+                });
+                self.run.finish(cancel_at_once, this).await
             };
             match ended {
                 Ended::Committed(..) if self.run.rig.loses(self.run.worker, &self.position, &self.name) => {
@@ -249,6 +255,7 @@ impl<'a> TransactionStep<'a> {
         // Told to end, it has not failed: nothing is recorded.
         if matches!(&failure, Failure::Ambo(why) if matches!(why.code(), Code::Cancelled | Code::RunTimeout))
         {
+            let _ = self.run.refusal_at_rest().await;
             return Err(failure);
         }
         self.run.meters.step_ended(false, started.elapsed());
@@ -279,6 +286,7 @@ impl<'a> TransactionStep<'a> {
         T: DeserializeOwned,
         E: ApplicationError,
     {
+        let _reading = self.run.reading();
         let what = format!("the witnessed result of {:?} at position {}", self.name, self.position);
         let opened = self.run.open(&vault::place::Place::Step(&self.position), &output).await;
         match opened.and_then(|opened| payload::decode(&what, &opened)) {

@@ -32,7 +32,7 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     let undone = undone_for(run).await;
     let is_begun = undone.is_some();
     let ended = match ended {
-        Ok(Ok(output)) if !is_begun && !run.has_expired() && !run.has_passed_over() => {
+        Ok(Ok(output)) if !is_begun && !run.has_expired() && !run.has_passed_over() && run.told() == 0 => {
             return Ending::Outcome("succeeded", Ok(output));
         }
         Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),

@@ -1,16 +1,23 @@
 //! Why the durable calls of a run are refused: it was cancelled, its time is up, or what it did is being undone.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use super::run::Run;
 use crate::error::{Code, Error};
 
 /// Between two looks of a refused call while the vault opens what others have recorded.
 const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks of one whether the steps that it waits for are still polled.
+const CALL: Duration = Duration::from_millis(100);
+/// How many polls of the body it takes, at most, until a future that was woken has been polled.
+const ROUNDS: u64 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -27,10 +34,19 @@ pub(crate) struct Refusal {
     undone_for: OnceLock<Error>,
     /// The body is past and what it did is being undone: what undoes is not refused.
     undoing: AtomicBool,
-    /// When a call that does not wait was last passed over: in which poll of the body, and how many calls that had come by.
-    passed_over: Mutex<Option<(u64, usize)>>,
+    /// Since which poll of the body calls that do not wait are passed over, and how many calls and [answers](Self::answered)
+    /// had come by then.
+    passed_over: Mutex<Option<(u64, (usize, u64))>>,
     /// Recorded payloads that are being opened: whoever asked for them is still on its way through the record.
     opening: AtomicUsize,
+    /// Attempts under way that a cancel does not drop.
+    finishing: AtomicUsize,
+    /// Asks them to say that somebody still polls them.
+    roll_call: Notify,
+    /// How many have.
+    answered: AtomicU64,
+    /// How many calls were told.
+    told: AtomicU64,
 }
 
 impl Refusal {
@@ -46,6 +62,17 @@ pub(crate) struct Reading<'r>(&'r AtomicUsize);
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// While it lives an attempt is under way that a cancel does not drop.
+struct Finishing<'r>(&'r Run);
+
+impl Drop for Finishing<'_> {
+    fn drop(&mut self) {
+        if self.0.refusal.finishing.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.refusal().is_some() {
+            self.0.nudge();
+        }
     }
 }
 
@@ -141,21 +168,27 @@ impl Run {
     }
 
     /// Whether a call that does not wait (a start of a child, a value that is published) may act; fails where durable calls are
-    /// refused. It cannot be told when the body has [come to rest](Run::refusal_at_rest): in a replay it is passed over until
-    /// then (`false`), and answers as if it had acted. The next call that waits is told, and such a body does not succeed.
+    /// refused. It cannot be told when the body has [come to rest](Run::refusal_at_rest): in a replay, and beside a step that is
+    /// finished, it is passed over until then (`false`), and answers as if it had acted. The next call that waits is told, and
+    /// such a body does not succeed.
     pub(crate) fn admits(&self) -> Result<bool, Error> {
         let Some(why) = self.refusal() else { return Ok(true) };
-        if !self.history.is_replayed() {
-            return Err(why);
+        let refusal = &self.refusal;
+        let finishes = self.finishes();
+        if self.history.is_replayed() || finishes {
+            refusal.roll_call.notify_waiters();
+            let (poll, at) =
+                (self.polls(), (self.history.passed(), refusal.answered.load(Ordering::Acquire)));
+            let mut before = refusal.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = before.filter(|(_, known)| *known == at).map_or(poll, |(since, _)| since);
+            *before = Some((since, at));
+            let rounds = if finishes { ROUNDS } else { 1 };
+            if poll - since < rounds || refusal.opening.load(Ordering::Acquire) > 0 {
+                return Ok(false);
+            }
         }
-        let (poll, passed) = (self.polls(), self.history.passed());
-        let mut before = self.refusal.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
-        let at_rest = before.is_some_and(|(earlier, at)| earlier != poll && at == passed);
-        if at_rest && self.refusal.opening.load(Ordering::Acquire) == 0 {
-            return Err(why);
-        }
-        *before = Some((poll, passed));
-        Ok(false)
+        refusal.told.fetch_add(1, Ordering::AcqRel);
+        Err(why)
     }
 
     /// Whether a call answered as if it had acted.
@@ -164,20 +197,79 @@ impl Run {
     }
 
     /// [`refusal`](Run::refusal), told when the body has come to rest: a branch that hears of it at once could end the body
-    /// before the others have come through what they had recorded, and what undoes that would not be registered.
+    /// before the others have come through what they had recorded, or before a step is finished that runs beside it, and what
+    /// undoes that would not be registered.
     pub(crate) async fn refusal_at_rest(&self) -> Option<Error> {
         self.refusal()?;
+        // It does not leave memory when the last step has ended and nobody has told the others yet: nothing would wake it.
+        let _at_work = self.waits.work();
         loop {
             let passed = self.history.passed();
             if self.refusal.opening.load(Ordering::Acquire) > 0 {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
+            if self.waits_for_steps().await {
+                continue;
+            }
             tokio::task::yield_now().await;
             if self.history.passed() == passed && self.refusal.opening.load(Ordering::Acquire) == 0 {
-                return self.refusal();
+                let why = self.refusal();
+                self.refusal.told.fetch_add(u64::from(why.is_some()), Ordering::AcqRel);
+                return why;
             }
         }
+    }
+
+    /// How many calls were told that they are refused.
+    pub(crate) fn told(&self) -> u64 {
+        self.refusal.told.load(Ordering::Acquire)
+    }
+
+    /// Runs an attempt that is finished though the run is cancelled, unless it is dropped `at_once`: until then no call is told.
+    pub(crate) async fn finish<T>(&self, at_once: bool, mut attempt: Pin<&mut impl Future<Output = T>>) -> T {
+        if at_once {
+            return attempt.await;
+        }
+        self.refusal.finishing.fetch_add(1, Ordering::AcqRel);
+        let _finishing = Finishing(self);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut attempt => return ended,
+                () = self.refusal.roll_call.notified() => {
+                    self.refusal.answered.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    /// Whether an attempt is under way that is finished first.
+    fn finishes(&self) -> bool {
+        self.refusal.finishing.load(Ordering::Acquire) > 0 && !self.has_expired()
+    }
+
+    /// Waits a while for steps that are finished first; `false`: there are none. One that is held and not polled, as by code
+    /// that comes back to it after this very call, is not waited for: it would never end.
+    async fn waits_for_steps(&self) -> bool {
+        if !self.finishes() {
+            return false;
+        }
+        let nudged = self.waits.nudged();
+        tokio::pin!(nudged);
+        nudged.as_mut().enable();
+        let before = self.refusal.answered.load(Ordering::Acquire);
+        self.refusal.roll_call.notify_waiters();
+        for _ in 0..ROUNDS {
+            tokio::task::yield_now().await;
+        }
+        if self.refusal.answered.load(Ordering::Acquire) == before {
+            return false;
+        }
+        if self.finishes() {
+            let _ = tokio::time::timeout(CALL, nudged).await;
+        }
+        true
     }
 
     /// Returns when durable calls are refused, and why.

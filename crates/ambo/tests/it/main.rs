@@ -72,6 +72,8 @@ mod transaction_trouble;
 mod undo;
 #[cfg(feature = "testing")]
 mod undo_beside;
+#[cfg(feature = "testing")]
+mod undo_finish;
 mod unfit;
 mod update;
 mod upgrade;

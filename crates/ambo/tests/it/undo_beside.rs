@@ -48,7 +48,10 @@ async fn beside(cx: Ctx, (after, which): (String, String)) -> Result<()> {
     let other = async {
         note(&mut second, &journal, "hotel").await?;
         match after.as_str() {
-            "step" => second.step("other", || endless(&journal)).await.map(drop).map_err(Into::into),
+            "step" => {
+                let other = second.step("other", || endless(&journal)).cancel_at_once();
+                other.await.map(drop).map_err(Into::into)
+            }
             "sleep" => second.signal::<()>("never").await,
             _ => Ok(()),
         }

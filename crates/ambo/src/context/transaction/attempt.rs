@@ -99,7 +99,9 @@ impl Attempt<'_> {
         };
         let finish =
             finish(self.place.clone(), database.clone(), connection, opened, json.clone(), self.started);
-        match Undropped::new(&self.place.run, finish).await {
+        // From here on it is finished, whatever it allows.
+        let mut finish = Undropped::new(&self.place.run, finish);
+        match self.place.run.finish(false, Pin::new(&mut finish)).await {
             Ok(()) => Ended::Committed(value, json),
             Err(error) => trouble(error),
         }
