@@ -420,6 +420,10 @@ function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[], OUT und
     returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
+function cancel_reason(p_run uuid)
+    returns text
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text, p_grace interval DEFAULT NULL::interval)
     returns text
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -809,6 +813,10 @@ function refuse_step(p_worker bigint, p_run uuid, p_attempt integer, p_position 
     volatile
 
 function refuse_terms(p_key text, p_dedup boolean, p_throttle interval, p_debounce interval, p_debounce_max interval, p_delay interval, p_at timestamp with time zone, p_start_by timestamp with time zone, p_start_within interval)
+    returns void
+    stable
+
+function refuse_undone(p_run uuid, p_act text, p_is_half boolean)
     returns void
     stable
 

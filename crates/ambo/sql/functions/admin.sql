@@ -108,10 +108,33 @@ begin
     return 'requested';
 end $$;
 
+-- Why somebody asked a run to end, if they said; what its worker asks.
+create or replace function ambo.cancel_reason(p_run uuid) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select q.reason from ambo.cancel_request q where q.run_id = p_run
+$$;
+
+-- Refuses a run that was undone, or is being undone: to begin where it stood is no use. `p_is_half`: it is not undone to its
+-- end, and goes on with that when it is retried.
+create or replace function ambo.refuse_undone(p_run uuid, p_act text, p_is_half boolean) returns void
+language plpgsql stable
+as $$
+begin
+    if not exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo') then
+        return;
+    elsif p_is_half then
+        raise exception 'AMBO034: run % is not undone to its end; a retry goes on with that, and until then it cannot be %', p_run, p_act
+            using errcode = 'AM034', hint = '`ambo run retry ID`, when it is dead.';
+    end if;
+    raise exception 'AMBO034: what run % did was undone; it cannot be %', p_run, p_act using errcode = 'AM034',
+        hint = 'Fork it from its beginning (`ambo run fork ID --at 1`), or enqueue a new run.';
+end $$;
+
 -- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failures that ended it, of which its
 -- error names the positions, are forgotten, and so are losses and the mark of a commit by hand. What its worker did not
 -- end itself (it died) names none: a failure after which nothing was recorded is forgotten then.
--- With p_due it waits until then.
+-- One that was undone is refused; where that came to no end the run goes on with it. With p_due it waits until then.
 create or replace function ambo.retry_run(p_run uuid, p_due timestamptz default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -119,7 +142,8 @@ declare
     v_outcome record;
 begin
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
-    returning o.attempt, o.status, o.error -> 'at' as failed_at into v_outcome;
+    returning o.attempt, o.error -> 'at' as failed_at,
+              o.status = 'dead' and (o.error -> 'undone') is null as is_half into v_outcome;
     if not found then
         if not exists (select from ambo.run r where r.id = p_run) then
             raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
@@ -127,11 +151,8 @@ begin
         raise exception 'AMBO034: run % is %; only a failed, cancelled or dead run can be retried', p_run,
             (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034';
     end if;
-    if v_outcome.status <> 'dead'
-       and exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo')
-    then
-        raise exception 'AMBO034: what run % did was undone; it cannot be retried', p_run using errcode = 'AM034',
-            hint = 'Enqueue a new run.';
+    if not v_outcome.is_half then
+        perform ambo.refuse_undone(p_run, 'retried', false);
     end if;
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'

@@ -53,6 +53,7 @@ as $$
 declare
     v_position integer[] := ambo.read_position(p_position);
     v_fork uuid := ambo.new_run_id();
+    v_is_half boolean;
 begin
     insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes)
     select v_fork, r.attempts_max, r.priority, r.weight, r.workflow, r.queue, r.input, r.group_key, r.timeout,
@@ -61,9 +62,15 @@ begin
     if not found then
         raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
     end if;
-    if exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo') then
-        raise exception 'AMBO034: what run % did was undone; it cannot be forked', p_run using errcode = 'AM034',
-            hint = 'Enqueue a new run.';
+    -- One that was undone may begin anew: with nothing of what it did.
+    v_is_half := not exists (select from ambo.outcome o where o.run_id = p_run
+                             and (o.status <> 'dead' or (o.error -> 'undone') is not null));
+    if v_is_half or v_position is null or exists (
+        select from ambo.checkpoint c
+        where c.run_id = p_run and string_to_array(c.position, '.')::integer[] between '{1}' and v_position
+          and string_to_array(c.position, '.')::integer[] < v_position)
+    then
+        perform ambo.refuse_undone(p_run, 'forked', v_is_half);
     end if;
     perform ambo.refuse_position(p_run, v_position);
     -- As recorded by the claim before the first one of the new run.
@@ -98,8 +105,10 @@ as $$
 declare
     v_position integer[] := ambo.read_position(coalesce(p_position, ''));
     v_attempt integer;
+    v_is_half boolean;
 begin
-    delete from ambo.outcome o where o.run_id = p_run returning o.attempt into v_attempt;
+    delete from ambo.outcome o where o.run_id = p_run
+    returning o.attempt, o.status = 'dead' and (o.error -> 'undone') is null into v_attempt, v_is_half;
     if not found then
         delete from ambo.timer t where t.run_id = p_run and t.attempt > 0 returning t.attempt into v_attempt;
     end if;
@@ -110,10 +119,8 @@ begin
         raise exception 'AMBO034: run % is %; only one that has ended or is parked can be rewound', p_run,
             (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034',
             hint = 'Cancel it and wait for its end, or fork it.';
-    elsif exists (select from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:undo') then
-        raise exception 'AMBO034: what run % did was undone; it cannot be rewound', p_run using errcode = 'AM034',
-            hint = 'Enqueue a new run.';
     end if;
+    perform ambo.refuse_undone(p_run, 'rewound', coalesce(v_is_half, true));
     perform ambo.refuse_position(p_run, v_position);
     perform ambo.cancel_run((c.output #>> '{}')::uuid, 'its parent was rewound')
     from ambo.checkpoint c

@@ -90,7 +90,8 @@ async fn receive<T: DeserializeOwned>(
     let mut refused = pass_refusals(run, &position, &name).await;
     if let Some(recorded) = replay::<Consumed, Error>(run, &position, &name).await {
         run.history.pass(&format!("{position}.0"));
-        let Consumed { seq, payload } = recorded?;
+        let Consumed { seq, payload } =
+            recorded.map_err(Error::from).inspect_err(|error| note(run, &position, error))?;
         return read(&open(run, &payload, &topic).await, seq, &topic);
     }
     let due = match timeout {
@@ -128,6 +129,7 @@ async fn receive<T: DeserializeOwned>(
                 }
                 continue;
             }
+            let read = read.inspect_err(|error| note(run, &position, error));
             run.record_with(position, name.into(), json, read.as_ref().err().map(encode_error));
             return read;
         }
@@ -145,6 +147,13 @@ async fn receive<T: DeserializeOwned>(
             () = until(run, due) => {}
             () = tokio::time::sleep(LOOK.mul_f64(0.75 + 0.5 * clock::jitter())) => {}
         }
+    }
+}
+
+/// A run that ends with this error, and does nothing after it, goes on when what was sent or its code is mended.
+fn note(run: &Run, position: &Arc<str>, error: &Error) {
+    if error.code() == Code::UnfitMessage {
+        run.history.unfit(position);
     }
 }
 

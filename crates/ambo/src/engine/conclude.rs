@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::clock;
 use super::executor::{Ending, encode_error, panicked};
 use super::history::{UNDO, UNDO_NAME};
-use super::refusal::{cancelled, overdue};
+use super::refusal::{cancelled, is_own, overdue};
 use super::run::Run;
 use crate::context::compensate;
 use crate::error::{Code, Error};
 use crate::payload::{self, Json};
 use crate::retry::Retry;
+use crate::store;
 use crate::vault::place::Place;
 
 /// How a body ended: with a result, or by a panic.
@@ -39,7 +40,12 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
         Ok(Err(error)) => error,
         Err(panic) => panicked("the workflow", &*panic),
     };
-    let error = undone.or_else(|| why_told(run)).unwrap_or(ended);
+    let told = if is_begun { None } else { why_told(run).await };
+    let error = undone.or(told).unwrap_or(ended);
+    if !is_begun && is_of_unfit_signal(run, &error) {
+        // It goes on when somebody has mended that, as after a wrong deploy: nothing is undone.
+        return Ending::Outcome("dead", Err(error));
+    }
     let is_retried = policy.retries() && is_worth_a_retry(&error);
     if is_retried
         && !is_begun
@@ -62,10 +68,14 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
         if let Err(error) = compensate::undo(run).await {
             return Ending::Outcome("dead", Err(error));
         }
+        run.undone();
     }
     let status = match error.code() {
-        _ if run.is_cancelled() => return Ending::Outcome("cancelled", Err(cancelled())),
-        Code::RunTimeout if error.is_permanent() => return Ending::Outcome("failed", Err(overdue())),
+        // To a parent it is the failure of a child, as any other.
+        Code::Cancelled if is_own(&error) => {
+            return Ending::Outcome("cancelled", Err(Error::new(Code::Cancelled, error.text())));
+        }
+        Code::RunTimeout if is_own(&error) => return Ending::Outcome("failed", Err(overdue())),
         Code::NotDecodable => "dead",
         // Tried as often as it may be: it waits for somebody to look at it.
         _ if is_retried => "dead",
@@ -74,12 +84,38 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     Ending::Outcome(status, Err(error))
 }
 
-/// Why the run was told to end. Its own time limit, unlike that of a child, is not worth a retry, also where it is read back.
-fn why_told(run: &Run) -> Option<Error> {
+/// Why the run was told to end: its [own](is_own) end, also where it is read back.
+async fn why_told(run: &Run) -> Option<Error> {
     if run.is_cancelled() {
-        return Some(cancelled());
+        return Some(why_cancelled(run).await.permanent());
     }
     run.has_expired().then(|| overdue().permanent())
+}
+
+/// How long the database is asked why a run was cancelled: its end waits for that, and a worker that leaves for its end.
+const REASON: Duration = Duration::from_secs(30);
+
+/// That the run was cancelled, and why, as far as the database says so in time.
+pub(super) async fn why_cancelled(run: &Run) -> Error {
+    let asked = async {
+        loop {
+            let session = run.session().await;
+            match store::signal::cancel_reason(&session, &run.target.schema, run.id).await {
+                Ok(reason) => return reason,
+                Err(error) => {
+                    tracing::debug!(run = %run.id, %error, "cannot ask why the run was cancelled; trying again");
+                    tokio::time::sleep(Duration::from_millis(100).mul_f64(0.5 + clock::jitter())).await;
+                }
+            }
+        }
+    };
+    let reason = tokio::time::timeout(REASON, asked).await.ok().flatten();
+    cancelled(reason.as_deref())
+}
+
+/// Whether a run ends with the error of a call that took a signal that does not fit, and did nothing more after it.
+fn is_of_unfit_signal(run: &Run, error: &Error) -> bool {
+    error.code() == Code::UnfitMessage && run.history.is_unfit()
 }
 
 /// Records that from here on the run only undoes.
@@ -90,13 +126,14 @@ fn begin(run: &Arc<Run>, why: &Error) {
 /// The grace of a cancel is over: what is not undone stays so, until somebody has the run go on with that.
 pub(super) async fn out_of_grace(run: &Arc<Run>) -> Ending {
     run.decided().await;
-    Ending::Outcome("dead", Err(give_up(run)))
+    let why = why_cancelled(run).await;
+    Ending::Outcome("dead", Err(give_up(run, why)))
 }
 
 /// Records that the run only undoes from here on, where that is not recorded yet, and says what is left.
-pub(super) fn give_up(run: &Arc<Run>) -> Error {
+pub(super) fn give_up(run: &Arc<Run>, why: Error) -> Error {
     if !run.is_undoing() && !run.history.has(UNDO) {
-        begin(run, &cancelled());
+        begin(run, &why.permanent());
     }
     run.history.settle();
     let left = compensate::left(run);

@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 
 use super::history::RETRY_NAME;
 use super::journal::{Fact, Witness as _};
-use super::refusal::{cancelled, overdue};
+use super::refusal::{is_own, overdue};
 use super::run::{Run, Stop};
 use super::{Engine, Life, conclude, failpoint};
 use crate::context::Ctx;
@@ -98,7 +98,7 @@ pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>,
 async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str) -> Ending {
     // A run that had begun sees the cancel at its next durable call, so that it can compensate.
     if run.is_cancelled() && run.attempt == 1 {
-        return Ending::Outcome("cancelled", Err(cancelled()));
+        return Ending::Outcome("cancelled", Err(conclude::why_cancelled(run).await));
     }
     if run.too_late {
         let text = "the run was claimed after the time by which it had to start";
@@ -122,7 +122,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str) -> Ending {
     }
     if let Some(why) = conclude::undone_for(run).await {
         // It goes on undoing, not with its body.
-        if why.code() == Code::Cancelled {
+        if why.code() == Code::Cancelled && is_own(&why) {
             run.cancel(None);
         }
         run.undone_for(why);
@@ -197,8 +197,12 @@ fn stopped(reason: &Stop) -> Ending {
 pub(crate) fn leave_cancelled(run: &Arc<Run>) {
     if run.stop(Stop::Overdue) {
         tracing::warn!(run = %run.id, workflow = run.workflow, "the grace of a cancel is over while the run blocks its thread");
-        record_outcome(run, "dead", Err(conclude::give_up(run)));
-        run.send_pending();
+        let run = run.clone();
+        tokio::task::spawn_local(async move {
+            let why = conclude::why_cancelled(&run).await;
+            record_outcome(&run, "dead", Err(conclude::give_up(&run, why)));
+            run.send_pending();
+        });
     }
 }
 
@@ -281,17 +285,24 @@ async fn return_claim(engine: &Engine, life: &Life, run: &Run) -> Result<(), Err
     crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim).await.map(drop)
 }
 
-/// The recorded form of how a run failed: the error, and where. A retry forgets what failed there.
+/// The recorded form of how a run failed: the error, and where; a retry forgets what failed there. And whether all that it did
+/// was undone: then there is nothing to go on from.
 fn encode_failure(run: &Run, error: &Error) -> Json {
     #[derive(serde::Serialize)]
     struct At<'a> {
         #[serde(flatten)]
         error: &'a Error,
         at: Vec<Arc<str>>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        undone: bool,
     }
-    let at = run.history.unhandled();
-    let encoded = payload::encode("the error", &At { error, at }).ok();
-    encoded.filter(|json| json.len() <= ERROR_BYTES_MAX).unwrap_or_else(|| encode_error(error))
+    let (at, undone) = (run.history.unhandled(), run.is_undone());
+    let encoded = payload::encode("the error", &At { error, at, undone }).ok();
+    encoded.filter(|json| json.len() <= ERROR_BYTES_MAX).unwrap_or_else(|| {
+        let at = Vec::new();
+        payload::encode("the error", &At { error: &shortened(error), at, undone })
+            .unwrap_or_else(|_| "{}".into())
+    })
 }
 
 /// The largest error that is recorded whole, in bytes of JSON; encrypted it is a third larger.
@@ -300,11 +311,12 @@ const ERROR_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 /// The recorded form of an error; one that is too large keeps its code and loses its details.
 pub(crate) fn encode_error(error: &Error) -> Json {
     let whole = payload::encode("the error", error).ok().filter(|json| json.len() <= ERROR_BYTES_MAX);
-    whole.unwrap_or_else(|| {
-        let short: String = error.text().chars().take(1000).collect();
-        let bare = Error::new(error.code(), format!("{short} (details were too large to record)"));
-        serde_json::to_string(&bare).unwrap_or_else(|_| "{}".into()).into()
-    })
+    whole.unwrap_or_else(|| serde_json::to_string(&shortened(error)).unwrap_or_else(|_| "{}".into()).into())
+}
+
+fn shortened(error: &Error) -> Error {
+    let short: String = error.text().chars().take(1000).collect();
+    Error::new(error.code(), format!("{short} (details were too large to record)"))
 }
 
 /// Takes a run whose time is up from code that keeps its thread, so that it cannot be told: it ends, or is given back to be

@@ -34,6 +34,8 @@ pub(crate) struct Refusal {
     undone_for: OnceLock<Error>,
     /// The body is past and what it did is being undone: what undoes is not refused.
     undoing: AtomicBool,
+    /// All of it is.
+    undone: AtomicBool,
     /// Since which poll of the body calls that do not wait are passed over, and how many calls and [answers](Self::answered)
     /// had come by then.
     passed_over: Mutex<Option<(u64, (usize, u64))>>,
@@ -150,18 +152,27 @@ impl Run {
         self.refusal.undoing.load(Ordering::Acquire)
     }
 
+    /// All that it did is undone.
+    pub(crate) fn undone(&self) {
+        self.refusal.undone.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_undone(&self) -> bool {
+        self.refusal.undone.load(Ordering::Acquire)
+    }
+
     /// Why durable calls are refused; not those that undo.
     pub(crate) fn refusal(&self) -> Option<Error> {
         let refusal = &self.refusal;
         if self.is_undoing() {
             None
         } else if self.is_cancelled() {
-            Some(cancelled())
+            Some(cancelled(None))
         } else if self.has_expired() {
             Some(overdue())
         } else {
             refusal.undone_for.get().map(|why| match why.code() {
-                Code::RunTimeout => overdue(),
+                Code::RunTimeout if is_own(why) => overdue(),
                 _ => Error::new(Code::Cancelled, "the run has failed, and what it did is being undone"),
             })
         }
@@ -316,6 +327,12 @@ pub(crate) fn overdue() -> Error {
     Error::new(Code::RunTimeout, "the run took longer than its timeout")
 }
 
-pub(crate) fn cancelled() -> Error {
-    Error::new(Code::Cancelled, "the run was cancelled")
+pub(crate) fn cancelled(reason: Option<&str>) -> Error {
+    let text = "the run was cancelled";
+    Error::new(Code::Cancelled, reason.map_or_else(|| text.to_owned(), |reason| format!("{text}: {reason}")))
+}
+
+/// Whether a cancel or a time limit is that of the run itself: one of its child is not marked as permanent.
+pub(crate) fn is_own(why: &Error) -> bool {
+    matches!(why.code(), Code::Cancelled | Code::RunTimeout) && why.is_permanent()
 }

@@ -140,6 +140,9 @@ fn compare(history: &History, output: &str, run: &Run, rest: Rest) -> Found {
                     | Code::Poisoned
                     | Code::HistoryLimit
                     | Code::NotCompensated
+                    | Code::GraceOver
+                    | Code::Expired
+                    | Code::CommittedByHand
             )
         ),
         _ => false,

@@ -50,6 +50,12 @@ pub(crate) async fn next(
     read().map_err(from_driver)
 }
 
+/// Why somebody asked a run to end, if they said.
+pub(crate) async fn cancel_reason(session: &Session, schema: &Schema, run: Uuid) -> Result<Option<String>> {
+    let row = session.query_one(&schema.sql("select ambo.cancel_reason($1)"), &[(&run, Type::UUID)]).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
 /// The values that a run published under a key after a number, in order.
 pub(crate) async fn events(
     session: &Session,

@@ -111,7 +111,7 @@ impl Sealed {
     }
 }
 
-/// The envelope of an error, with its code beside, and where it failed: whoever cannot open it sees that much.
+/// The envelope of an error, with its code beside, where it failed, and whether all is undone: whoever cannot open it sees that much.
 #[cfg(any(feature = "encryption", feature = "object-store"))]
 fn with_code(envelope: &str, error: &str) -> Json {
     #[derive(Serialize, Deserialize)]
@@ -121,6 +121,8 @@ fn with_code(envelope: &str, error: &str) -> Json {
         message: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<Vec<String>>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        undone: bool,
     }
     let Some(open) = envelope.strip_suffix('}') else { return envelope.into() };
     let Ok(mut seen) = serde_json::from_str::<Seen>(error) else { return envelope.into() };

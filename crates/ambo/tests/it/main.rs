@@ -73,6 +73,8 @@ mod undo;
 #[cfg(feature = "testing")]
 mod undo_beside;
 #[cfg(feature = "testing")]
+mod undo_end;
+#[cfg(feature = "testing")]
 mod undo_finish;
 mod unfit;
 mod update;

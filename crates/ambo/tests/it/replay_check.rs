@@ -167,6 +167,22 @@ async fn each_kind_of_difference_is_found() {
     assert!(check(&db, unknown).await[0].text.contains("no workflow of this name"));
 }
 
+/// Something else than its code ended the run that waits: the code would go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_its_code_did_not_end_is_no_difference() {
+    let db = database().await;
+    let [_, waiting] = recorded(&db).await;
+    db.sql.batch_execute("delete from ambo.timer").await.unwrap();
+    let end = "insert into ambo.outcome (run_id, attempt, status, error) values ($1, 1, 'dead', json_build_object('code', $2::text, 'message', ''))";
+    for code in ["AMBO024", "AMBO025", "AMBO026", "AMBO029", "AMBO031", "AMBO032", "AMBO036", "AMBO039"] {
+        db.sql.execute(end, &[&waiting.as_uuid(), &code]).await.unwrap();
+        assert_eq!(check(&db, old(&db.client)).await, [], "{code}");
+        db.sql.execute("delete from ambo.outcome where run_id = $1", &[&waiting.as_uuid()]).await.unwrap();
+    }
+    db.sql.execute(end, &[&waiting.as_uuid(), &"AMBO027"]).await.unwrap();
+    assert_eq!(check(&db, old(&db.client)).await.len(), 1, "and one that it did is");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_history_may_be_kept_as_a_file() {
     let db = database().await;

@@ -166,6 +166,24 @@ async fn what_is_exhausted_goes_to_the_dead_letters_undone_and_with_its_reason()
     assert!(error.to_string().contains("ship failed 4"), "{error}");
     assert_eq!(state(&db, run).await, "dead");
     assert_eq!((calls.of("charge"), calls.of("ship"), calls.of("refund")), (1, 4, 1));
+    // There is nothing left to go on from, but it may begin anew.
+    let tries =
+        format!("select count(*) from ambo.checkpoint where run_id = '{run}' and name = 'ambo:retry'");
+    for refused in [
+        db.client.retry(run).await,
+        db.client.fork(run, None).await.map(drop),
+        db.client.fork(run, Some("2")).await.map(drop),
+    ] {
+        let refused = refused.unwrap_err();
+        assert!(
+            refused.code() == Code::WrongState && refused.to_string().contains("was undone"),
+            "{refused}"
+        );
+    }
+    assert_eq!((state(&db, run).await.as_str(), db.number(&tries).await), ("dead", 3));
+    let anew = db.client.fork(run, Some("1")).await.unwrap();
+    result::<u32>(&db, anew).await.unwrap_err();
+    assert_eq!((calls.of("charge"), calls.of("ship"), calls.of("refund")), (2, 8, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

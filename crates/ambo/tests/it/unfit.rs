@@ -1,5 +1,6 @@
 //! What is sent to a run and does not fit the type that it waits for: nothing is lost of it, neither the run nor what was sent.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ async fn a_run_that_failed_of_an_unfit_signal_takes_it_again_when_it_is_retried(
     let failed = ended(&db, run).await.unwrap_err();
     assert_eq!(failed.code(), Code::UnfitMessage);
     assert!(failed.to_string().contains("under \"go\" does not fit `u32`"), "{failed}");
-    db.until("select count(*) = 1 from ambo.outcome where status = 'failed'").await;
+    db.until("select count(*) = 1 from ambo.outcome where status = 'dead'").await;
     assert_eq!(differences!(db, Worker::builder(&db.client).workflow_fn("w", number)), []);
     db.client.retry(run).await.unwrap();
     assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage, "it is still there");
@@ -82,6 +83,39 @@ async fn an_unfit_signal_can_be_dropped_and_another_sent() {
     let last = db.number("select max(seq) from ambo.signal").await;
     let taken = db.client.drop_signal(run, last).await;
     assert_eq!(taken.unwrap_err().code(), Code::WrongState);
+}
+
+/// [`number`], after something that is undone should it fail.
+async fn pays(mut cx: Ctx<'_>, _: ()) -> Result<String> {
+    let undone = cx.state::<Arc<AtomicU32>>()?;
+    cx.step("pay", || async { Ok::<_, Error>(()) }).await?;
+    cx.compensate("refund", move |_| {
+        undone.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, Error>(()) }
+    });
+    number(cx, ()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfit_signal_undoes_nothing() {
+    let db = database().await;
+    let undone = Arc::new(AtomicU32::new(0));
+    let _worker =
+        Worker::builder(&db.client).workflow_fn("w", pays).state(undone.clone()).start().await.unwrap();
+    let run = sent(&db, &"twelve").await;
+    for _ in 0..2 {
+        assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage);
+        assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "dead");
+        db.client.retry(run).await.unwrap();
+    }
+    assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::UnfitMessage);
+    assert_eq!(undone.load(Ordering::SeqCst), 0);
+    let seq = db.number("select seq from ambo.signal").await;
+    assert!(db.client.drop_signal(run, seq).await.unwrap());
+    db.client.retry(run).await.unwrap();
+    SendSignal::new(run, "go", &12).on(&db.client).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), "12");
+    assert_eq!(undone.load(Ordering::SeqCst), 0);
 }
 
 /// Takes what fits, and says what it heard.

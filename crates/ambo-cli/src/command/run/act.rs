@@ -122,12 +122,16 @@ fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
             "asked to end; it does at its next durable call, or at once where it may"
         }
         (Act::Cancel(_), state) => {
-            let state = if state == "dead" { "died" } else { state };
-            return Err(Failure::failed(
-                format!("run {id} has {state} already: nothing is left to cancel"),
-                format!("`ambo run show {id}` shows how"),
-            )
-            .into());
+            let (what, advice) = if state == "dead" {
+                let advice = format!(
+                    "what it did stands: `ambo run show {id}` shows it, docs/guide/sagas.md how to have it undone"
+                );
+                (format!("run {id} has died already: it does nothing that could be cancelled"), advice)
+            } else {
+                let what = format!("run {id} has {state} already: nothing is left to cancel");
+                (what, format!("`ambo run show {id}` shows how"))
+            };
+            return Err(Failure::failed(what, advice).into());
         }
         (Act::Redrive { .. }, "delayed") => "will run again, in its turn",
         (Act::PurgeDead, _) => "gone",

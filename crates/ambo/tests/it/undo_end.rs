@@ -1,0 +1,144 @@
+//! How a run ends that is undone: as it was when that began, with its reason, and what can be done with it then.
+
+use std::sync::Arc;
+
+use ambo::testing::Testbed;
+use ambo::{Cancel, Code, Ctx, Error, Result, Retry, RunId};
+use tokio::sync::Semaphore;
+
+use crate::undo::{HOUR, Journal, ended, note, trip};
+
+async fn state(bed: &Testbed, run: RunId) -> String {
+    bed.client().show_run(run).await.unwrap().summary.state
+}
+
+async fn trips() -> (Testbed, Journal) {
+    let (bed, journal) = (Testbed::new().await.unwrap(), Journal::default());
+    let known = journal.clone();
+    bed.start(move |worker| {
+        worker.workflow::<trip>().workflow::<ends>().workflow::<parent>().state(known.clone())
+    })
+    .await
+    .unwrap();
+    (bed, journal)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_of_a_cancel_is_in_the_error_of_the_run() {
+    for crashes in [false, true] {
+        let (bed, _journal) = trips().await;
+        let run = trip::enqueue("waits".into()).on(bed.client()).await.unwrap().run;
+        bed.settled().await.unwrap();
+        if crashes {
+            bed.crash_before("undo hotel");
+        }
+        bed.client().cancel(run, "fraud case 77").await.unwrap();
+        if crashes {
+            bed.crashed().await.unwrap();
+            bed.restart().await.unwrap();
+        }
+        let error = ended(bed.client(), run).await.unwrap_err();
+        assert_eq!(error.to_string(), "AMBO025: the run was cancelled: fraud case 77");
+        assert!(!error.is_permanent(), "to whoever waits for it: {error:?}");
+        assert_eq!(state(&bed, run).await, "cancelled");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_of_a_cancel_outlives_its_grace() {
+    let (bed, journal) = trips().await;
+    let run = trip::enqueue("hangs".into()).on(bed.client()).await.unwrap().run;
+    journal.until("begun").await;
+    bed.client().cancel(run, Cancel::new("fraud case 77").grace(HOUR)).await.unwrap();
+    bed.skip_at_once(HOUR).await.unwrap();
+    assert_eq!(ended(bed.client(), run).await.unwrap_err().code(), Code::GraceOver);
+    for (act, answer) in [
+        ("rewound", bed.client().rewind(run, "1").await),
+        ("forked", bed.client().fork(run, Some("1")).await.map(drop)),
+    ] {
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.code(), Code::WrongState);
+        assert!(
+            refused.to_string().contains("a retry goes on with that") && refused.to_string().contains(act),
+            "{refused}"
+        );
+    }
+    bed.client().retry(run).await.unwrap();
+    let error = ended(bed.client(), run).await.unwrap_err();
+    assert_eq!(error.to_string(), "AMBO025: the run was cancelled: fraud case 77");
+}
+
+/// Ends as it is told, and undoes when it is let.
+#[ambo::workflow]
+async fn ends(cx: Ctx, how: String) -> Result<()> {
+    let (journal, gate) = (cx.state::<Journal>()?, GATE.clone());
+    cx.compensate_with("undo", Retry::none(), move |_| {
+        let (journal, gate) = (journal.clone(), gate.clone());
+        async move {
+            journal.note("undoing");
+            gate.acquire().await.expect("never closed").forget();
+            journal.note("undone");
+            Ok::<_, Error>(())
+        }
+    });
+    match how.as_str() {
+        "fails" => Err(Error::message("no money")),
+        _ => cx.signal("never").await,
+    }
+}
+
+static GATE: std::sync::LazyLock<Arc<Semaphore>> = std::sync::LazyLock::new(|| Arc::new(Semaphore::new(0)));
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_while_a_run_is_undone_does_not_change_how_it_ends() {
+    for (how, code) in [("fails", Code::Application), ("takes too long", Code::RunTimeout)] {
+        for crashes in [false, true] {
+            let (bed, journal) = trips().await;
+            let run = ends::enqueue(how.into()).timeout(HOUR).on(bed.client()).await.unwrap().run;
+            if code == Code::RunTimeout {
+                bed.settled().await.unwrap();
+                bed.skip(HOUR).await.unwrap();
+            }
+            journal.until("undoing").await;
+            bed.client().cancel(run, "enough").await.unwrap();
+            if crashes {
+                bed.crash_after("undo");
+            }
+            GATE.add_permits(1);
+            if crashes {
+                bed.crashed().await.unwrap();
+                bed.restart().await.unwrap();
+                GATE.add_permits(1);
+            }
+            let error = ended(bed.client(), run).await.unwrap_err();
+            assert_eq!(error.code(), code, "{how}, crash {crashes}: {error}");
+            assert_eq!(state(&bed, run).await, "failed", "{how}, crash {crashes}");
+            assert_eq!(journal.all().last().unwrap(), "undone");
+        }
+    }
+}
+
+/// Waits for a child, and undoes when that fails.
+#[ambo::workflow]
+async fn parent(cx: Ctx) -> Result<u32> {
+    let journal = cx.state::<Journal>()?;
+    note(&mut cx, &journal, "parent").await?;
+    let child = cx.child::<trip>("waits".into()).start()?;
+    journal.note(child.run_id().to_string());
+    Ok(cx.result_of(child).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_failed_because_its_child_was_cancelled_has_failed_also_after_a_crash() {
+    let (bed, journal) = trips().await;
+    let run = parent::enqueue().on(bed.client()).await.unwrap().run;
+    bed.settled().await.unwrap();
+    let child: RunId = journal.all().iter().find_map(|noted| noted.parse().ok()).expect("a child");
+    bed.crash_before("undo parent");
+    bed.client().cancel(child, "enough").await.unwrap();
+    bed.crashed().await.unwrap();
+    bed.restart().await.unwrap();
+    assert_eq!(ended(bed.client(), run).await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(state(&bed, run).await, "failed");
+    assert_eq!(journal.all().last().unwrap(), "undo parent");
+}
