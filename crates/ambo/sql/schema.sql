@@ -345,6 +345,7 @@ table timer
     deadline timestamp with time zone
     xid xid8 not null default pg_current_xact_id()
     pin text
+    awaits json
     index timer_due btree (due_at, run_id)
     UNIQUE index timer_pkey btree (run_id)
     index timer_xid btree (xid, due_at)
@@ -560,7 +561,7 @@ function fire_timers(p_limit integer, p_mark json DEFAULT NULL::json, OUT fired 
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off, enable_seqscan=off, enable_bitmapscan=off, enable_sort=off, enable_incremental_sort=off
 
-function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[], p_freed uuid[])
+function flush_all(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions text[], p_names text[], p_outputs json[], p_errors json[], p_elapsed_ms integer[], p_ended_runs uuid[], p_ended_attempts integer[], p_statuses text[], p_ended_outputs json[], p_ended_errors json[], p_event_runs uuid[], p_event_attempts integer[], p_event_keys text[], p_event_numbers integer[], p_event_values json[], p_parents uuid[], p_parent_attempts integer[], p_child_ids uuid[], p_child_workflows text[], p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[], p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamp with time zone[], p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[], p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamp with time zone[], p_parked_awaits text[], p_parked_forgets text[], p_parked_states text[], p_woken uuid[], p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[], p_freed uuid[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=2s
 
@@ -716,7 +717,7 @@ function outcomes(p_runs uuid[], p_new uuid[])
     returns TABLE(run_id uuid, status text, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
 
-function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[], p_freed uuid[])
+function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[], p_awaits text[], p_freed uuid[])
     returns uuid[]
     volatile, set enable_nestloop=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 

@@ -162,7 +162,7 @@ pub struct Reason {
     pub reason: String,
     /// The same in a sentence, with names and numbers.
     pub explanation: String,
-    /// The run that stands in the way, or the first of them.
+    /// The run that stands in the way, or that a parked one waits for, or the first of them.
     pub run: Option<RunId>,
     /// When it will be over, as far as that is known.
     pub until: Option<Timestamp>,

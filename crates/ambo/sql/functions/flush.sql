@@ -98,7 +98,7 @@ create or replace function ambo.flush_all(
     p_child_inputs json[], p_child_queues text[], p_child_priorities integer[], p_child_delays interval[],
     p_child_attributes jsonb[], p_child_timeouts interval[], p_child_deadlines timestamptz[],
     p_child_attempts integer[], p_child_detached boolean[], p_child_groups text[], p_child_weights integer[],
-    p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[],
+    p_parked_runs uuid[], p_parked_attempts integer[], p_parked_dues timestamptz[], p_parked_awaits text[],
     p_parked_forgets text[], p_parked_states text[],
     p_woken uuid[],
     p_attribute_runs uuid[], p_attribute_attempts integer[], p_attribute_keys text[], p_attribute_values json[],
@@ -128,7 +128,7 @@ begin
                            p_ended_runs, p_ended_attempts, p_statuses, p_ended_outputs, p_ended_errors,
                            p_freed);
     if cardinality(p_parked_runs) > 0 then
-        v_gone := ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues, p_freed);
+        v_gone := ambo.park(p_worker, p_parked_runs, p_parked_attempts, p_parked_dues, p_parked_awaits, p_freed);
         v_fenced := v_fenced || v_gone;
         perform ambo.forget(f.run_id, f.attempt, f.positions, f.state)
         from unnest(p_parked_runs, p_parked_attempts, p_parked_forgets, p_parked_states)

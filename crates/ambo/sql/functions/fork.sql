@@ -12,8 +12,8 @@ begin
     return string_to_array(p_position, '.')::integer[];
 end $$;
 
--- Refuses a position that a run has not come to: it may be one that is recorded, one before such, or the next one. In a branch
--- that counts within it.
+-- Refuses a position that a run has not come to: it may be one that is recorded, one before such, the next one, or that of
+-- what it is parked for: what undoes and other calls that record nothing may lie before it. In a branch that counts within it.
 create or replace function ambo.refuse_position(p_run uuid, p_position integer[]) returns void
 language plpgsql stable
 as $$
@@ -21,6 +21,7 @@ declare
     v_depth constant integer := cardinality(p_position);
     v_branch constant integer[] := p_position[:v_depth - 1];
     v_last integer;
+    v_waits integer;
     -- One that continued as new counts on.
     v_from integer := (select c.output ->> 'from' from ambo.checkpoint c
                        where c.run_id = p_run and c.position = '0.0' and v_depth = 1);
@@ -28,13 +29,17 @@ begin
     select max(c.path[v_depth]) into v_last
     from (select string_to_array(k.position, '.')::integer[] as path from ambo.checkpoint k where k.run_id = p_run) c
     where c.path[:v_depth - 1] = v_branch;
-    if v_depth > 1 and v_last is null then
+    select max(c.path[v_depth]) into v_waits
+    from (select string_to_array(e.value ->> 'position', '.')::integer[] as path
+          from ambo.timer t cross join json_array_elements(t.awaits) e where t.run_id = p_run) c
+    where c.path[:v_depth - 1] = v_branch;
+    if v_depth > 1 and v_last is null and v_waits is null then
         raise exception 'AMBO005: run % has no position %: nothing is recorded in branch %', p_run,
             array_to_string(p_position, '.'), array_to_string(v_branch, '.')
             using errcode = 'AM005', hint = '`ambo run show ID` prints the positions.';
     end if;
     v_from := coalesce(v_from, 0) + 1;
-    v_last := greatest(v_last + 1, v_from);
+    v_last := greatest(v_last + 1, v_waits, v_from);
     if p_position[v_depth] not between v_from and v_last then
         raise exception 'AMBO005: run % has no position %: its positions are % to %', p_run,
             array_to_string(p_position, '.'), array_to_string(v_branch || v_from, '.'), array_to_string(v_branch || v_last, '.')
@@ -106,10 +111,14 @@ declare
     v_position integer[] := ambo.read_position(coalesce(p_position, ''));
     v_attempt integer;
     v_is_half boolean;
+    v_is_parked boolean := false;
 begin
     delete from ambo.outcome o where o.run_id = p_run
     returning o.attempt, o.status = 'dead' and (o.error -> 'undone') is null into v_attempt, v_is_half;
-    if not found then
+    if not found and exists (select from ambo.timer t where t.run_id = p_run and t.attempt > 0) then
+        -- While it can be seen what it is parked for.
+        perform ambo.refuse_position(p_run, v_position);
+        v_is_parked := true;
         delete from ambo.timer t where t.run_id = p_run and t.attempt > 0 returning t.attempt into v_attempt;
     end if;
     if v_attempt is null then
@@ -121,7 +130,9 @@ begin
             hint = 'Cancel it and wait for its end, or fork it.';
     end if;
     perform ambo.refuse_undone(p_run, 'rewound', coalesce(v_is_half, true));
-    perform ambo.refuse_position(p_run, v_position);
+    if not v_is_parked then
+        perform ambo.refuse_position(p_run, v_position);
+    end if;
     perform ambo.cancel_run((c.output #>> '{}')::uuid, 'its parent was rewound')
     from ambo.checkpoint c
     where c.run_id = p_run and starts_with(c.name, 'ambo:child ')

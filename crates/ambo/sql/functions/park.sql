@@ -4,7 +4,7 @@
 -- run locks its claim first, so that its row in ambo.wake is seen here, or it finds the run parked.
 -- Returns the runs whose claim was gone.
 create or replace function ambo.park(
-    p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[], p_freed uuid[])
+    p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[], p_awaits text[], p_freed uuid[])
 returns uuid[]
 language plpgsql volatile set enable_nestloop = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
@@ -13,14 +13,15 @@ declare
     v_attempts integer[];
     v_deadlines timestamptz[];
     v_dues timestamptz[];
+    v_awaits text[];
     v_woken uuid[] := '{}';
     v_back uuid[];
     v_now timestamptz := clock_timestamp();
     v_pin text := ambo.pin_of(p_worker);
 begin
     with held as materialized (
-        select p.run_id, p.attempt, p.due, h.place
-        from unnest(p_runs, p_attempts, p_dues) as p (run_id, attempt, due)
+        select p.run_id, p.attempt, p.due, p.awaits, h.place
+        from unnest(p_runs, p_attempts, p_dues, p_awaits) as p (run_id, attempt, due, awaits)
         cross join lateral (
             select c.ctid as place from ambo.claim c
             where c.run_id = p.run_id and c.worker_id = p_worker and c.attempt = p.attempt offset 0) h
@@ -30,8 +31,8 @@ begin
         returning c.run_id, c.deadline
     )
     select array_agg(h.run_id), array_agg(h.attempt), array_agg(g.deadline),
-           array_agg(least(coalesce(h.due, 'infinity'), g.deadline))
-    into v_ids, v_attempts, v_deadlines, v_dues
+           array_agg(least(coalesce(h.due, 'infinity'), g.deadline)), array_agg(h.awaits)
+    into v_ids, v_attempts, v_deadlines, v_dues, v_awaits
     -- Both in the order of the ids: a merge, whatever the planner believes.
     from held h join parked g on g.run_id = h.run_id;
     if pg_relation_size('ambo.wake') > 0 then
@@ -45,9 +46,9 @@ begin
     if cardinality(p_freed) > 0 then
         perform ambo.lead_groups(array(select i from unnest(v_ids) i where i = any (p_freed)), false);
     end if;
-    insert into ambo.timer (run_id, due_at, attempt, losses, deadline, pin)
-    select p.id, p.due, p.attempt, 0, p.deadline, v_pin
-    from unnest(v_ids, v_attempts, v_deadlines, v_dues) as p (id, attempt, deadline, due)
+    insert into ambo.timer (run_id, due_at, attempt, losses, deadline, pin, awaits)
+    select p.id, p.due, p.attempt, 0, p.deadline, v_pin, p.awaits::json
+    from unnest(v_ids, v_attempts, v_deadlines, v_dues, v_awaits) as p (id, attempt, deadline, due, awaits)
     where p.id <> all (v_woken) and p.due > v_now;
     if cardinality(v_woken) > 0 or exists (select from unnest(v_dues) d where d <= v_now) then
         select array_agg(p.id), array_agg(p.attempt), array_agg(p.deadline)

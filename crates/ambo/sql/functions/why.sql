@@ -37,9 +37,15 @@ begin
         return query select
             case when v_timer.attempt = 0 then 'delayed' else 'parked' end,
             case when v_timer.attempt = 0 then 'it is delayed'
+                 when json_array_length(v_timer.awaits) > 0 then
+                     (select 'it is parked and waits for '
+                             || string_agg(format('%s at position %s', e.value ->> 'for', e.value ->> 'position'), ', ' order by e.n)
+                      from json_array_elements(v_timer.awaits) with ordinality e (value, n))
                  when v_timer.due_at = 'infinity' then 'it is parked until something comes for it: a signal, an event, a child''s end'
                  else 'it is parked until its time comes, or something comes for it' end,
-            null::uuid, nullif(v_timer.due_at, 'infinity');
+            (select (e.value ->> 'run')::uuid from json_array_elements(v_timer.awaits) with ordinality e (value, n)
+             where e.value ->> 'run' is not null order by e.n limit 1),
+            nullif(v_timer.due_at, 'infinity');
         return;
     end if;
     select * into q from ambo.queue k where k.name = r.queue;

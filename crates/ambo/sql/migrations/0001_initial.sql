@@ -133,7 +133,8 @@ create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where sp
 
 -- Runs in execution; deleted by the outcome, or by the keeper when the worker is dead.
 -- `losses` counts the workers that died with this run since it last made progress. One that has some is in its worker's memory
--- before it is `begun`: it loses nothing by what kills that worker until then.
+-- before it is `begun`: it loses nothing by what kills that worker until then, nor while it does nothing but wait, which is told as not
+-- `begun` too.
 -- In a queue that has limits it has a `slot`, a place that no claim had before, with what it takes of the limits: workers remember
 -- the slots that are taken, and look them up by number, so that counting walks over nothing dead. Drawn under the queue's lock:
 -- within a queue it is the order of commits.
@@ -165,7 +166,9 @@ create table ambo.timer (
     deadline timestamptz,
     xid xid8 not null default pg_current_xact_id(),
     -- The version of the workers that it goes on in.
-    pin text collate "C"
+    pin text collate "C",
+    -- What it waits for: [{"position", "for", "run"}], for whoever asks.
+    awaits json
 );
 create index timer_due on ambo.timer (due_at, run_id);
 -- For what came to be due below the mark of the looks.

@@ -11,7 +11,7 @@ use super::step::replay;
 use crate::engine::executor::encode_error;
 use crate::engine::journal::Fact;
 use crate::engine::run::{Run, Stop};
-use crate::engine::wait::For;
+use crate::engine::wait::{Awaited, For};
 use crate::enqueue::Enqueue;
 use crate::error::{Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
@@ -150,10 +150,12 @@ impl<'a, T: Send, E: Send> ChildResult<'a, T, E> {
 
 /// Waits for what `outcome` does not say yet. What came before the claim, or whose row in `ambo.wake` another call of this
 /// run took, woke nobody who would look for it: so the run is at work, and not parked, until the database was asked.
-async fn patience(run: &Arc<Run>) {
+async fn patience(run: &Arc<Run>, position: &Arc<str>, child: RunId) {
     let at_work = run.waits.work();
     run.waiter.asked().await;
-    let _waits = run.waits.wait(For::News, None);
+    let awaited =
+        Awaited { position: position.clone(), what: format!("the end of run {child}"), run: Some(child) };
+    let _waits = run.waits.wait(For::News, None, awaited);
     drop(at_work);
     std::future::pending().await
 }
@@ -183,7 +185,7 @@ async fn receive<W: Workflow>(
             biased;
             outcome = &mut outcome => outcome.map_err(Failure::Ambo)?,
             () = nudged => continue,
-            () = patience(run) => continue,
+            () = patience(run, &position, child.run) => continue,
         };
         if outcome.status == "succeeded" {
             let output = outcome.output.unwrap_or_else(|| "null".into());

@@ -13,7 +13,7 @@ use super::step::replay;
 use crate::engine::executor::encode_error;
 use crate::engine::journal::Fact;
 use crate::engine::run::{Run, Stop};
-use crate::engine::wait::For;
+use crate::engine::wait::{Awaited, For};
 use crate::error::{Code, Error, Result};
 use crate::id::RunId;
 use crate::payload;
@@ -117,7 +117,9 @@ async fn receive<T: DeserializeOwned>(
     run.barrier().await;
     let mut pause = LOOKS.0;
     // Through all looks: one that comes round once a moment must not keep the run in memory.
-    let waits = run.waits.wait(For::News, Some(look_again()));
+    let what = format!("the event {key:?} of run {of}");
+    let awaited = Awaited { position: position.clone(), what, run: Some(of) };
+    let waits = run.waits.wait(For::News, Some(look_again()), awaited);
     loop {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);

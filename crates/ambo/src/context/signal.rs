@@ -16,7 +16,7 @@ use super::{Update, event, update};
 use crate::engine::clock;
 use crate::engine::executor::encode_error;
 use crate::engine::run::Run;
-use crate::engine::wait::For;
+use crate::engine::wait::{Awaited, For};
 use crate::error::{Code, Error, Result};
 use crate::payload;
 use crate::store;
@@ -101,7 +101,8 @@ async fn receive<T: DeserializeOwned>(
         None => None,
     };
     // From here on, through all looks: one that comes round once a moment must not keep the run in memory.
-    let _waits = run.waits.wait(For::News, due);
+    let what = format!("the signal {topic:?}");
+    let _waits = run.waits.wait(For::News, due, Awaited { position: position.clone(), what, run: None });
     loop {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::call::{Call, face};
 use super::step::replay;
 use crate::engine::run::Run;
-use crate::engine::wait::For;
+use crate::engine::wait::{Awaited, For};
 use crate::error::{Error, Result};
 use crate::payload;
 
@@ -30,7 +30,7 @@ impl<'a> Sleep<'a> {
     pub(crate) fn new(run: &'a Arc<Run>, position: Arc<str>, until: Until) -> Self {
         Sleep(Call::new((), move |()| async move {
             let due = due_at(run, &position, "ambo:sleep", until).await?;
-            sleep_until(run, due).await
+            sleep_until(run, &position, due).await
         }))
     }
 }
@@ -57,7 +57,7 @@ pub(crate) async fn due_at(
     Ok(due)
 }
 
-async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
+async fn sleep_until(run: &Arc<Run>, position: &Arc<str>, due: Timestamp) -> Result<()> {
     loop {
         let nudged = run.waits.nudged();
         tokio::pin!(nudged);
@@ -68,7 +68,8 @@ async fn sleep_until(run: &Arc<Run>, due: Timestamp) -> Result<()> {
         if let Some(why) = run.refusal_at_rest().await {
             return Err(why);
         }
-        let _waits = run.waits.wait(For::Time, Some(due));
+        let awaited = Awaited { position: position.clone(), what: "its time".into(), run: None };
+        let _waits = run.waits.wait(For::Time, Some(due), awaited);
         tokio::select! {
             () = run.clock.sleep_until(due) => {}
             () = nudged => {}

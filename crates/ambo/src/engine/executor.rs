@@ -14,6 +14,7 @@ use super::history::RETRY_NAME;
 use super::journal::{Fact, Witness as _};
 use super::refusal::{is_own, overdue};
 use super::run::{Run, Stop};
+use super::wait::Leave;
 use super::{Engine, Life, conclude, failpoint};
 use crate::context::Ctx;
 use crate::error::{Code, Error};
@@ -33,8 +34,8 @@ pub(super) enum Ending {
     Fenced,
     /// Its end is recorded already.
     Gone,
-    /// It waits for longer than a moment, until then at most.
-    Park(Option<Timestamp>),
+    /// It waits for longer than a moment.
+    Park(Leave),
     /// It failed, and its body is tried again after a pause.
     Retry(Duration, Error),
     /// It goes on from its checkpoints, of which this is one more: a call has failed after all.
@@ -59,7 +60,7 @@ pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>,
         Ending::Gone => {}
         Ending::HandBack => hand_back(&engine, &life, &run).await,
         Ending::GiveBack => give_back(&engine, &life, &run).await,
-        Ending::Park(due) => park(&run, NewPark { due, ..NewPark::default() }),
+        Ending::Park(Leave { due, awaits }) => park(&run, NewPark { due, awaits, ..NewPark::default() }),
         Ending::Retry(pause, error) => retry(&run, pause, &error),
         Ending::Refused(call) => go_back(&run, call),
         // Due since long: it is ready at once.
@@ -118,7 +119,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str) -> Ending {
     } else if !run.is_cancelled() && run.history.not_before.is_some_and(|due| !run.clock.until(due).is_zero())
     {
         // Something woke it between two tries.
-        return Ending::Park(run.history.not_before);
+        return Ending::Park(Leave { due: run.history.not_before, awaits: None });
     }
     if let Some(why) = conclude::undone_for(run).await {
         // It goes on undoing, not with its body.
@@ -149,7 +150,7 @@ async fn drive(engine: &Arc<Engine>, run: &Arc<Run>, input: &str) -> Ending {
             Ok(Ok(Err(overdue())))
         }
         () = grace(run) => return conclude::out_of_grace(run).await,
-        due = run.waits.long(&run.clock) => return Ending::Park(due),
+        leave = run.waits.long(&run.clock) => return Ending::Park(leave),
     };
     let ended = match ended {
         Ok(ended) => ended,

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::DatabaseClock;
+use crate::id::RunId;
 
 /// How long a run waits in memory before it is parked, unless its worker says otherwise: a park and the claim after it
 /// cost the database about as much as a step each.
@@ -21,6 +23,26 @@ pub(crate) enum For {
     Time,
     /// Something from outside, that may be there at once.
     News,
+}
+
+/// What a call waits for, for whoever asks why a run is parked.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Awaited {
+    pub(crate) position: Arc<str>,
+    #[serde(rename = "for")]
+    pub(crate) what: String,
+    /// The run that it waits for.
+    pub(crate) run: Option<RunId>,
+}
+
+/// So many are told of what a run waits for.
+const AWAITED_MAX: usize = 10;
+
+/// A run leaves memory: until then at most, and what it waits for, as JSON.
+#[derive(Debug)]
+pub(crate) struct Leave {
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) awaits: Option<String>,
 }
 
 /// What the durable calls of one run are doing: at work, or waiting for something from outside.
@@ -46,8 +68,9 @@ struct State {
     waiting: BTreeMap<u64, Waiting>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Waiting {
+    awaited: Awaited,
     /// From when on the run may leave memory for it.
     patient_until: Instant,
     /// When it ends by itself, in the database's time.
@@ -96,12 +119,12 @@ impl Waits {
     }
 
     /// While the guard lives a call waits, until `due` at most.
-    pub(crate) fn wait(self: &Arc<Self>, what: For, due: Option<Timestamp>) -> Wait {
+    pub(crate) fn wait(self: &Arc<Self>, what: For, due: Option<Timestamp>, awaited: Awaited) -> Wait {
         let patience = if what == For::Time { self.moment / 50 } else { self.moment };
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
-        state.waiting.insert(number, Waiting { patient_until: Instant::now() + patience, due });
+        state.waiting.insert(number, Waiting { patient_until: Instant::now() + patience, due, awaited });
         state.count();
         drop(state);
         self.changed.notify_one();
@@ -118,8 +141,8 @@ impl Waits {
         self.nudged.notified()
     }
 
-    /// Returns when the run does nothing but wait, has done so for a moment, and will for longer; says until when.
-    pub(crate) async fn long(&self, clock: &DatabaseClock) -> Option<Timestamp> {
+    /// Returns when the run does nothing but wait, has done so for a moment, and will for longer.
+    pub(crate) async fn long(&self, clock: &DatabaseClock) -> Leave {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -132,7 +155,7 @@ impl Waits {
                         () = tokio::time::sleep_until(moment) => {}
                     }
                 }
-                Verdict::Leave(due) => return due,
+                Verdict::Leave(leave) => return leave,
             }
         }
     }
@@ -159,14 +182,19 @@ impl Waits {
         {
             return Verdict::Stay;
         }
-        if patient_until > Instant::now() { Verdict::After(patient_until) } else { Verdict::Leave(due) }
+        if patient_until > Instant::now() {
+            return Verdict::After(patient_until);
+        }
+        let awaited: Vec<&Awaited> =
+            state.waiting.values().map(|waiting| &waiting.awaited).take(AWAITED_MAX).collect();
+        Verdict::Leave(Leave { due, awaits: serde_json::to_string(&awaited).ok() })
     }
 }
 
 enum Verdict {
     Stay,
     After(Instant),
-    Leave(Option<Timestamp>),
+    Leave(Leave),
 }
 
 /// A call at work.
@@ -277,7 +305,8 @@ mod tests {
         }
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "woken by steps beside which nothing waits");
 
-        let (work, wait) = (waits.work(), waits.wait(For::News, None));
+        let awaited = super::Awaited { position: "1".into(), what: "the signal".into(), run: None };
+        let (work, wait) = (waits.work(), waits.wait(For::News, None, awaited));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "not told of the call that waits");
         assert!(long.as_mut().poll(&mut cx).is_pending());
         drop(work);

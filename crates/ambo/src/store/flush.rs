@@ -65,6 +65,8 @@ pub(crate) struct NewPark {
     pub(crate) attempt: i32,
     /// `None`: only something that comes for it wakes it.
     pub(crate) due: Option<jiff::Timestamp>,
+    /// What it waits for, as JSON, for whoever asks.
+    pub(crate) awaits: Option<String>,
     /// Why it is tried again from the beginning, if that is why.
     pub(crate) failure: Option<NewCheckpoint>,
     /// Positions, with commas between, that are to be recorded anew.
@@ -117,7 +119,7 @@ pub(crate) async fn flush(
         batch.add_freed(&mut params);
         "select ambo.flush_all($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
          $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, \
-         $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44)"
+         $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45)"
     };
     let params: Vec<(&(dyn ToSql + Sync), Type)> =
         params.iter().map(|(param, kind)| (&**param as &(dyn ToSql + Sync), kind.clone())).collect();
@@ -193,6 +195,7 @@ impl<'a> Batch<'a> {
         column(params, Type::UUID_ARRAY, facts, |park| park.run);
         column(params, Type::INT4_ARRAY, facts, |park| park.attempt);
         column(params, Type::TIMESTAMPTZ_ARRAY, facts, |park| park.due);
+        column(params, Type::TEXT_ARRAY, facts, |park| park.awaits.as_deref());
         column(params, Type::TEXT_ARRAY, facts, |park| park.forget.as_deref());
         column(params, Type::TEXT_ARRAY, facts, |park| park.state.as_deref());
         column(params, Type::UUID_ARRAY, &self.woken, |run| *run);

@@ -19,6 +19,7 @@ const NAMES: &[&str] = &[
     "graph",
     "join",
     "map",
+    "mend",
     "patched",
     "retry",
     "schedule",
@@ -26,6 +27,7 @@ const NAMES: &[&str] = &[
     "signal",
     "sleep",
     "testing",
+    "time_limit",
     "update",
     "vault",
 ];

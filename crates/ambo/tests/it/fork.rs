@@ -225,3 +225,38 @@ async fn a_position_that_a_run_has_not_come_to_is_refused() {
     }
     db.client.fork(run, Some("6")).await.unwrap();
 }
+
+/// Waits, behind a compensation, which records nothing where it is registered.
+#[ambo::workflow]
+async fn waiter(cx: Ctx, of: Option<RunId>) -> Result<()> {
+    cx.step("book", || async { Ok::<_, Error>(()) }).await?;
+    cx.compensate("unbook", |_| async { Ok::<_, Error>(()) });
+    match of {
+        Some(of) => cx.event(of, "status").await,
+        None => cx.signal("go").await,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_parked_run_waits_for_is_told_and_its_position_is_one_to_fork_and_rewind_at() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow::<waiter>().start().await.unwrap();
+    let of = waiter::enqueue(None).on(&db.client).await.unwrap().run;
+    let run = waiter::enqueue(Some(of)).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 2 from ambo.timer where attempt > 0").await;
+    let why = async |run| db.client.why(run).await.unwrap().remove(0);
+    let (signal, event) = (why(of).await, why(run).await);
+    assert_eq!(signal.explanation, "it is parked and waits for the signal \"go\" at position 3");
+    let awaited = format!("it is parked and waits for the event \"status\" of run {of} at position 3");
+    assert_eq!((event.explanation, event.run), (awaited, Some(of)));
+    let refused = db.client.fork(of, Some("4")).await.unwrap_err();
+    assert!(refused.to_string().contains("its positions are 1 to 3"), "{refused}");
+    let fork = db.client.fork(of, Some("3")).await.unwrap();
+    db.client.rewind(of, "3").await.unwrap();
+    for run in [fork, of] {
+        ambo::SendSignal::new(run, "go", &()).on(&db.client).await.unwrap();
+        db.client.handle::<waiter>(run).result().await.unwrap();
+    }
+    let ended = db.client.handle::<waiter>(run).result().await.unwrap_err();
+    assert!(ended.to_string().contains("AMBO034"), "{ended}");
+}
