@@ -56,7 +56,7 @@ begin
         -- Of those that have ended: what an open one has enqueued so far, a million rows perhaps, is not walked.
         -- `offset 0`: by the index on xid, whatever the planner believes.
         select r.place, r.xid, r.seq
-        from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, pg_current_snapshot()) offset 0) e
+        from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, (select pg_current_snapshot())) offset 0) e
         cross join lateral (select r.ctid as place, r.* from ambo.ready r where r.xid = e.x offset 0) r
         where exists (select from lane l where l.queue = r.queue and l.workflow = r.workflow
                                            and l.priority = r.priority)
