@@ -179,12 +179,17 @@ pub(crate) async fn work(post: Post) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The database may be down just now.
+/// The database may be down just now, or its disk full.
 async fn until_reachable<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F) -> anyhow::Result<T> {
     loop {
         match act().await {
             Ok(done) => return Ok(done),
-            Err(error) if error.is_unavailable() => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error)
+                if error.is_unavailable()
+                    || error.sqlstate().is_some_and(|state| state.starts_with("53")) =>
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             Err(error) => return Err(error).context("the worker cannot begin"),
         }
     }
