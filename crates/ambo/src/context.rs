@@ -551,7 +551,7 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 200 || name.contains('\0') {
         return Err(Error::new(
             Code::InvalidName,
-            format!("the name of a step has 1 to 200 bytes and no NUL; this one has {}", name.len()),
+            format!("a name has 1 to 200 bytes and no NUL; this one has {}", name.len()),
         ));
     }
     Ok(())

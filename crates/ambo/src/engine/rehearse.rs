@@ -83,14 +83,14 @@ impl Stage {
         let rest = tokio::select! {
             biased;
             reason = run.stopped() => match reason {
-                Stop::Dead(error) => return differ((position(error), error.text().to_owned())),
+                Stop::Dead(error) => return died(history, error).and_then(differ),
                 _ => Rest::Continued,
             },
             rest = settle(body, &run.history) => rest,
         };
         // Stopped by its last poll.
         if let Some(Stop::Dead(error)) = run.reason() {
-            return differ((position(error), error.text().to_owned()));
+            return died(history, error).and_then(differ);
         }
         let output = history.output.as_ref().map_or("null", |output| output.get());
         let output = match run.vault.open(&Place::Output(run.id), output).await {
@@ -99,6 +99,14 @@ impl Stage {
         };
         compare(history, &output, &run, rest).and_then(differ)
     }
+}
+
+/// A name that makes no sense ends the run as it did when it was recorded; any other such end is the difference.
+fn died(history: &History, error: &Error) -> Found {
+    let as_before = error.code() == Code::InvalidName
+        && history.state == "dead"
+        && code(history) == Some(Code::InvalidName);
+    (!as_before).then(|| (position(error), error.text().to_owned()))
 }
 
 /// Polls a body until it has ended, or waits for what does not come.

@@ -196,6 +196,29 @@ async fn a_history_may_be_kept_as_a_file() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_made_no_sense_and_makes_none_is_no_difference() {
+    async fn names(mut cx: Ctx<'_>, length: usize) -> Result<()> {
+        cx.compensate("n".repeat(length), |_| async { Ok::<_, Error>(()) });
+        Ok(cx.step("one", || async { Ok::<_, Error>(()) }).await?)
+    }
+    async fn longer(cx: Ctx<'_>, length: usize) -> Result<()> {
+        names(cx, length + 200).await
+    }
+    let db = database().await;
+    let worker = Worker::builder(&db.client).workflow_fn("names", names).start().await.unwrap();
+    for length in [201, 200] {
+        Enqueue::<Untyped>::named("names", &length).on(&db.client).await.unwrap();
+    }
+    db.until("select count(distinct status) = 2 from ambo.outcome where status in ('dead', 'succeeded')")
+        .await;
+    worker.drain(Duration::from_secs(5)).await;
+    let same = Worker::builder(&db.client).workflow_fn("names", names);
+    assert_eq!(check(&db, same).await, []);
+    let other = Worker::builder(&db.client).workflow_fn("names", longer);
+    assert_eq!(check(&db, other).await.len(), 1, "where it ended well");
+}
+
 /// What the code may ask of its run is as it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn code_that_goes_by_its_key_queue_and_tick_is_no_difference() {
