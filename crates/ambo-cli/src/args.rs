@@ -335,6 +335,13 @@ pub(crate) enum State {
     Dead,
 }
 
+impl State {
+    /// As the database calls it.
+    pub(crate) fn name(self) -> Option<String> {
+        Some(self.to_possible_value()?.get_name().to_owned())
+    }
+}
+
 /// A command that takes nothing but a run.
 #[derive(Debug, Args)]
 pub(crate) struct OneRun {

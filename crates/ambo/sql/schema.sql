@@ -821,6 +821,10 @@ function refuse_undone(p_run uuid, p_act text, p_is_half boolean)
     returns void
     stable
 
+function refuse_unknown(p_run uuid)
+    returns void
+    stable
+
 function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, OUT worker_id bigint)
     returns bigint
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp

@@ -5,11 +5,11 @@ use std::process::{ExitCode, Stdio};
 
 use ambo::replay_check::Difference;
 use anyhow::Result;
-use clap::ValueEnum as _;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::args::ReplayCheck;
+use crate::args::{ReplayCheck, State};
+use crate::command::run::act::count;
 use crate::database::Database;
 use crate::failure::Failure;
 use crate::output::{Column, Output, Table};
@@ -63,7 +63,7 @@ pub(crate) async fn replay_check(
         }
     }
     for (workflow, runs) in &report.unknown {
-        let runs = if *runs == 1 { "1 run".to_owned() } else { format!("{runs} runs") };
+        let runs = count(*runs);
         output.say(&format!("not checked: {runs} of {workflow:?}, which this program does not register"));
     }
     if report.checked == 0 && !report.unknown.is_empty() {
@@ -98,7 +98,7 @@ async fn ask(wanted: &ReplayCheck, database: &Database) -> Result<Report> {
         )
         .into());
     };
-    let state = wanted.state.and_then(|state| Some(state.to_possible_value()?.get_name().to_owned()));
+    let state = wanted.state.and_then(State::name);
     let ask = json!({ "workflow": wanted.workflow, "state": state, "limit": wanted.limit });
     let ran = tokio::process::Command::new(program)
         .args(arguments)

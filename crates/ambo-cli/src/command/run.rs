@@ -8,12 +8,12 @@ use std::io::Read as _;
 use ambo::admin::{Act, Filter, RunSummary};
 use ambo::{Client, Enqueue, RunId, SendSignal};
 use anyhow::{Context as _, Result};
-use clap::ValueEnum as _;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::args::{
-    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunShow, RunSignal, RunUpdate, Selection,
+    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunShow, RunSignal, RunUpdate,
+    Selection, State,
 };
 use crate::database::Database;
 use crate::failure::Failure;
@@ -208,11 +208,10 @@ pub(super) fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_
 }
 
 pub(super) fn filter(selection: &Selection) -> Filter {
-    let state = selection.state.and_then(|state| state.to_possible_value());
     Filter {
         workflow: selection.workflow.clone(),
         queue: selection.queue.clone(),
-        state: state.map(|state| state.get_name().to_owned()),
+        state: selection.state.and_then(State::name),
         since: selection.since,
         until: selection.until,
         attributes: attributes(&selection.attribute),

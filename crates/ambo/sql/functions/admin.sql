@@ -115,6 +115,16 @@ as $$
     select q.reason from ambo.cancel_request q where q.run_id = p_run
 $$;
 
+-- Refuses a run that there is not.
+create or replace function ambo.refuse_unknown(p_run uuid) returns void
+language plpgsql stable
+as $$
+begin
+    if not exists (select from ambo.run r where r.id = p_run) then
+        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    end if;
+end $$;
+
 -- Refuses a run that was undone, or is being undone: to begin where it stood is no use. `p_is_half`: it is not undone to its
 -- end, and goes on with that when it is retried.
 create or replace function ambo.refuse_undone(p_run uuid, p_act text, p_is_half boolean) returns void
@@ -145,9 +155,7 @@ begin
     returning o.attempt, o.error -> 'at' as failed_at,
               o.status = 'dead' and (o.error -> 'undone') is null as is_half into v_outcome;
     if not found then
-        if not exists (select from ambo.run r where r.id = p_run) then
-            raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
-        end if;
+        perform ambo.refuse_unknown(p_run);
         raise exception 'AMBO034: run % is %; only a failed, cancelled or dead run can be retried', p_run,
             (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034';
     end if;

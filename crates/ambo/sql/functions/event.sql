@@ -30,8 +30,8 @@ begin
     select e.number, e.value, e.published_at from ambo.event e
     where e.run_id = p_run and e.key = p_key and e.number > p_after
     order by e.number limit p_limit;
-    if not found and not exists (select from ambo.run r where r.id = p_run) then
-        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    if not found then
+        perform ambo.refuse_unknown(p_run);
     end if;
 end $$;
 
@@ -49,8 +49,8 @@ begin
     end if;
     -- What it published in the commit of its end is seen with it.
     ended := exists (select from ambo.outcome o where o.run_id = p_run);
-    if not ended and not exists (select from ambo.run r where r.id = p_run) then
-        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    if not ended then
+        perform ambo.refuse_unknown(p_run);
     end if;
 end $$;
 
@@ -64,7 +64,7 @@ begin
     return query
     select distinct on (e.key) e.key, e.number, e.value, e.published_at
     from ambo.event e where e.run_id = p_run order by e.key, e.number desc;
-    if not found and not exists (select from ambo.run r where r.id = p_run) then
-        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
+    if not found then
+        perform ambo.refuse_unknown(p_run);
     end if;
 end $$;

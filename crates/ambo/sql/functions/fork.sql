@@ -122,9 +122,7 @@ begin
         delete from ambo.timer t where t.run_id = p_run and t.attempt > 0 returning t.attempt into v_attempt;
     end if;
     if v_attempt is null then
-        if not exists (select from ambo.run r where r.id = p_run) then
-            raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
-        end if;
+        perform ambo.refuse_unknown(p_run);
         raise exception 'AMBO034: run % is %; only one that has ended or is parked can be rewound', p_run,
             (select s.state from ambo.run_result(p_run) s) using errcode = 'AM034',
             hint = 'Cancel it and wait for its end, or fork it.';

@@ -93,9 +93,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-    if not exists (select from ambo.run r where r.id = p_run) then
-        raise exception 'AMBO033: there is no run %', coalesce(p_run::text, 'null') using errcode = 'AM033';
-    end if;
+    perform ambo.refuse_unknown(p_run);
     return query
     select s.seq, s.topic, s.key, s.sent_at, s.payload from ambo.signal s
     -- Under longer topics are the keys of what it had taken before it continued as new.
@@ -121,10 +119,11 @@ begin
         raise exception 'AMBO034: run % has taken signal %', run_id, seq using errcode = 'AM034';
     end if;
     delete from ambo.signal s where s.run_id = drop_signal.run_id and s.seq = drop_signal.seq;
-    if not found and not exists (select from ambo.run r where r.id = run_id) then
-        raise exception 'AMBO033: there is no run %', coalesce(run_id::text, 'null') using errcode = 'AM033';
+    if not found then
+        perform ambo.refuse_unknown(run_id);
+        return false;
     end if;
-    return found;
+    return true;
 end $$;
 
 -- The next signal of a topic that the run has not consumed. `again` says that something had come for the run since the

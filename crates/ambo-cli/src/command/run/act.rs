@@ -192,6 +192,6 @@ fn verb(act: &Act) -> &'static str {
     }
 }
 
-fn count(runs: usize) -> String {
+pub(in crate::command) fn count(runs: usize) -> String {
     if runs == 1 { "1 run".to_owned() } else { format!("{runs} runs") }
 }
