@@ -212,6 +212,19 @@ impl Error {
         self
     }
 
+    /// Whether it says that somebody has to mend something before the run that failed of it goes on: of a child it is said that
+    /// it is dead of that, and of a signal, an event or a result that it does not fit.
+    pub(crate) fn is_to_be_mended(&self) -> bool {
+        matches!(
+            self.code,
+            Code::NonDeterminism
+                | Code::Poisoned
+                | Code::NotDecodable
+                | Code::HistoryLimit
+                | Code::UnfitMessage
+        )
+    }
+
     /// Whether to try again is no use.
     pub fn is_permanent(&self) -> bool {
         self.permanent
@@ -334,6 +347,16 @@ impl<E: From<Error>> Failure<E> {
         match self {
             Failure::Application(error) => error,
             Failure::Ambo(error) => error.into(),
+        }
+    }
+}
+
+impl<E: 'static> Failure<E> {
+    /// The error as one of Ambo's type, if it is of that: also where the application's own type is that.
+    pub(crate) fn as_error(&self) -> Option<&Error> {
+        match self {
+            Failure::Application(error) => (error as &dyn std::any::Any).downcast_ref(),
+            Failure::Ambo(error) => Some(error),
         }
     }
 }

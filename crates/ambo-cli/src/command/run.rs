@@ -134,11 +134,14 @@ async fn signals(wanted: &RunShow, client: &Client, output: Output) -> Result<()
 async fn drop_signal(wanted: &RunDropSignal, client: &Client, output: Output) -> Result<()> {
     let RunDropSignal { id, number } = *wanted;
     let dropped = client.drop_signal(id, number).await?;
-    let sentence = if dropped { "dropped" } else { "there is none" };
-    output.say(&format!("signal {number} to run {id}: {sentence}"));
     if output.is_json {
         output.json(&json!({ "id": id, "number": number, "dropped": dropped }))?;
     }
+    if !dropped {
+        let message = format!("no signal {number} waits for run {id}");
+        return Err(Failure::failed(message, "`ambo run signals ID` shows those that do").into());
+    }
+    output.say(&format!("signal {number} to run {id}: dropped"));
     Ok(())
 }
 

@@ -255,9 +255,17 @@ fn a_run_is_sent_signals_and_its_events_are_read() {
         exit status: 1
     "#]].assert_eq(&db.ambo(&["run", "signal", nobody, "decision"]).shown());
     let number = db.sql.text("select seq::text from ambo.signal");
-    for (number, said) in [(number.as_str(), "dropped"), ("7000000", "there is none")] {
+    for (number, said) in [
+        (number.as_str(), "stderr: signal {n} to run 00000000-0000-0000-0000-000000000000: dropped\n"),
+        (
+            "7000000",
+            "stderr: error: no signal {n} waits for run 00000000-0000-0000-0000-000000000000\n\
+             stderr:   `ambo run signals ID` shows those that do\n\
+             exit status: 1\n",
+        ),
+    ] {
         let dropped = db.ambo(&["run", "drop-signal", &run, number]).shown();
-        assert!(dropped.contains(&format!("signal {number} to run ")) && dropped.contains(said), "{dropped}");
+        assert_eq!(dropped, said.replace("{n}", number));
     }
     for more in [&[][..], &["--json"], &["--follow"]] {
         expect![[r#"

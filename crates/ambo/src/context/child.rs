@@ -167,6 +167,9 @@ async fn receive<W: Workflow>(
 ) -> Result<W::Output, Failure<W::Error>> {
     let name = format!("ambo:result {}", W::NAME);
     if let Some(recorded) = replay(run, &position, &name).await {
+        if let Some(error) = recorded.as_ref().err().and_then(Failure::as_error) {
+            run.history.note(&position, error);
+        }
         return recorded;
     }
     // What was started is durable before anybody is asked about it.
@@ -193,7 +196,8 @@ async fn receive<W: Workflow>(
                 Ok(output) => output.into(),
                 Err(error) => return run.die(error).await,
             };
-            let decoded = payload::decode("the result of a child", &output);
+            let decoded = payload::decode("the result of a child", &output)
+                .inspect_err(|error| run.history.note(&position, error));
             // That it did not fit is what the run was told, and is told in every replay until it is retried.
             let recorded = decoded.as_ref().map(|_| output).map_err(encode_error);
             run.record(position, name.into(), recorded, Duration::ZERO);
@@ -206,6 +210,7 @@ async fn receive<W: Workflow>(
         };
         let error: Error = payload::decode("the error of a child", &recorded)
             .unwrap_or_else(|_| Error::new(Code::Application, format!("the child is {}", outcome.status)));
+        run.history.note(&position, &error);
         run.record(position, name.into(), Err(recorded), Duration::ZERO);
         return Err(to_failure(error));
     }

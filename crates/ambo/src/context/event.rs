@@ -101,7 +101,12 @@ async fn receive<T: DeserializeOwned>(
     let name = format!("ambo:await {key} of {of}");
     if let Some(recorded) = replay::<Box<serde_json::value::RawValue>, Error>(run, &position, &name).await {
         run.history.pass(&format!("{position}.0"));
-        return payload::decode(&format!("the event {key:?}"), recorded?.get());
+        let value = recorded.map_err(Error::from).inspect_err(|error| run.history.note(&position, error))?;
+        return match payload::decode(&format!("the event {key:?}"), value.get()) {
+            Ok(read) => Ok(read),
+            // It did fit when it came: to other code.
+            Err(error) => run.die(error).await,
+        };
     }
     let due = match timeout {
         Some(limit) => {
@@ -139,6 +144,7 @@ async fn receive<T: DeserializeOwned>(
             };
             let read = payload::decode(&format!("the event {key:?}"), &value);
             // That it did not fit is what the run was told, and is told in every replay until it is retried.
+            let read = read.inspect_err(|error| run.history.note(&position, error));
             let recorded = read.as_ref().map(|_| value.into()).map_err(encode_error);
             run.record(position, name.into(), recorded, Duration::ZERO);
             return read;

@@ -91,8 +91,12 @@ async fn receive<T: DeserializeOwned>(
     if let Some(recorded) = replay::<Consumed, Error>(run, &position, &name).await {
         run.history.pass(&format!("{position}.0"));
         let Consumed { seq, payload } =
-            recorded.map_err(Error::from).inspect_err(|error| note(run, &position, error))?;
-        return read(&open(run, &payload, &topic).await, seq, &topic);
+            recorded.map_err(Error::from).inspect_err(|error| run.history.note(&position, error))?;
+        return match read(&open(run, &payload, &topic).await, seq, &topic) {
+            Ok(read) => Ok(read),
+            // It did fit when it came: to other code.
+            Err(error) => run.die(error).await,
+        };
     }
     let due = match timeout {
         Some(limit) => {
@@ -130,7 +134,7 @@ async fn receive<T: DeserializeOwned>(
                 }
                 continue;
             }
-            let read = read.inspect_err(|error| note(run, &position, error));
+            let read = read.inspect_err(|error| run.history.note(&position, error));
             run.record_with(position, name.into(), json, read.as_ref().err().map(encode_error));
             return read;
         }
@@ -148,13 +152,6 @@ async fn receive<T: DeserializeOwned>(
             () = until(run, due) => {}
             () = tokio::time::sleep(LOOK.mul_f64(0.75 + 0.5 * clock::jitter())) => {}
         }
-    }
-}
-
-/// A run that ends with this error, and does nothing after it, goes on when what was sent or its code is mended.
-fn note(run: &Run, position: &Arc<str>, error: &Error) {
-    if error.code() == Code::UnfitMessage {
-        run.history.unfit(position);
     }
 }
 

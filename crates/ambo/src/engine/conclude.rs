@@ -42,7 +42,7 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     };
     let told = if is_begun { None } else { why_told(run).await };
     let error = undone.or(told).unwrap_or(ended);
-    if !is_begun && is_of_unfit_signal(run, &error) {
+    if !is_begun && error.is_to_be_mended() && run.history.is_to_be_mended() {
         // It goes on when somebody has mended that, as after a wrong deploy: nothing is undone.
         return Ending::Outcome("dead", Err(error));
     }
@@ -111,11 +111,6 @@ pub(super) async fn why_cancelled(run: &Run) -> Error {
     };
     let reason = tokio::time::timeout(REASON, asked).await.ok().flatten();
     cancelled(reason.as_deref())
-}
-
-/// Whether a run ends with the error of a call that took a signal that does not fit, and did nothing more after it.
-fn is_of_unfit_signal(run: &Run, error: &Error) -> bool {
-    error.code() == Code::UnfitMessage && run.history.is_unfit()
 }
 
 /// Records that from here on the run only undoes.

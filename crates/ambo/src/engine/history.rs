@@ -58,8 +58,8 @@ pub(crate) struct History {
     /// Positions of failures after which the body did not go on: what a retry of the run forgets.
     failures: Mutex<Vec<Arc<str>>>,
     has_failures: AtomicBool,
-    /// Positions of waits that took a signal which did not fit.
-    unfit: Mutex<Vec<Arc<str>>>,
+    /// Positions of calls that failed of what somebody can mend.
+    to_mend: Mutex<Vec<Arc<str>>>,
     /// The last call at the top.
     top: AtomicU32,
     length: AtomicUsize,
@@ -90,7 +90,7 @@ impl History {
             attributes: Mutex::new(recorded.iter().filter_map(attribute::was_set).collect()),
             failures: Mutex::default(),
             has_failures: AtomicBool::new(false),
-            unfit: Mutex::default(),
+            to_mend: Mutex::default(),
             top: AtomicU32::new(0),
             continued: None,
             retries: 0,
@@ -176,15 +176,17 @@ impl History {
         self.failures().clone()
     }
 
-    /// The body was told of a signal that does not fit.
-    pub(crate) fn unfit(&self, position: &Arc<str>) {
-        self.unfit.lock().unwrap_or_else(PoisonError::into_inner).push(position.clone());
+    /// The body is told of a failure; if it [is to be mended](Error::is_to_be_mended), so is a run that ends with it.
+    pub(crate) fn note(&self, position: &Arc<str>, error: &Error) {
+        if error.is_to_be_mended() {
+            self.to_mend.lock().unwrap_or_else(PoisonError::into_inner).push(position.clone());
+        }
     }
 
-    /// Whether one of the failures that led to the end of the body is of that.
-    pub(crate) fn is_unfit(&self) -> bool {
-        let unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
-        self.failures().iter().any(|position| unfit.contains(position))
+    /// Whether one of the failures that led to the end of the body is to be mended.
+    pub(crate) fn is_to_be_mended(&self) -> bool {
+        let to_mend = self.to_mend.lock().unwrap_or_else(PoisonError::into_inner);
+        self.failures().iter().any(|position| to_mend.contains(position))
     }
 
     /// What has failed so far is not tried again, whatever becomes of the run.

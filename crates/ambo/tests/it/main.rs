@@ -63,6 +63,7 @@ mod testbed;
 #[cfg(feature = "testing")]
 mod time_limits;
 mod timers;
+mod to_mend;
 mod trace;
 #[cfg(feature = "sqlx")]
 mod transaction;
