@@ -235,7 +235,8 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     start_by timestamp with time zone
     index ready_pin btree (split_part(workflow, chr(31), 2)) WHERE (split_part(workflow, chr(31), 2) <> ''::text)
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
-    index ready_start_by btree (start_by) WHERE (start_by IS NOT NULL)
+    index ready_start_by btree (start_by, seq) WHERE (start_by IS NOT NULL)
+    index ready_start_by_xid btree (xid) WHERE (start_by IS NOT NULL)
     index ready_xid btree (xid)
 
 sequence ready_seq
@@ -545,9 +546,9 @@ function expire_keys(p_limit integer)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function expire_runs(p_limit integer)
-    returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+function expire_runs(p_limit integer, p_mark json DEFAULT NULL::json, OUT expired integer, OUT mark json, OUT more boolean)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off, enable_sort=off, enable_incremental_sort=off
 
 function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[], p_known_priorities smallint[])
     returns TABLE(queue text, workflow text, priority smallint)

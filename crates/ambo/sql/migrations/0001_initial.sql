@@ -127,7 +127,9 @@ create table ambo.ready (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_xid on ambo.ready (xid);
-create index ready_start_by on ambo.ready (start_by) where start_by is not null;
+create index ready_start_by on ambo.ready (start_by, seq) where start_by is not null;
+-- For what came to be too late below the mark of the looks.
+create index ready_start_by_xid on ambo.ready (xid) where start_by is not null;
 -- By the version that a run is pinned to; a run that is not costs nothing here.
 create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where split_part(workflow, chr(31), 2) <> '';
 

@@ -35,6 +35,8 @@ pub(crate) struct Duties {
     /// Where the looks for due timers go on, and how long until the next.
     timer_mark: Option<String>,
     next_timer: Option<Duration>,
+    /// Where the looks for runs that were to start by a time go on.
+    expiry_mark: Option<String>,
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
@@ -56,7 +58,7 @@ impl Duties {
         }
         self.timer_mark.clone_from(&pulse.timer_mark);
         made_ready |= self.fire_timers(session, schema).await?;
-        while worker::expire_runs(session, schema, TIMER_BATCH).await? == TIMER_BATCH {}
+        self.expire_runs(session, schema).await?;
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
         }
@@ -85,8 +87,21 @@ impl Duties {
         Ok(fired.count > 0)
     }
 
+    /// Ends runs whose time to start is over.
+    async fn expire_runs(&mut self, session: &Session, schema: &Schema) -> Result<()> {
+        loop {
+            let (mark, more) =
+                worker::expire_runs(session, schema, TIMER_BATCH, self.expiry_mark.as_deref()).await?;
+            self.expiry_mark = Some(mark);
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
     /// The duties fell to another worker.
     pub(crate) fn retire(&mut self) {
+        self.expiry_mark = None;
         self.timer_mark = None;
         self.next_timer = None;
     }

@@ -185,10 +185,17 @@ pub(crate) async fn bury(
     burial().map_err(from_driver)
 }
 
-/// Ends runs whose time to start is over, up to `limit`; answers how many.
-pub(crate) async fn expire_runs(session: &Session, schema: &Schema, limit: i32) -> Result<i32> {
-    let row = session.query_one(&schema.sql("select ambo.expire_runs($1)"), &[(&limit, Type::INT4)]).await?;
-    row.try_get(0).map_err(from_driver)
+/// Ends runs whose time to start is over, up to `limit`; answers where the next look goes on, and whether there may be more.
+pub(crate) async fn expire_runs(
+    session: &Session,
+    schema: &Schema,
+    limit: i32,
+    mark: Option<&str>,
+) -> Result<(String, bool)> {
+    let sql = schema.sql("select mark::text, more from ambo.expire_runs($1, $2::text::json)");
+    let row = session.query_one(&sql, &[(&limit, Type::INT4), (&mark, Type::TEXT)]).await?;
+    let read = || Ok((row.try_get(0)?, row.try_get(1)?));
+    read().map_err(from_driver)
 }
 
 /// A version of workers that runs are pinned to.

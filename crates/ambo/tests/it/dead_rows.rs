@@ -6,6 +6,7 @@ use crate::harness::{connect, database};
 async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
     let count = "select sum(pg_stat_get_xact_blocks_fetched(o))::bigint from unnest(array[
         'ambo.ready'::regclass, 'ambo.ready_pkey'::regclass, 'ambo.ready_xid'::regclass, 'ambo.ready_pin'::regclass,
+        'ambo.ready_start_by'::regclass, 'ambo.ready_start_by_xid'::regclass,
         'ambo.wake'::regclass, 'ambo.wake_pkey'::regclass,
         'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass,
         'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass,
@@ -45,6 +46,7 @@ async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
         "select * from ambo.pins()".to_owned(),
         "select ambo.release_pins('{0,2}', 10)".to_owned(),
         "select ambo.fire_timers(10)".to_owned(),
+        "select ambo.expire_runs(10)".to_owned(),
         format!(
             "select ambo.flush({worker}, {nothing}, {ids}, array_fill(1, '{{10}}'), array_fill('succeeded'::text, '{{10}}'), array_fill('1'::json, '{{10}}'), array_fill(null::json, '{{10}}'))"
         ),
@@ -114,6 +116,77 @@ async fn a_look_for_due_timers_does_not_walk_over_those_that_were() {
     }
     // That the figures mean something.
     let blocks = blocks_of(&db.sql, "select ambo.fire_timers(5000)").await;
+    assert!(blocks > 1000, "without a mark a look touched {blocks} blocks only");
+}
+
+#[tokio::test]
+async fn a_look_for_runs_that_are_too_late_does_not_walk_over_those_that_were_in_time() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let insert = |n: u32, start_by: &str| {
+        format!(
+            "insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, start_by)
+             select nextval('ambo.ready_seq'), pg_current_xact_id(), ambo.new_run_id(), 0, 0, 0, 'default',
+                    ambo.lane('a', ''), {start_by}
+             from generate_series(1, {n}) n"
+        )
+    };
+    let look = |mark: &Option<String>| {
+        let mark = mark.as_ref().map_or("null".to_owned(), |mark| format!("'{mark}'"));
+        format!("select expired, mark::text from ambo.expire_runs(5000, {mark})")
+    };
+    // Ends what is too late, and answers how many those were.
+    async fn expire(sql: &tokio_postgres::Client, mark: &mut Option<String>) -> i32 {
+        let mut all = 0;
+        loop {
+            let look = "select expired, mark::text, more from ambo.expire_runs(5000, $1::text::json)";
+            let row = sql.query_one(look, &[&*mark]).await.unwrap();
+            all += row.get::<_, i32>(0);
+            *mark = Some(row.get(1));
+            if !row.get::<_, bool>(2) {
+                return all;
+            }
+        }
+    }
+    let mut mark = None;
+    for _ in 0..3 {
+        // Some of one time and some of many; all but the last of these were claimed in time.
+        db.sql.batch_execute(&insert(12_000, "now() - interval '1 s'")).await.unwrap();
+        db.sql.batch_execute(&insert(20_000, "clock_timestamp() - n * interval '1 ms'")).await.unwrap();
+        db.sql
+            .batch_execute("delete from ambo.ready r where r.start_by < now() - interval '1.5 s'")
+            .await
+            .unwrap();
+        let left = db.number("select count(*) from ambo.ready").await;
+        assert_eq!(i64::from(expire(&db.sql, &mut mark).await), left);
+        let open = connect(&db.url).await;
+        open.batch_execute(&format!("begin; {}", insert(12_000, "now() - interval '1 hour'"))).await.unwrap();
+        // From here on it is in progress at every look.
+        db.sql.batch_execute("select pg_current_xact_id()").await.unwrap();
+        assert_eq!(expire(&db.sql, &mut mark).await, 0);
+        for start_by in ["now() - interval '1 day'", "clock_timestamp()"] {
+            let blocks = blocks_of(&db.sql, &look(&mark)).await;
+            println!("a look: {blocks} blocks");
+            assert!(blocks < 60, "a look at nothing touched {blocks} blocks");
+            db.sql.batch_execute(&insert(1, start_by)).await.unwrap();
+            assert_eq!(expire(&db.sql, &mut mark).await, 1, "{start_by}");
+        }
+        // One that somebody has locked, who lets it go.
+        db.sql.batch_execute(&insert(1, "now() - interval '1 min'")).await.unwrap();
+        let holder = connect(&db.url).await;
+        holder.batch_execute("begin; delete from ambo.ready").await.unwrap();
+        assert_eq!(expire(&db.sql, &mut mark).await, 0);
+        assert_eq!(expire(&db.sql, &mut mark).await, 0);
+        holder.batch_execute("rollback").await.unwrap();
+        assert_eq!(expire(&db.sql, &mut mark).await, 1);
+        open.batch_execute("commit").await.unwrap();
+        assert_eq!(expire(&db.sql, &mut mark).await, 12_000, "what came late");
+        assert_eq!(expire(&db.sql, &mut mark).await, 0);
+    }
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 0);
+    // That the figures mean something.
+    let blocks = blocks_of(&db.sql, &look(&None)).await;
     assert!(blocks > 1000, "without a mark a look touched {blocks} blocks only");
 }
 

@@ -54,7 +54,10 @@ async fn what_is_claimed_too_late_is_not_run() {
     db.until("select bool_and(start_by < clock_timestamp()) from ambo.ready").await;
     // No keeper's sweep: the claim alone has to see it.
     db.sql
-        .batch_execute("create or replace function ambo.expire_runs(p_limit integer) returns integer language sql as 'select 0'")
+        .batch_execute(
+            "create or replace function ambo.expire_runs(p_limit integer, p_mark json default null, out expired integer,
+             out mark json, out more boolean) language sql as $$ select 0, '{}'::json, false $$",
+        )
         .await
         .unwrap();
     let began = Arc::new(AtomicU32::new(0));
