@@ -306,7 +306,7 @@ where
             Failure::Application(error) => {
                 !is_permanent(error) && retry_if.as_ref().is_none_or(|worth_it| worth_it(error))
             }
-            Failure::Ambo(_) => true,
+            Failure::Ambo(error) => !error.is_permanent(),
         };
         let Some(pause) = retry.pause_after(attempt.number, clock::jitter()).filter(|_| worth_it) else {
             return Ok(Err(failure));
@@ -329,7 +329,8 @@ where
     E: ApplicationError,
 {
     Some(match run.rig.answer(position, name)? {
-        Ok(json) => payload::decode("the scripted result", &json).map_err(Failure::Ambo),
+        Ok(json) => payload::decode("the scripted result", &json)
+            .map_err(|unfit: Error| Failure::Ambo(unfit.permanent())),
         Err(error) => Err(to_failure(error)),
     })
 }

@@ -224,6 +224,12 @@ async fn a_step_answers_what_it_is_told_to() {
     let before = bed.attempts("charge");
     assert_eq!(pay().await.unwrap(), 107);
     assert_eq!(bed.attempts("charge") - before, 3);
+    // A result of another type is the test's own mistake: it is said at once.
+    bed.step("charge").returns(&"seven").times(1);
+    let mistaken = pay().await.unwrap_err();
+    let text = mistaken.to_string();
+    assert!(text.contains("the scripted result does not fit `u64`"), "{text}");
+    assert_eq!(bed.attempts("charge") - before, 4);
     bed.step("charge").fails(Declined("for ever".into()));
     let scripted = pay().await.unwrap_err();
     assert!(matches!(&scripted, Failure::Application(Declined(text)) if text == "for ever"), "{scripted:?}");
