@@ -594,6 +594,10 @@ function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
+function has_no_room(p_weight integer, p_used bigint, p_limit integer)
+    returns boolean
+    immutable
+
 function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_beat_ms bigint, OUT managed text[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -634,7 +638,7 @@ function kept_objects()
     returns SETOF text
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off
 
-function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_leads boolean DEFAULT false)
+function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_goes_on boolean DEFAULT false)
     returns text
     immutable
 
@@ -653,6 +657,10 @@ function leave_wakes(p_runs uuid[])
 function leave(p_worker bigint)
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function limit_reached(p_whose text, p_weight integer, p_used bigint, p_limit integer)
+    returns text
+    immutable
 
 function list_events(p_run uuid)
     returns TABLE(key text, number integer, value json, published_at timestamp with time zone)

@@ -239,7 +239,7 @@ impl Client {
     }
 
     /// Lets a group that is blocked go on without the run that failed; says whether it was blocked. To have that run executed
-    /// again, [`retry`](Client::retry) it: it is the next of its group.
+    /// again, [`retry`](Client::retry) it before, while its group still waits for it: it is the next of it then.
     ///
     /// # Errors
     /// `AMBO002` if there is no such queue, `AMBO040` if the database is away.

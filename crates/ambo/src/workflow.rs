@@ -139,6 +139,8 @@ where
 
 /// Between a workflow and a version in the name of the lane of runs that are pinned to it.
 pub(crate) const PIN: char = '\u{1f}';
+/// What marks the lane of what goes on, before anything begins.
+pub(crate) const GOES_ON: char = '+';
 
 /// The workflows that a worker knows, by name.
 #[derive(Default, Clone)]

@@ -150,6 +150,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_outcome record;
+    v_holder record;
 begin
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
     returning o.attempt, o.error -> 'at' as failed_at,
@@ -161,6 +162,20 @@ begin
     end if;
     if not v_outcome.is_half then
         perform ambo.refuse_undone(p_run, 'retried', false);
+    end if;
+    -- One run at a time by a key that says so: another that was enqueued since may live.
+    select k.run_id, o.run_id is null as lives into v_holder
+    from ambo.run r join ambo.run_key k on k.workflow = r.workflow and k.key = r.key and k.rule = 'd'
+    left join ambo.outcome o on o.run_id = k.run_id
+    where r.id = p_run and k.run_id <> p_run
+      and not exists (select from ambo.run_key n where n.workflow = r.workflow and n.key = r.key and n.run_id = p_run)
+    for update of k;
+    if v_holder.lives then
+        raise exception 'AMBO034: run % cannot be retried now: run % has its key, and only one of them lives at a time', p_run,
+            v_holder.run_id using errcode = 'AM034', hint = 'Retry it when that one has ended.';
+    elsif found then
+        update ambo.run_key k set run_id = p_run from ambo.run r
+        where r.id = p_run and k.workflow = r.workflow and k.key = r.key and k.rule = 'd';
     end if;
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'

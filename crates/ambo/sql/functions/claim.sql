@@ -257,13 +257,15 @@ as $$
     select l.queue, l.workflow from lane l limit 10000
 $$;
 
--- The name of the lane of a workflow's runs: its own, or, where they are pinned to a version of their workers, of a group,
--- or the head of it, with that behind it.
-create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_leads boolean default false)
+-- The name of the lane of a workflow's runs: its own, or, where they are pinned to a version of their workers or of a group,
+-- with that behind it. What had begun goes on before anything begins, so it stands in a lane of its own, marked '+', which comes first
+-- among those of its priority; in a queue that keeps the order of groups it is the head of its group.
+create or replace function ambo.lane(p_workflow text, p_pin text, p_group text default null, p_goes_on boolean default false)
 returns text
 language sql immutable
 -- Of nothing that is not immutable itself, such as concat_ws: it dissolves in the statement that calls it.
-return case when p_leads then p_workflow || chr(31) || coalesce(p_pin, '') || coalesce(chr(31) || p_group, '') || chr(31) || '+'
+return case when p_goes_on
+            then p_workflow || chr(31) || coalesce(p_pin, '') || chr(31) || coalesce(p_group, '') || chr(31) || '+'
             when p_group is not null then p_workflow || chr(31) || coalesce(p_pin, '') || chr(31) || p_group
             when p_pin is not null then p_workflow || chr(31) || p_pin
             else p_workflow end;
@@ -321,7 +323,8 @@ begin
     return v_count;
 end $$;
 
--- Puts runs that had begun, or whose time has come, back into their lanes.
+-- Puts runs that had begun, or whose time has come, back into their lanes. In a queue that keeps the order of groups only the head of
+-- its group goes on before the others: another one, as one that is retried after a failure that does not block, waits like them.
 create or replace function ambo.make_ready(
     p_runs uuid[], p_attempts integer[], p_losses smallint[], p_deadlines timestamptz[], p_pins text[])
 returns void
@@ -335,9 +338,12 @@ begin
                             start_by)
     select nextval('ambo.ready_seq'), v_xid, r.id, u.attempt, u.losses, r.priority, r.weight, r.queue,
            ambo.lane(r.workflow, u.pin, r.group_key,
-                     r.group_key is not null and exists (select from ambo.head h where h.run_id = r.id)),
+                     case when r.group_key is not null and q.ordered is not null
+                          then exists (select from ambo.head h where h.run_id = r.id)
+                          else u.attempt > 0 end),
            r.timeout, u.deadline, case when u.attempt = 0 then r.start_by end
     from unnest(p_runs, p_attempts, p_losses, p_deadlines, p_pins) as u (id, attempt, losses, deadline, pin)
-    cross join lateral (select r.* from ambo.run r where r.id = u.id offset 0) r;
+    cross join lateral (select r.* from ambo.run r where r.id = u.id offset 0) r
+    cross join lateral (select q.ordered from ambo.queue q where q.name = r.queue offset 0) q;
     perform ambo.wake();
 end $$;

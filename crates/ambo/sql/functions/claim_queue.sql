@@ -11,6 +11,11 @@
 -- others by number; here those are looked up, and what is newer is read. A slot of its own whose claim's answer was lost is
 -- newer than what it knows, and counts as somebody else's.
 --
+-- Turns are taken by groups, and by workflows of runs that have none: the lanes of a group that are equally urgent are one unit, in which
+-- what goes on (marked '+') comes first, and then what was enqueued first. The less urgent get what the more urgent leave.
+--
+-- A run counts with its weight; one that weighs more than a limit needs all of it for itself.
+--
 -- A place is held in execution only. Where the order of groups is kept, a run that leaves execution before its end, or fails where
 -- that blocks, is the head of its group (ambo.head): the others of the group wait for it. It comes back in a lane of its own, of
 -- its group and marked '+', and takes a place like any other.
@@ -89,7 +94,7 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
--- `p_lanes` are tried in their order; `passed` are those for which there was no room. `p_mine`: the weight in execution in this worker that
+-- `p_lanes` are tried in their order; `passed` are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this worker that
 -- it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
 -- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
 create or replace function ambo.claim_queue(
@@ -111,7 +116,11 @@ declare
     v_limited boolean;
     v_other_groups text[];
     v_other_weights integer[];
+    -- What there is room for by the limits: for what fits, and for one that weighs more than a limit of which nothing is taken. Null: any.
     v_room integer;
+    v_alone integer;
+    v_places integer;
+    v_used integer;
     v_tokens double precision;
     v_woken uuid[];
     v_groups text[];
@@ -129,7 +138,6 @@ begin
     select * into q from ambo.queue k where k.name = p_queue;
     v_limited := num_nonnulls(q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_limit, q.group_rate_limit,
                               q.ordered) > 0;
-    v_room := p_limit;
     -- Without a limit nothing is counted, and what is known is kept for the next one.
     others := p_others;
     seen := p_seen;
@@ -143,93 +151,123 @@ begin
                 select c.* from ambo.claim c where c.queue = p_queue and c.slot = o.slot offset 0) s
             union all
             select c.slot, c.group_key, c.weight from ambo.claim c where c.queue = p_queue and c.slot > p_seen) s;
-        v_room := least(v_room, q.worker_concurrency - p_here,
-                        q.concurrency - p_mine - (select coalesce(sum(w), 0) from unnest(v_other_weights) w));
+        v_used := p_mine + (select coalesce(sum(w), 0) from unnest(v_other_weights) w);
+        v_room := least(q.worker_concurrency - p_here, q.concurrency - v_used);
+        v_alone := least(case when p_here > 0 then q.worker_concurrency - p_here end,
+                         case when v_used > 0 then q.concurrency - v_used end);
         if q.ordered is not null then
             q.group_concurrency := 1;
         end if;
         if q.rate_limit is not null then
             v_tokens := ambo.tokens(p_queue, '', q.rate_limit, q.rate_period, q.rate_burst);
             v_room := least(v_room, floor(v_tokens));
+            if v_tokens < q.rate_burst then
+                v_alone := least(v_alone, floor(v_tokens));
+            end if;
             if v_tokens < 1 then
                 wait_ms := ceil((1 - v_tokens) * extract(epoch from q.rate_period) * 1000 / q.rate_limit);
             end if;
         end if;
     end if;
 
-    -- Rows that wake need no room: their lanes are free. Of the others as many are tried as there is room for, and what they
+    v_places := least(p_limit, v_room);
+
+    -- Rows that wake need no room: their lanes are free. Of the others as many units are tried as there is room for, and what they
     -- have is taken in turns, so that the last of the room goes round too.
     with lane as materialized (
-        select l.n, l.lane, l.priority, l.low, l.share, l.mine, nullif(split_part(l.lane, chr(31), 3), '') as group_key,
-               split_part(l.lane, chr(31), 4) = '~' as is_free, split_part(l.lane, chr(31), 4) = '+' as is_head
-        from unnest(p_lanes, p_priorities, p_lows, p_shares, p_mine_groups)
-            with ordinality as l (lane, priority, low, share, mine, n)
+        select l.n, l.lane, l.priority, l.low, l.share, l.mine, s.group_key,
+               coalesce(s.group_key, l.workflow) as unit, s.mark = '~' as is_free, s.mark = '+' as goes_on
+        from (select l.*, split_part(l.lane, chr(31), 1) || chr(31) || split_part(l.lane, chr(31), 2) as workflow
+              from unnest(p_lanes, p_priorities, p_lows, p_shares, p_mine_groups)
+                  with ordinality as l (lane, priority, low, share, mine, n)) l
+        cross join lateral (select nullif(split_part(l.lane, chr(31), 3), '') as group_key,
+                                   split_part(l.lane, chr(31), 4) as mark) s
     ), other as materialized (
         select u.g as group_key, sum(u.w) as weight from unnest(v_other_groups, v_other_weights) as u (g, w) group by u.g
+    ), unread as materialized (
+        -- Where the order of groups is kept, what has come in a lane that is not read here may come before what is.
+        select a.group_key, min(a.priority) as priority
+        from (select split_part(a.lane, chr(31), 3) as group_key, a.lane, a.priority
+              from unnest(new_lanes, new_priorities) as a (lane, priority)
+              where q.ordered is not null and split_part(a.lane, chr(31), 3) <> '') a
+        left join lane l on l.lane = a.lane and l.priority = a.priority
+        where l.n is null group by a.group_key
     ), open as materialized (
-        select l.*, case when l.group_key is not null
-                         then least(q.group_concurrency - l.mine - coalesce(o.weight, 0), r.left) end as group_room
-        from lane l left join other o on o.group_key = l.group_key
+        select l.*, least(q.group_concurrency - l.mine - coalesce(o.weight, 0), r.left) as group_room,
+               least(case when l.mine + coalesce(o.weight, 0) > 0 then q.group_concurrency - l.mine - coalesce(o.weight, 0) end,
+                     case when r.left < q.group_rate_burst then r.left end) as group_alone
+        from lane l left join other o on o.group_key = l.group_key left join unread u on u.group_key = l.group_key
         cross join lateral (
             select case when q.group_rate_limit is not null and l.group_key is not null then floor(
                 ambo.tokens(p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint
             end as left) r
-        where not q.paused and (v_room > 0 or l.is_free)
+        where not q.paused and (coalesce(v_room, 1) > 0 or l.is_free)
+          and (u.priority <= l.priority) is not true
           -- A lookup for each, if there is any.
           and case when v_paused then (
                   select g.paused from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key) end is not true
           -- This snapshot is newer than that of the slots: a run is seen as one or the other.
-          and case when q.ordered is not null and l.group_key is not null and not l.is_head then (
+          and case when q.ordered is not null and l.group_key is not null and not l.goes_on then (
                   select true from ambo.head h where h.queue = p_queue and h.group_key = l.group_key
                     and (q.ordered = 'block' or not exists (select from ambo.outcome o where o.run_id = h.run_id))
                   limit 1) end is not true
     ), eligible as materialized (
-        select o.*, row_number() over (partition by o.is_free order by o.n) as k,
-               count(*) over (partition by o.is_free) as all_of_them
-        from open o where coalesce(o.group_room, 1) > 0
+        select o.*, min(o.n) over (partition by o.is_free, o.priority) as class,
+               min(o.n) over (partition by o.is_free, o.priority, o.unit) as turn
+        from open o where o.is_free or o.group_key is null or coalesce(o.group_room, 1) > 0
+    ), counted as materialized (
+        select e.*, dense_rank() over (partition by e.is_free order by e.turn) as k,
+               dense_rank() over (partition by e.is_free, e.class order by e.turn)
+                   + dense_rank() over (partition by e.is_free, e.class order by e.turn desc) - 1 as units
+        from eligible e
     ), tried as materialized (
-        select e.*, case when e.is_free then p_limit
-                         else least(e.share * ((v_room + least(v_room, e.all_of_them) - 1) / least(v_room, e.all_of_them)),
-                                    e.group_room) end as quota
-        from eligible e where e.is_free or e.k <= v_room
+        select c.*, case when c.is_free then p_limit
+                         else least(c.share * ((v_places + least(v_places, c.units) - 1) / least(v_places, c.units)),
+                                    case when c.group_key is not null then c.group_room end) end as quota
+        from counted c where c.is_free or c.k <= v_places
     ), seen as materialized (
         -- One more than may be taken: where the mark is to be.
-        select t.n, t.group_key, t.group_room, t.share, t.quota, f.place, f.seq,
+        select t.n, t.class, t.turn, t.goes_on, t.group_key, t.group_room, t.group_alone, t.share, t.quota, f.place, f.seq,
                row_number() over (partition by t.n order by f.seq) as rank,
-               case when f.wakes then 0
-                    else least(f.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
-                               q.group_rate_burst) end as weight
+               case when f.wakes then 0 else f.weight::integer end as weight
         from tried t cross join lateral (
             select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
             where r.queue = p_queue and r.workflow = t.lane and r.priority = t.priority and r.seq > t.low
             order by r.seq limit t.quota + 1) f
+    ), lined_up as (
+        select s.*, row_number() over (partition by s.class, s.turn order by s.goes_on desc, s.seq) as of_unit
+        from seen s where s.rank <= s.quota
+    ), of_groups as (
+        select l.*, sum(l.weight) over (
+            partition by l.group_key order by l.class, (l.of_unit - 1) / l.share, l.turn, l.of_unit) as in_group
+        from lined_up l where l.of_unit <= l.quota
+    ), in_turn as (
+        select g.*, sum(g.weight) over turns as in_all, row_number() over turns as nth
+        from of_groups g
+        where g.weight = 0 or g.group_key is null or coalesce(g.in_group <= g.group_room, true)
+              or g.in_group = g.weight and coalesce(g.weight <= g.group_alone, true)
+        window turns as (order by g.weight > 0, g.class, (g.of_unit - 1) / g.share, g.turn, g.of_unit)
+    ), chosen as materialized (
+        select t.place from in_turn t
+        where t.nth <= p_limit
+          and (t.weight = 0 or coalesce(t.in_all <= v_room, true)
+               or t.in_all = t.weight and coalesce(t.weight <= v_alone, true))
     ), locked as materialized (
-        select r.ctid as place from ambo.ready r
-        where r.ctid = any (array(select s.place from seen s where s.rank <= s.quota))
+        select r.ctid as place from ambo.ready r where r.ctid = any (array(select c.place from chosen c))
         for update skip locked
-    ), weighed as materialized (
-        select s.* from seen s where s.rank <= s.quota and s.place in (select l.place from locked l)
-    ), sized as (
-        select w.*, sum(w.weight) over (partition by w.group_key order by w.n, w.seq) as in_group,
-               sum(w.weight) over turn as in_all, row_number() over turn as nth
-        from weighed w window turn as (order by w.weight > 0, (w.rank - 1) / w.share, w.n, w.seq)
     ), taken as (
-        delete from ambo.ready r where r.ctid = any (array(
-            select s.place from sized s
-            where s.nth <= p_limit
-              and (s.weight = 0 or s.in_all <= v_room and (s.group_room is null or s.in_group <= s.group_room))))
+        delete from ambo.ready r where r.ctid = any (array(select l.place from locked l))
         returning r.*
     ), ordered as materialized (
         select t.run_id, t.weight, t.wakes, t.attempt, t.losses, least(t.deadline, now() + t.timeout) as deadline,
-               l.n, l.group_key, l.is_head
+               l.n, l.group_key, l.goes_on
         from taken t join lane l on l.lane = t.workflow and l.priority = t.priority order by l.n, t.seq
     ), given as materialized (
         -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
         -- nothing would compare each with all.
         select o.run_id, o.wakes, o.attempt, o.losses, o.deadline, o.n, o.group_key,
                case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot,
-               case when v_limited then least(o.weight, q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_burst,
-                                              q.group_rate_burst) end as weight
+               case when v_limited then o.weight end as weight
         from ordered o
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline, slot, weight, queue, group_key)
@@ -237,7 +275,7 @@ begin
                g.slot, g.weight, case when g.slot is not null then p_queue end, case when g.slot is not null then g.group_key end
         from given g where not g.wakes
     ), led as (
-        delete from ambo.head h where h.run_id = any (array(select o.run_id from ordered o where o.is_head))
+        delete from ambo.head h where h.run_id = any (array(select o.run_id from ordered o where o.goes_on))
     )
     select array_agg(g.run_id) filter (where not g.wakes),
            array_agg(g.slot) filter (where not g.wakes),
@@ -255,16 +293,20 @@ begin
                     where s.seq not in (select d.seq from taken d) group by s.n) b on b.n = t.n) m on m.n = l.n)
     into runs, slots, run_lanes, weights, v_woken, passed, lows
     from given g;
+    if v_room <= 0 then
+        -- Nobody's turn is over.
+        passed := array(select generate_subscripts(p_lanes, 1));
+    end if;
     if v_limited then
         select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
         if runs is not null and (q.rate_limit is not null or q.group_rate_limit is not null) then
             v_claimed := (select sum(w) from unnest(weights) w);
             if q.rate_limit is not null and v_claimed > 0 then
-                perform ambo.spend(p_queue, '{""}', array[v_tokens - v_claimed]);
+                perform ambo.spend(p_queue, '{""}', array[greatest(v_tokens - v_claimed, 0)]);
             end if;
             if q.group_rate_limit is not null then
-                select array_agg(g.group_key), array_agg(
-                    ambo.tokens(p_queue, g.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst) - g.weight)
+                select array_agg(g.group_key), array_agg(greatest(
+                    ambo.tokens(p_queue, g.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst) - g.weight, 0))
                 into v_groups, v_left
                 from (select c.group_key, sum(c.weight) as weight from unnest(slots) u (slot) cross join lateral (
                           select c.* from ambo.claim c where c.queue = p_queue and c.slot = u.slot offset 0) c

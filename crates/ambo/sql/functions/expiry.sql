@@ -77,6 +77,8 @@ begin
     from ended e;
     if expired > 0 then
         delete from ambo.cancel_request q where q.run_id = any (v_late);
+        -- Where failure blocks, it does so too.
+        perform ambo.lead_groups(v_late, true);
         perform ambo.tell_waiters(v_late);
         perform ambo.wake_parents(v_late);
     end if;

@@ -233,7 +233,7 @@ as $$
 $$;
 
 -- Lets a group that is blocked go on without the run that failed. Says whether it was blocked. To have the run itself run
--- again, retry it: it is the next of its group.
+-- again, retry it before, while its group still waits for it: it is the next of it then.
 create or replace function ambo.unblock_group(queue text, group_key text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$

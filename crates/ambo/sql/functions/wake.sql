@@ -20,8 +20,8 @@ begin
     end if;
 end $$;
 
--- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. In a
--- managed queue it stands in a lane of its own: there the others may have to wait for room.
+-- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. It stands in the
+-- lane of what goes on; in a managed queue in one of its own, for there those may have to wait for room.
 create or replace function ambo.leave_wakes(p_runs uuid[]) returns void
 language plpgsql volatile
 as $$
@@ -30,7 +30,7 @@ declare
 begin
     insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, wakes)
     select nextval('ambo.ready_seq'), v_xid, r.id, 0, 0, r.priority, 0, r.queue,
-           case when q.managed then r.workflow || repeat(chr(31), 3) || '~' else r.workflow end, true
+           r.workflow || repeat(chr(31), 3) || case when q.managed then '~' else '+' end, true
     from (select distinct u.id from unnest(p_runs) u (id)) g
     cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
     cross join lateral (select q.managed from ambo.queue q where q.name = r.queue offset 0) q;

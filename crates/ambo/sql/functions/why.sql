@@ -1,3 +1,13 @@
+-- Whether a run of this weight finds no room where so much is in execution: one that weighs more than the limit needs all of it.
+create or replace function ambo.has_no_room(p_weight integer, p_used bigint, p_limit integer) returns boolean
+language sql immutable
+return p_limit <= 0 or coalesce(p_used, 0) > 0 and p_weight + coalesce(p_used, 0) > p_limit;
+
+create or replace function ambo.limit_reached(p_whose text, p_weight integer, p_used bigint, p_limit integer) returns text
+language sql immutable
+return format('%s %s of %s in execution', p_whose, coalesce(p_used, 0), p_limit)
+       || case when p_weight > 1 then format('; it weighs %s', p_weight) else '' end;
+
 -- Why is it not running? Every reason that holds, the first one first. `run_id`: the run that stands in the way; `until`: when
 -- it will be over, as far as that is known.
 create or replace function ambo.why_run(p_run uuid)
@@ -15,6 +25,8 @@ declare
     v_count bigint;
     v_weight bigint;
     v_tokens double precision;
+    v_before text;
+    v_first uuid;
     v_told boolean := false;
 begin
     select * into r from ambo.run k where k.id = p_run;
@@ -33,7 +45,15 @@ begin
         return;
     end if;
     select * into v_timer from ambo.timer t where t.run_id = p_run;
-    if found then
+    if found and exists (select from ambo.fan_in f where f.run_id = p_run) then
+        return query
+        select 'members', format('it begins when its members have ended; run %s has not', c.child_id), c.child_id, null::timestamptz
+        from ambo.fan_in f join ambo.child c on c.run_id = f.run_id and c.child_id >= f.upto
+        where f.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
+        order by c.child_id limit 1;
+        v_told := found;
+    end if;
+    if v_timer.run_id is not null and not v_told then
         return query select
             case when v_timer.attempt = 0 then 'delayed' else 'parked' end,
             case when v_timer.attempt = 0 then 'it is delayed'
@@ -42,20 +62,23 @@ begin
                              || string_agg(format('%s at position %s', e.value ->> 'for', e.value ->> 'position'), ', ' order by e.n)
                       from json_array_elements(v_timer.awaits) with ordinality e (value, n))
                  when v_timer.due_at = 'infinity' then 'it is parked until something comes for it: a signal, an event, a child''s end'
+                 when v_timer.awaits is null then 'it was retried, or tries again by itself, and goes on at a time'
                  else 'it is parked until its time comes, or something comes for it' end,
             (select (e.value ->> 'run')::uuid from json_array_elements(v_timer.awaits) with ordinality e (value, n)
              where e.value ->> 'run' is not null order by e.n limit 1),
             nullif(v_timer.due_at, 'infinity');
+        v_told := true;
+    end if;
+    if v_told then
         return;
     end if;
     select * into q from ambo.queue k where k.name = r.queue;
     select w.* into v_ready from (
-        select distinct split_part(l.workflow, chr(31), 2) as pin from ambo.lanes() l
-        where l.queue = r.queue and split_part(l.workflow, chr(31), 1) = r.workflow) p
-    cross join (values (false), (true)) h (leads)
+        select null as pin union select p.version from ambo.pins() p) p
+    cross join (values (false), (true)) h (goes_on)
     cross join lateral (
         select y.* from ambo.ready y
-        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, nullif(p.pin, ''), r.group_key, h.leads)
+        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, p.pin, r.group_key, h.goes_on)
           and y.priority = r.priority and y.run_id = p_run and not y.wakes limit 1) w;
     if not found then
         return query select 'moving', 'it is on its way from one place to another; ask again', null::uuid, null::timestamptz;
@@ -96,23 +119,34 @@ begin
     elsif q.group_concurrency is not null and r.group_key is not null then
         select sum(c.weight) into v_weight from ambo.claim c
         where c.queue = q.name and c.slot is not null and c.group_key = r.group_key;
-        if v_weight + least(r.weight, q.group_concurrency) > q.group_concurrency then
+        if ambo.has_no_room(r.weight, v_weight, q.group_concurrency) then
             return query
-            select 'group limit', format('its group has %s of %s in execution', v_weight, q.group_concurrency),
+            select 'group limit', ambo.limit_reached('its group has', r.weight, v_weight, q.group_concurrency),
                    (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null and c.group_key = r.group_key
                     order by c.slot limit 1),
                    null::timestamptz;
             v_told := v_told or found;
         end if;
     end if;
-    if q.concurrency is not null then
-        select sum(c.weight) into v_weight from ambo.claim c where c.queue = q.name and c.slot is not null;
-        if v_weight + least(r.weight, q.concurrency) > q.concurrency then
-            return query
-            select 'queue limit', format('the queue has %s of %s in execution', v_weight, q.concurrency),
-                   (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null order by c.slot limit 1), null::timestamptz;
-            v_told := v_told or found;
-        end if;
+    select sum(c.weight) into v_weight from ambo.claim c where c.queue = q.name and c.slot is not null;
+    if ambo.has_no_room(r.weight, v_weight, q.concurrency) then
+        return query
+        select 'queue limit', ambo.limit_reached('the queue has', r.weight, v_weight, q.concurrency),
+               (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null order by c.slot limit 1), null::timestamptz;
+        v_told := v_told or found;
+    end if;
+    -- Of the workers that could take it the one that has most room.
+    select coalesce(sum(c.weight), 0) into v_weight
+    from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
+    left join ambo.claim c on c.worker_id = w.id and c.queue = q.name and c.slot is not null
+    where w.dead_at is null and not h.draining and r.queue = any (w.queues) and r.workflow = any (w.workflows)
+      and (v_pin is null or w.version = v_pin and w.pinned)
+    group by w.id order by 1 limit 1;
+    if ambo.has_no_room(r.weight, v_weight, q.worker_concurrency) then
+        return query
+        select 'worker limit', ambo.limit_reached('each worker that could take it has', r.weight, v_weight, q.worker_concurrency),
+               (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null order by c.slot limit 1), null::timestamptz;
+        v_told := v_told or found;
     end if;
     if q.rate_limit is not null then
         v_tokens := ambo.tokens(q.name, '', q.rate_limit, q.rate_period, q.rate_burst);
@@ -132,16 +166,20 @@ begin
             v_told := v_told or found;
         end if;
     end if;
-    select count(*) into v_count from (
-        select from ambo.ready y
-        where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and y.seq < v_ready.seq
-          and not y.wakes limit 10000) y;
+    -- What goes on comes before what is to begin.
+    v_before := case when split_part(v_ready.workflow, chr(31), 4) = '+' then null
+                     else ambo.lane(r.workflow, v_pin, r.group_key, true) end;
+    with before as materialized (
+        select y.run_id, y.workflow <> v_ready.workflow as goes_on, y.seq from ambo.ready y
+        where y.queue = r.queue and y.priority = r.priority and not y.wakes
+          and (y.workflow = v_ready.workflow and y.seq < v_ready.seq or y.workflow = v_before)
+        limit 10000
+    )
+    select count(*), (select b.run_id from before b order by b.goes_on desc, b.seq limit 1) into v_count, v_first from before;
     if v_count > 0 then
         return query
         select 'behind others', format('%s%s runs of its lane come before it', v_count, case when v_count = 10000 then ' or more' else '' end),
-               (select y.run_id from ambo.ready y
-                where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and not y.wakes
-                order by y.seq limit 1), null::timestamptz;
+               v_first, null::timestamptz;
         v_told := v_told or found;
     end if;
     if exists (select from ambo.ready y where y.queue = r.queue and y.workflow = v_ready.workflow

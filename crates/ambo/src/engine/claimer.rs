@@ -352,12 +352,12 @@ impl Claimer {
         Ok(found)
     }
 
-    /// Most urgent first; among equals the lane that was served last comes last. Where queues have weights, the queue that is
+    /// Most urgent first, and of these what goes on; among equals the lane that was served last comes last. Where queues have weights, the queue that is
     /// due comes first.
     fn sort_lanes(&mut self) {
         if self.lanes.len() > 1 {
             self.lanes.rotate_left(1);
-            self.lanes.sort_by_key(|lane| lane.priority);
+            self.lanes.sort_by_key(|lane| (lane.priority, !lane.goes_on()));
         }
         if let Some(shares) = &self.shares {
             let due = |lane: &Lane| shares.due(&lane.queue);
@@ -385,9 +385,14 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         let registration = &self.engine.registration;
-        let found =
-            claim::find_lanes(&session, &schema, &registration.queues, &registration.lanes(), &self.lanes)
-                .await?;
+        let found = claim::find_lanes(
+            &session,
+            &schema,
+            &registration.queues,
+            &registration.plain_lanes(),
+            &self.lanes,
+        )
+        .await?;
         let is_new = !found.is_empty();
         self.lanes.extend(found);
         let excess = self.lanes.len().saturating_sub(LANES_MAX);

@@ -1,6 +1,6 @@
 //! What this worker knows of one managed queue, and its claims from it. See `sql/functions/claim_queue.sql`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,8 +18,9 @@ use crate::store::connect::Session;
 use crate::store::schema::Schema;
 use crate::telemetry;
 
-/// Lanes that are tried in one claim.
-const LANES: usize = 500;
+/// Lanes that are tried in one claim: more where few of those that were tried could give something, fewer where most gave nothing for
+/// want of room.
+const LANES: std::ops::RangeInclusive<usize> = 16..=500;
 /// Lanes that need no room, besides those that do, in a small claim.
 const FREE: usize = 20;
 /// How long a claimer sleeps when others hold what it waits for, and nobody tells when they give it back.
@@ -46,6 +47,8 @@ pub(crate) struct Dispatcher {
     ordered: Option<Arc<str>>,
     ageing: Option<Duration>,
     shares: HashMap<String, i16>,
+    /// How many lanes are tried.
+    breadth: usize,
     /// Why nothing was taken though something waits: until when to be patient.
     patience: Option<Duration>,
 }
@@ -74,6 +77,7 @@ impl Dispatcher {
             ordered: None,
             ageing: None,
             shares: HashMap::new(),
+            breadth: *LANES.end(),
             patience: None,
         }
     }
@@ -153,7 +157,7 @@ impl Dispatcher {
         let queue = self.queue.clone();
         let mine = |group: &str| life.slots.of_groups(&queue, std::iter::once(Some(group)))[0];
         self.turns.choose(
-            LANES.min(limit + FREE),
+            self.breadth.min(limit + FREE),
             self.group_limit,
             self.ageing,
             &self.shares,
@@ -165,8 +169,17 @@ impl Dispatcher {
     /// Takes over what the answer tells of lanes, slots and settings. Says whether a lane is new.
     fn learn(&mut self, answer: &mut Answer, choices: &[Choice], bases: &[String]) -> bool {
         let now = Instant::now();
-        let served: HashSet<usize> = answer.given.iter().map(|given| given.lane).collect();
-        self.turns.update(choices, &answer.lows, &served, &answer.passed, now);
+        let mut gave: HashMap<usize, i16> = HashMap::new();
+        for given in &answer.given {
+            let count = gave.entry(given.lane).or_default();
+            *count = count.saturating_add(1);
+        }
+        self.turns.update(choices, &answer.lows, &gave, &answer.passed, now);
+        if !answer.given.is_empty() {
+            let too_many = 2 * answer.passed.len() > choices.len();
+            let breadth = if too_many { self.breadth / 2 } else { self.breadth * 2 };
+            self.breadth = breadth.clamp(*LANES.start(), *LANES.end());
+        }
         let mut arrived = false;
         for (lane, priority, low) in answer.arrivals.drain(..) {
             arrived |= self.turns.arrive(&lane, priority, low, bases, now);

@@ -11,6 +11,7 @@ use super::types::{JsonText, Xid8};
 use crate::engine::slots::Slot;
 use crate::error::Result;
 use crate::payload::Json;
+use crate::workflow::{GOES_ON, PIN};
 
 /// Where runs of one queue, workflow and priority wait, with the claimer's low-water mark: no row at or below
 /// `low` is waiting, except those of transactions that were in progress at the last claim.
@@ -20,6 +21,13 @@ pub(crate) struct Lane {
     pub(crate) workflow: String,
     pub(crate) priority: i16,
     pub(crate) low: i64,
+}
+
+impl Lane {
+    /// Whether what stands there goes on, and does not begin.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.workflow.ends_with(GOES_ON) && self.workflow.contains(PIN)
+    }
 }
 
 /// A run as the claim hands it over.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use crate::error::Result;
-use crate::workflow::PIN;
+use crate::workflow::{GOES_ON, PIN};
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -26,6 +26,15 @@ impl Registration {
     pub(crate) fn lanes(&self) -> Vec<String> {
         let pinned = self.workflows.iter().map(|workflow| format!("{workflow}{PIN}{}", self.version));
         self.workflows.iter().cloned().chain(pinned.filter(|_| self.is_pinned)).collect()
+    }
+
+    /// The lanes that it serves in queues without groups: see `ambo.lane`.
+    pub(crate) fn plain_lanes(&self) -> Vec<String> {
+        let pins = ["", &*self.version];
+        let pins = if self.is_pinned { &pins[..] } else { &pins[..1] };
+        let going_on =
+            |workflow| pins.iter().map(move |pin| format!("{workflow}{PIN}{pin}{PIN}{PIN}{GOES_ON}"));
+        self.lanes().into_iter().chain(self.workflows.iter().flat_map(going_on)).collect()
     }
 }
 

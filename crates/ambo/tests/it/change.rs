@@ -165,7 +165,7 @@ async fn a_pinned_run_waits_for_its_version_and_then_goes_to_any() {
     one.drain(Duration::from_secs(5)).await;
     // Nobody of version 1 is left: for the grace it waits.
     go(&db, run).await;
-    db.until("select count(*) = 1 from ambo.ready where not wakes and workflow like 'w%1'").await;
+    db.until("select count(*) = 1 from ambo.ready where not wakes and workflow like 'w%1%'").await;
     let signs = "select count(*) from ambo.vital_signs() where name = 'unserved_lane'";
     assert_eq!(db.number(signs).await, 0, "there are workers for the workflow");
     db.sql.batch_execute("update ambo.installation set pin_grace = '0'").await.unwrap();

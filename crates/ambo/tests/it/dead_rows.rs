@@ -133,7 +133,7 @@ async fn a_look_for_runs_that_are_too_late_does_not_walk_over_those_that_were_in
         )
     };
     let look = |mark: &Option<String>| {
-        let mark = mark.as_ref().map_or("null".to_owned(), |mark| format!("'{mark}'"));
+        let mark = mark.as_ref().map_or_else(|| "null".to_owned(), |mark| format!("'{mark}'"));
         format!("select expired, mark::text from ambo.expire_runs(5000, {mark})")
     };
     // Ends what is too late, and answers how many those were.

@@ -146,7 +146,8 @@ async fn g5_a_worker_that_lost_its_lease_records_nothing() {
     let register = "select worker_id from ambo.register_worker('w', '', 0, '{default}', '{a}', false)";
     let (old, new) = (db.number(register).await, db.number(register).await);
     db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
-    let claim = "select run_id from ambo.claim($1, 1, '{default}', '{a}', '{0}', '{0}', '{}') where run_id is not null";
+    let claim = "select run_id from ambo.claim($1, 1, '{default,default}', array['a', ambo.lane('a', null, null, true)],
+                                               '{0,0}', '{0,0}', '{}') where run_id is not null";
     let run: uuid::Uuid = db.sql.query_one(claim, &[&old]).await.unwrap().get(0);
     let silent = "update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = $1";
     db.sql.execute(silent, &[&old]).await.unwrap();

@@ -111,6 +111,7 @@ impl Bench {
         let worker = Worker::builder(&self.db.client)
             .queue("q")
             .workflow_fn("work", work)
+            .workflow_fn("more work", work)
             .state(self.gauge.clone())
             .state(self.gate.clone())
             .start();

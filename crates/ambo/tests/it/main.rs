@@ -69,6 +69,7 @@ mod trace;
 mod transaction;
 #[cfg(feature = "sqlx")]
 mod transaction_trouble;
+mod turns;
 #[cfg(feature = "testing")]
 mod undo;
 #[cfg(feature = "testing")]

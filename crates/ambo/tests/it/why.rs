@@ -71,9 +71,23 @@ async fn each_reason_why_a_run_is_not_running_is_told() {
     assert_eq!(reasons[0].reason, "rate");
     assert!(reasons[0].until.is_some_and(|until| until > now));
 
-    db.client.set_queue("q", &settings.rate(None).ordered(Ordered::Block)).await.unwrap();
+    db.client.set_queue("q", &settings.clone().rate(None).ordered(Ordered::Block)).await.unwrap();
     let reasons = db.client.why(second).await.unwrap();
     assert_eq!((reasons[0].reason.as_str(), reasons[0].run), ("group in order", Some(first)));
+
+    let any_order = || QueueSettings::default().ordered(None);
+    // A limit of nothing, one of each worker, and a weight.
+    db.client.set_queue("q", &any_order().concurrency(0)).await.unwrap();
+    assert_eq!(why(&db, fourth).await, ["queue limit"]);
+    db.client.set_queue("q", &any_order().concurrency(None).group_concurrency(0)).await.unwrap();
+    assert_eq!(why(&db, fourth).await, ["group limit"]);
+    db.client.set_queue("q", &any_order().group_concurrency(None).worker_concurrency(4)).await.unwrap();
+    let heavy = Enqueue::<Untyped>::named("w", &1).queue("q").group("e").weight(9);
+    let heavy = heavy.on(&db.client).await.unwrap().run;
+    let reasons = db.client.why(heavy).await.unwrap();
+    assert_eq!(reasons[0].reason, "worker limit");
+    assert_eq!(reasons[0].explanation, "each worker that could take it has 3 of 4 in execution; it weighs 9");
+    assert_eq!(why(&db, fourth).await, ["ready"]);
 
     let delayed = Enqueue::<Untyped>::named("w", &1).delay(Duration::from_secs(60));
     let delayed = delayed.on(&db.client).await.unwrap().run;

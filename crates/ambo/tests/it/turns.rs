@@ -1,0 +1,249 @@
+//! Who comes first: the more urgent, what has begun, each group in its turn, and in a group what was enqueued first.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ambo::{Ctx, Enqueue, Error, Ordered, QueueSettings, Rate, Result, RunId, SendSignal, Untyped, Worker};
+use tokio::sync::Semaphore;
+
+use crate::harness::{Database, database};
+use crate::limits::{Bench, Job, job};
+
+impl Bench {
+    /// Enqueues all of it in one transaction.
+    async fn place(&self, runs: impl IntoIterator<Item = (&'static str, Job, i32)>) -> Vec<RunId> {
+        let runs = runs.into_iter().map(|(workflow, job, priority)| {
+            let run = Enqueue::<Untyped>::named(workflow, &job).queue("q").weight(job.weight as u32);
+            let run = run.priority(priority);
+            if let Some(group) = job.group { run.group(group) } else { run }
+        });
+        ambo::enqueue_all(&self.db.client, runs).await.unwrap().into_iter().map(|new| new.run).collect()
+    }
+
+    /// How many of the first `count` that began are such.
+    async fn of_the_first(&self, count: usize, is_such: impl Fn(Option<&str>, u32) -> bool) -> usize {
+        self.begun(count).await;
+        let begun = self.gauge.begun.lock().unwrap();
+        begun.iter().take(count).filter(|(group, number)| is_such(group.as_deref(), *number)).count()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_more_urgent_comes_first_whatever_limits_and_groups_there_are() {
+    let settings = QueueSettings::default();
+    for (settings, groups) in [
+        (settings.clone().worker_concurrency(8), 1),
+        (settings.clone().concurrency(4), 0),
+        (settings.clone().concurrency(4), 3),
+        (settings.concurrency(40).group_concurrency(5), 3),
+    ] {
+        let mut bench = Bench::new(settings.clone(), 0, 1).await;
+        let runs = (0..120).map(|n| {
+            let group = if groups == 0 { String::new() } else { format!("g{}", n % groups) };
+            ("work", job(&group, n), if n < 60 { 5 } else { 0 })
+        });
+        bench.place(runs).await;
+        bench.add_worker().await;
+        let urgent = bench.of_the_first(60, |_, number| number >= 60).await;
+        // What is claimed together begins in any order, and a group that is full leaves its place to the less urgent.
+        assert!(urgent >= 48, "{urgent} of the first 60 were urgent, with {settings:?}");
+        bench.all_ended(120).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_has_one_turn_whatever_workflows_its_runs_are_of() {
+    for concurrency in [2, 12] {
+        let mut bench = Bench::new(QueueSettings::default().concurrency(concurrency), 0, 1).await;
+        let of_a = (0..120).map(|n| (["work", "more work"][n as usize % 2], job("a", n), 0));
+        let of_b = (0..60).map(|n| ("work", job("b", n), 0));
+        bench.place(of_a.chain(of_b)).await;
+        bench.add_worker().await;
+        let of_a = bench.of_the_first(60, |group, _| group == Some("a")).await;
+        assert!((26..=34).contains(&of_a), "{of_a} of 60 turns were a's, a half are 30");
+        bench.all_ended(180).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_is_had_also_where_there_is_room_for_less() {
+    for concurrency in [1, 2, 4] {
+        let mut bench = Bench::new(QueueSettings::default().concurrency(concurrency), 0, 1).await;
+        bench.db.client.share_group("q", "a", 3).await.unwrap();
+        bench.place((0..300).map(|n| ("work", job(["a", "b", "c"][n as usize % 3], n), 0))).await;
+        bench.add_worker().await;
+        let of_a = bench.of_the_first(120, |group, _| group == Some("a")).await;
+        assert!(
+            (66..=78).contains(&of_a),
+            "{of_a} of 120 turns with room for {concurrency}, three of five are 72"
+        );
+        bench.all_ended(300).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_in_order_keeps_it_whatever_workflows_its_runs_are_of() {
+    let bench = Bench::new(QueueSettings::default().ordered(Ordered::Skip), 2, 1).await;
+    // Each enqueue is visible before the next one begins, while they are claimed.
+    for n in 0..150 {
+        bench.place([(["work", "more work"][n as usize % 3 % 2], job(&format!("g{}", n % 2), n), 0)]).await;
+    }
+    bench.all_ended(150).await;
+    let begun = bench.gauge.begun.lock().unwrap();
+    for parity in 0..2 {
+        let of_one: Vec<u32> = begun.iter().map(|(_, number)| *number).filter(|n| n % 2 == parity).collect();
+        assert!(of_one.is_sorted(), "{of_one:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_weighs_more_than_one_limit_counts_whole_for_the_others() {
+    let settings = QueueSettings::default;
+    for (settings, most) in [
+        (settings().concurrency(10).group_concurrency(2), 8),
+        (settings().concurrency(10).rate(Rate::new(1000, Duration::from_secs(1)).burst(1)), 8),
+        (settings().concurrency(4).ordered(Ordered::Skip), 4),
+        (settings().concurrency(3), 4),
+        (settings().worker_concurrency(3), 4),
+    ] {
+        let bench = Bench::new(settings.clone(), 1, 5).await;
+        let runs = (0..40).map(|n| ("work", Job { weight: 4, ..job(&format!("g{}", n % 10), n) }, 0));
+        bench.place(runs).await;
+        bench.all_ended(40).await;
+        assert_eq!(bench.gauge.most(), most, "{settings:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_weighs_more_than_its_worker_has_places_is_claimed() {
+    let db = database().await;
+    db.client.set_queue("q", &QueueSettings::default().groups()).await.unwrap();
+    let begun = Arc::<Begun>::default();
+    let _worker = worker(&db, &begun, 2).await;
+    Enqueue::named("waits", &0).queue("q").weight(1000).on(&db.client).await.unwrap();
+    db.until("select count(*) = 1 from ambo.checkpoint").await;
+}
+
+/// The numbers of the runs in the order in which they began or went on, and what lets those go that hold a place.
+struct Begun {
+    numbers: Mutex<Vec<u32>>,
+    gate: Semaphore,
+}
+
+impl Begun {
+    async fn count(&self, count: usize) {
+        while self.numbers.lock().unwrap().len() < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Default for Begun {
+    fn default() -> Self {
+        Begun { numbers: Mutex::default(), gate: Semaphore::new(0) }
+    }
+}
+
+/// Holds its place until it is let go.
+async fn holds(cx: Ctx<'_>, number: u32) -> Result<()> {
+    let begun = cx.state::<Arc<Begun>>()?;
+    begun.numbers.lock().unwrap().push(number);
+    begun.gate.acquire().await.map_err(Error::other)?.forget();
+    Ok(())
+}
+
+/// Waits for a signal, parked.
+async fn waits(mut cx: Ctx<'_>, number: u32) -> Result<()> {
+    cx.step("begin", || async { Ok::<_, Error>(()) }).await?;
+    cx.signal::<()>("go").await?;
+    cx.state::<Arc<Begun>>()?.numbers.lock().unwrap().push(number);
+    Ok(())
+}
+
+async fn worker(db: &Database, begun: &Arc<Begun>, places: usize) -> Worker {
+    let builder =
+        Worker::builder(&db.client).queue("q").workflow_fn("holds", holds).workflow_fn("waits", waits);
+    let builder = builder.park_after(Duration::from_millis(10)).max_in_flight(places);
+    builder.state(begun.clone()).start().await.unwrap()
+}
+
+/// What is in the way of what has begun: nothing, a limit, groups.
+fn kinds() -> [Option<QueueSettings>; 3] {
+    [None, Some(QueueSettings::default().concurrency(1)), Some(QueueSettings::default().groups())]
+}
+
+async fn queue(settings: Option<&QueueSettings>) -> Database {
+    let db = database().await;
+    db.client.create_queue("q").await.unwrap();
+    if let Some(settings) = settings {
+        db.client.set_queue("q", settings).await.unwrap();
+    }
+    db
+}
+
+async fn enqueue(db: &Database, workflow: &str, numbers: std::ops::Range<u32>) -> Vec<RunId> {
+    let runs = numbers.map(|number| Enqueue::<Untyped>::named(workflow, &number).queue("q"));
+    ambo::enqueue_all(&db.client, runs).await.unwrap().into_iter().map(|new| new.run).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_worker_is_gone_goes_on_before_others_begin() {
+    for settings in kinds() {
+        let db = queue(settings.as_ref()).await;
+        let begun = Arc::<Begun>::default();
+        let first = worker(&db, &begun, 1).await;
+        enqueue(&db, "holds", 0..1).await;
+        begun.count(1).await;
+        enqueue(&db, "holds", 1..30).await;
+        first.drain(Duration::ZERO).await;
+        let _second = worker(&db, &begun, 1).await;
+        begun.gate.add_permits(30);
+        db.until("select count(*) = 30 from ambo.outcome").await;
+        let numbers = begun.numbers.lock().unwrap().clone();
+        assert_eq!(numbers[..2], [0, 0], "{settings:?}: {numbers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_for_which_something_came_goes_on_before_others_begin() {
+    for settings in kinds() {
+        let db = queue(settings.as_ref()).await;
+        let begun = Arc::<Begun>::default();
+        let _worker = worker(&db, &begun, 1).await;
+        let parked = enqueue(&db, "waits", 98..100).await;
+        db.until("select count(*) = 2 from ambo.timer").await;
+        // The first one brings the lane, of which the worker hears within a moment.
+        SendSignal::new(parked[0], "go", &()).on(&db.client).await.unwrap();
+        begun.count(1).await;
+        enqueue(&db, "holds", 0..30).await;
+        begun.count(2).await;
+        SendSignal::new(parked[1], "go", &()).on(&db.client).await.unwrap();
+        begun.gate.add_permits(30);
+        db.until("select count(*) = 32 from ambo.outcome").await;
+        let numbers = begun.numbers.lock().unwrap().clone();
+        let place = numbers.iter().position(|number| *number == 99).unwrap();
+        // It is woken by one claim and claimed by another.
+        assert!(place <= 8, "{settings:?}: {numbers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_to_start_by_a_time_and_did_not_blocks_its_group() {
+    let bench = Bench::new(QueueSettings::default().ordered(Ordered::Block), 0, 1).await;
+    let late =
+        Enqueue::named("work", &job("g", 0)).queue("q").group("g").start_within(Duration::from_millis(1));
+    let late = late.on(&bench.db.client).await.unwrap().run;
+    bench.place([("work", job("g", 1), 0), ("work", job("h", 2), 0)]).await;
+    // The keeper's act, before anybody claims.
+    bench.db.until("select bool_or(start_by < clock_timestamp()) from ambo.ready").await;
+    assert_eq!(bench.db.number("select expired::bigint from ambo.expire_runs(10)").await, 1);
+    let mut bench = bench;
+    bench.add_worker().await;
+    bench.all_ended(2).await;
+    let blocked = bench.db.client.blocked_groups(Some("q")).await.unwrap();
+    assert_eq!((blocked.len(), blocked[0].run), (1, late));
+    bench.db.client.retry(late).await.unwrap();
+    bench.all_ended(3).await;
+    let numbers: Vec<u32> = bench.gauge.begun.lock().unwrap().iter().map(|(_, number)| *number).collect();
+    assert_eq!(numbers, [2, 0, 1]);
+}
