@@ -506,6 +506,10 @@ function end_holders(p_worker bigint)
     returns boolean
     volatile, set search_path=pg_catalog, pg_temp
 
+function end_pinned(p_versions text[], p_limit integer)
+    returns integer
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+
 function enqueue_fan_in(members json, then_run json)
     returns json
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp

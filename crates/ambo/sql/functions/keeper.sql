@@ -169,6 +169,56 @@ begin
     end loop;
 end $$;
 
+-- Ends runs that are pinned to versions of which no worker is there, where the grace of their cancel is over, up to p_limit: only the
+-- code of its version is sure to undo a run, but nobody is to wait for that longer than was asked for. That it only undoes from
+-- here on is recorded, as by a worker: a retry goes on with that. Returns how many.
+create or replace function ambo.end_pinned(p_versions text[], p_limit integer) returns integer
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+declare
+    v_ended uuid[];
+begin
+    if pg_relation_size('ambo.cancel_request') = 0 then
+        return 0;
+    end if;
+    with gone as (
+        delete from ambo.ready r where r.ctid = any (array(
+            select p.place from unnest(p_versions) v cross join lateral (
+                select r.ctid as place from ambo.ready r
+                where split_part(r.workflow, chr(31), 2) <> '' and split_part(r.workflow, chr(31), 2) = v and r.attempt > 0
+                  and exists (select from ambo.cancel_request q
+                              where q.run_id = r.run_id and q.undo_by <= clock_timestamp())
+                limit p_limit for update skip locked) p
+            limit p_limit))
+        returning r.run_id, r.attempt, split_part(r.workflow, chr(31), 2) as version
+    ), begun as (
+        insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, error)
+        select g.run_id, g.attempt, 0, '0', 'ambo:undo', json_build_object(
+            'code', 'AMBO025', 'permanent', true,
+            'message', 'the run was cancelled' || coalesce(': ' || ambo.cancel_reason(g.run_id), ''))
+        from gone g
+        where not exists (select from ambo.checkpoint c where c.run_id = g.run_id and c.position = '0')
+    ), ended as (
+        insert into ambo.outcome (run_id, attempt, status, error)
+        select g.run_id, g.attempt, 'dead', json_build_object(
+            'code', 'AMBO039', 'at', json_build_array(),
+            'message', format('the grace of the cancel was over before a worker of version %s, to which the run is pinned, was there '
+                              'to undo it', quote_literal(g.version)))
+        from gone g
+        returning run_id
+    )
+    select array_agg(e.run_id) into v_ended from ended e;
+    if v_ended is null then
+        return 0;
+    end if;
+    delete from ambo.cancel_request q where q.run_id = any (v_ended);
+    perform ambo.lead_groups(v_ended, true);
+    perform ambo.tell_waiters(v_ended);
+    perform ambo.wake_parents(v_ended);
+    return cardinality(v_ended);
+end $$;
+
 -- Gives runs that are pinned to versions of which no worker is left to any worker, up to p_limit. Returns how many.
 create or replace function ambo.release_pins(p_versions text[], p_limit integer) returns integer
 language plpgsql volatile security definer

@@ -39,7 +39,7 @@ as $$
         ('bury_worker', 'worker'), ('fire_timers', 'worker'), ('expire_keys', 'worker'),
         ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_heads', 'worker'), ('begin_runs', 'worker'),
         ('object_horizon', 'worker'), ('kept_objects', 'worker'),
-        ('pins', 'worker'), ('release_pins', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
+        ('pins', 'worker'), ('release_pins', 'worker'), ('end_pinned', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
         ('due_schedules', 'worker'), ('tick_schedule', 'worker'), ('stop_schedule', 'worker'),
         -- What there is.
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),

@@ -106,17 +106,25 @@ impl Duties {
         self.next_timer = None;
     }
 
-    /// Gives runs to any worker whose version has had none for long enough.
+    /// Gives runs to any worker whose version has had none for long enough, and ends those that are not to wait for that.
     async fn release_pins(&mut self, session: &Session, schema: &Schema) -> Result<bool> {
         let (alive, waited_for): (Vec<Pin>, Vec<Pin>) =
             worker::pins(session, schema).await?.into_iter().partition(|pin| pin.is_alive);
         let lives = |version: &String| alive.iter().any(|pin| pin.version == *version);
         self.orphaned.retain(|version, _| !lives(version));
-        let mut gone = Vec::new();
+        let (mut gone, mut missed) = (Vec::new(), Vec::new());
         for Pin { version, grace, .. } in waited_for.into_iter().filter(|pin| !lives(&pin.version)) {
             let since = *self.orphaned.entry(version.clone()).or_insert_with(Instant::now);
-            if since.elapsed() >= grace {
-                gone.push(version);
+            if since.elapsed() >= grace { gone.push(version) } else { missed.push(version) }
+        }
+        while !missed.is_empty() {
+            let ended = worker::end_pinned(session, schema, &missed, TIMER_BATCH).await?;
+            if ended > 0 {
+                tracing::warn!(versions = ?missed, runs = ended,
+                    "no worker of these versions was there to undo runs within the grace of their cancel; they are dead");
+            }
+            if ended < TIMER_BATCH {
+                break;
             }
         }
         let mut released = 0;

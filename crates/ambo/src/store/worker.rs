@@ -241,6 +241,19 @@ pub(crate) async fn release_pins(
     row.try_get(0).map_err(from_driver)
 }
 
+/// Ends those of them whose cancel's grace is over, up to `limit`; answers how many.
+pub(crate) async fn end_pinned(
+    session: &Session,
+    schema: &Schema,
+    versions: &[String],
+    limit: i32,
+) -> Result<i32> {
+    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)];
+    let row = session.query_one(&schema.sql("select ambo.end_pinned($1, $2)"), &params).await?;
+    row.try_get(0).map_err(from_driver)
+}
+
 /// The rare duties: partitions ahead, partitions past retention, keys past their lifetime. Each is a statement of
 /// its own, so that one that cannot get its lock does not keep the others from being done.
 pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()> {

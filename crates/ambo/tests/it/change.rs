@@ -176,6 +176,58 @@ async fn a_pinned_run_waits_for_its_version_and_then_goes_to_any() {
     assert_eq!(result::<Vec<String>>(&db, run).await.unwrap(), ["1", "2", "2"]);
 }
 
+/// Has something to undo, and waits.
+async fn undoable(mut cx: Ctx<'_>, _: ()) -> Result<()> {
+    let undone = cx.state::<Arc<AtomicU32>>()?;
+    note(&mut cx, "book").await?;
+    cx.compensate("unbook", move |_| {
+        let undone = undone.clone();
+        async move {
+            undone.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, Error>(())
+        }
+    });
+    cx.signal("go").await
+}
+
+/// Only the code of its version is sure to undo it, and nobody is to wait for that longer than was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grace_of_a_cancel_holds_for_a_pinned_run_of_whose_version_nobody_is_left() {
+    let db = database().await;
+    db.sql.batch_execute("update ambo.installation set pin_grace = '1 hour'").await.unwrap();
+    let undone = Arc::new(AtomicU32::new(0));
+    let pinned = |version| {
+        worker(&db).workflow_fn("w", undoable).state(undone.clone()).version(version).pinned().start()
+    };
+    let one = pinned("1").await.unwrap();
+    let run = enqueue(&db, "w", ()).await;
+    let other = enqueue(&db, "w", ()).await;
+    db.until("select count(*) = 2 from ambo.timer where attempt > 0").await;
+    one.drain(Duration::from_secs(5)).await;
+    let _two = pinned("2").await.unwrap();
+    // The other one has no end to wait for, and waits for its version.
+    db.client.cancel(other, "withdrawn").await.unwrap();
+    db.client.cancel(run, ambo::Cancel::new("withdrawn").grace(Duration::from_millis(100))).await.unwrap();
+    let error = result::<()>(&db, run).await.unwrap_err();
+    assert_eq!(error.code(), Code::GraceOver);
+    assert!(error.to_string().contains("version '1', to which the run is pinned"), "{error}");
+    assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "dead");
+    assert_eq!(undone.load(Ordering::SeqCst), 0);
+    // Whoever has it run again has it undone, by any worker.
+    db.client.retry(run).await.unwrap();
+    let error = result::<()>(&db, run).await.unwrap_err();
+    assert_eq!(error.code(), Code::Cancelled);
+    assert!(error.to_string().contains("withdrawn"), "{error}");
+    assert_eq!(
+        (undone.load(Ordering::SeqCst), db.client.show_run(run).await.unwrap().summary.state),
+        (1, "cancelled".into())
+    );
+    assert_eq!(db.number("select count(*) from ambo.ready where not wakes and workflow like 'w%1%'").await, 1);
+    let _one = pinned("1").await.unwrap();
+    assert_eq!(result::<()>(&db, other).await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(undone.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pins_need_a_version_and_names_without_their_mark() {
     let db = database().await;
