@@ -119,15 +119,21 @@ as $$
     update ambo.schedule s set paused = true, error = p_reason where s.name = p_name and s.next_at = p_tick
 $$;
 
--- The run of a tick: there is one, however often this is asked.
+-- The run of a tick: there is one, however often this is asked, also where the schedule has another input since.
 create or replace function ambo.enqueue_tick(p_name text, p_tick timestamptz, p_at timestamptz) returns uuid
 language plpgsql volatile
 as $$
+declare
+    v_key text := p_name || '@' || to_char(p_tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+    v_run uuid := (select k.run_id from ambo.schedule s join ambo.run_key k on k.workflow = s.workflow
+                   where s.name = p_name and k.key = v_key and k.rule = 'k');
 begin
+    if v_run is not null then
+        return v_run;
+    end if;
     return (
         select (ambo.enqueue(
-            s.workflow, s.input, s.queue,
-            s.name || '@' || to_char(p_tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), s.priority, null,
+            s.workflow, s.input, s.queue, v_key, s.priority, null,
             case when p_at > clock_timestamp() then p_at end,
             coalesce(s.attributes, '{}') || jsonb_build_object('schedule', s.name), s.timeout, s.attempts, null)).run_id
         from ambo.schedule s where s.name = p_name);

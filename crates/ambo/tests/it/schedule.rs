@@ -120,6 +120,14 @@ async fn ticks_are_made_up_for_once_and_know_their_time() {
     let again = db.client.backfill_schedule("nightly", wider).await.unwrap();
     assert_eq!((made.len(), again.len()), (2, 3));
     assert_eq!(again[1..], made, "those that there were are the same");
+    // Changed live: a tick that had its run keeps it, the others get one with the input of today.
+    let other = Schedule::cron("nightly", "30 3 * * *", Enqueue::named("report", &"weekly"));
+    assert!(!other.timezone("Europe/Berlin").set(&db.client).await.unwrap());
+    let widest = "2026-03-27T00:00:00Z".parse().unwrap().."2026-03-31T00:00:00Z".parse().unwrap();
+    let changed = db.client.backfill_schedule("nightly", widest).await.unwrap();
+    assert_eq!((changed.len(), &changed[1..]), (4, &again[..]));
+    let weekly = "select count(*) from ambo.run where workflow = 'report' and input::text = '\"weekly\"'";
+    assert_eq!(db.number(weekly).await, 1);
     let told = async |run: RunId| {
         db.client.handle::<Untyped>(run).result_as::<Option<String>, Error>().await.unwrap()
     };
