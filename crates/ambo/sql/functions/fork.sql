@@ -14,6 +14,7 @@ end $$;
 
 -- Refuses a position that a run has not come to: it may be one that is recorded, one before such, the next one, or that of
 -- what it is parked for: what undoes and other calls that record nothing may lie before it. In a branch that counts within it.
+-- The first is the beginning, also of what continued as new and counts on: nothing is recorded that lies before its present history.
 create or replace function ambo.refuse_position(p_run uuid, p_position integer[]) returns void
 language plpgsql stable
 as $$
@@ -26,6 +27,9 @@ declare
     v_from integer := (select c.output ->> 'from' from ambo.checkpoint c
                        where c.run_id = p_run and c.position = '0.0' and v_depth = 1);
 begin
+    if p_position = '{1}' then
+        return;
+    end if;
     select max(c.path[v_depth]) into v_last
     from (select string_to_array(k.position, '.')::integer[] as path from ambo.checkpoint k where k.run_id = p_run) c
     where c.path[:v_depth - 1] = v_branch;

@@ -1,5 +1,6 @@
 //! Fork, rewind, and one act on many runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ambo::admin::{Act, Filter};
@@ -223,7 +224,44 @@ async fn a_position_that_a_run_has_not_come_to_is_refused() {
         let error = db.client.fork(run, Some(position)).await.expect_err(position);
         assert!(error.to_string().contains("its positions are 6 to 6"), "{error}");
     }
-    db.client.fork(run, Some("6")).await.unwrap();
+    let forks =
+        [db.client.fork(run, Some("6")).await.unwrap(), db.client.fork(run, Some("1")).await.unwrap()];
+    for fork in forks {
+        let steps = db.client.show_run(fork).await.unwrap().steps;
+        assert_eq!(steps.len(), 1, "the input of the present history: {steps:?}");
+    }
+}
+
+/// Continues as new once, and fails then, unless it is told otherwise.
+#[ambo::workflow]
+async fn sequel(cx: Ctx, volume: u32) -> Result<u32> {
+    let fails = cx.state::<Arc<AtomicBool>>()?;
+    cx.step("write", || async { Ok::<_, Error>(()) }).await?;
+    cx.compensate("burn", |_| async { Ok::<_, Error>(()) });
+    match volume {
+        1 => cx.continue_as_new(&2).await,
+        _ if fails.load(Ordering::SeqCst) => Err(Error::message("no ink")),
+        _ => Ok(volume),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_continued_as_new_and_was_undone_begins_anew_with_its_present_history() {
+    let db = database().await;
+    let fails = Arc::new(AtomicBool::new(true));
+    let worker = Worker::builder(&db.client).workflow::<sequel>().state(fails.clone());
+    let _worker = worker.start().await.unwrap();
+    let run = sequel::enqueue(1).on(&db.client).await.unwrap().run;
+    let failed: Result<u32> = Ok(()).and(db.client.handle::<sequel>(run).result().await.map_err(Error::from));
+    assert_eq!(failed.unwrap_err().code(), Code::Application);
+    fails.store(false, Ordering::SeqCst);
+    let refused = db.client.fork(run, None).await.unwrap_err();
+    assert_eq!(refused.code(), Code::WrongState, "behind something that was undone");
+    let fork = db.client.fork(run, Some("1")).await.unwrap();
+    assert_eq!(db.client.handle::<sequel>(fork).result().await.unwrap(), 2);
+    let names: Vec<_> =
+        db.client.show_run(fork).await.unwrap().steps.into_iter().map(|step| step.name).collect();
+    assert_eq!(names, ["ambo:continued", "write"]);
 }
 
 /// Waits, behind a compensation, which records nothing where it is registered.
