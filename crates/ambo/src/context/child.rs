@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Failure, Result, to_failure};
 use crate::id::RunId;
 use crate::payload;
 use crate::store::claim::Checkpoint;
-use crate::store::enqueue::Terms;
+use crate::store::enqueue::{NewRun, Terms};
 use crate::store::flush::NewChild;
 use crate::vault::place::Place;
 use crate::workflow::Workflow;
@@ -75,8 +75,8 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         self
     }
 
-    /// Options of the child, as for any enqueue: queue, priority, delay, timeout, attributes. A key is not among them: a
-    /// child's key is its parent and position.
+    /// Options of the child, as for any enqueue: queue, group, priority, delay, timeout, attributes. A key is not among them (a
+    /// child's key is its parent and position), nor is a time to start by.
     pub fn with(mut self, options: impl FnOnce(Enqueue<W>) -> Enqueue<W>) -> Self {
         self.enqueue = options(self.enqueue);
         self
@@ -107,11 +107,8 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         if let Some(at) = new.at.take() {
             new.delay = Some(run.clock.until(at));
         }
-        if new.key.is_some() || new.terms != Terms::default() {
-            return Err(Error::new(
-                Code::InvalidOption,
-                "a child takes no key, whose place its parent and position have, and no time to start by",
-            ));
+        if let Some(refused) = refused(&new) {
+            return Err(Error::new(Code::InvalidOption, format!("a child takes no {refused}")));
         }
         let id = run.clock.new_run_id();
         if !admitted {
@@ -122,6 +119,17 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         let child = NewChild { id, run: new, deadline, detached };
         run.give(Fact::Child(run.checkpoint(position, name.into(), json), Box::new(child)));
         Ok(Child { run: id.into(), workflow: PhantomData })
+    }
+}
+
+/// The option that a child cannot have, if it was given one.
+fn refused(child: &NewRun) -> Option<&'static str> {
+    let Terms { dedup, throttle, debounce, debounce_max, start_by, start_within, group: _, weight: _ } =
+        &child.terms;
+    if child.key.is_some() || *dedup || throttle.is_some() || debounce.is_some() || debounce_max.is_some() {
+        Some("key, nor a rule of one: its parent and position have that place")
+    } else {
+        (start_by.is_some() || start_within.is_some()).then_some("time to start by")
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ambo::admin::Filter;
 use ambo::{
-    Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, SendSignal, Untyped, Worker, WorkerBuilder,
+    Code, Ctx, Enqueue, Error, Failure, QueueSettings, Result, Retry, RunId, SendSignal, Untyped, Worker,
+    WorkerBuilder,
 };
 
 use crate::harness::{Database, database};
@@ -393,5 +394,38 @@ async fn a_child_in_a_queue_that_is_not_there_stops_its_parent_with_the_code() {
     let run = Enqueue::named("parent", &()).on(&db.client).await.unwrap().run;
     assert_eq!(outcome::<()>(&db, run).await.unwrap_err().code(), Code::UnknownQueue);
     assert_eq!(db.number("select count(*) from ambo.run").await, 1);
+    worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_has_a_group_and_a_weight_and_what_it_cannot_have_is_named() {
+    let db = database().await;
+    let settings = QueueSettings::default().group_concurrency(2);
+    db.client.set_queue("q", &settings).await.unwrap();
+    let worker = Worker::builder(&db.client)
+        .queue("default")
+        .queue("q")
+        .workflow::<double>()
+        .workflow_fn("parent", async |mut cx: Ctx<'_>, what: String| -> Result<i64> {
+            let child = cx.child::<double>(1).with(|child| match what.as_str() {
+                "group" => child.queue("q").group("g").weight(2),
+                "key" => child.key("k"),
+                _ => child.start_within(Duration::from_secs(60)),
+            });
+            let child = child.start()?;
+            Ok(cx.result_of(child).await?)
+        })
+        .start()
+        .await
+        .unwrap();
+    for (what, refused) in [("key", "key"), ("time", "time to start by")] {
+        let run = Enqueue::named("parent", &what).on(&db.client).await.unwrap().run;
+        let error = outcome::<i64>(&db, run).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidOption);
+        assert!(error.to_string().contains(&format!("a child takes no {refused}")), "{error}");
+    }
+    let run = Enqueue::named("parent", &"group").on(&db.client).await.unwrap().run;
+    assert_eq!(outcome::<i64>(&db, run).await.unwrap(), 2);
+    assert_eq!(db.number("select count(*) from ambo.run where group_key = 'g' and weight = 2").await, 1);
     worker.drain(Duration::ZERO).await;
 }
