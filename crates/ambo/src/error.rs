@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::id::RunId;
+
 /// The result of a call into Ambo, and the usual result of a workflow.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -159,6 +161,9 @@ pub struct Error {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+/// What the text of an error begins with that is a child's.
+const OF_CHILD: &str = "child run ";
+
 impl Error {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Error {
@@ -178,6 +183,14 @@ impl Error {
 
     pub(crate) fn with_sqlstate(mut self, sqlstate: &str) -> Self {
         self.sqlstate = Some(sqlstate.to_owned());
+        self
+    }
+
+    /// The same as that of a child, which its text names; of what has come through several generations, the first.
+    pub(crate) fn of_child(mut self, child: RunId) -> Self {
+        if !self.message.starts_with(OF_CHILD) {
+            self.message = format!("{OF_CHILD}{child}: {}", self.message);
+        }
         self
     }
 

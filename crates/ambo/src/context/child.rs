@@ -219,6 +219,14 @@ async fn receive<W: Workflow>(
         let error: Error = payload::decode("the error of a child", &recorded)
             .unwrap_or_else(|_| Error::new(Code::Application, format!("the child is {}", outcome.status)));
         run.history.note(&position, &error);
+        // What a code says of a run it says of the child: its parent, which may end with it, is in another state.
+        let (error, recorded) = if error.code() == Code::Application {
+            (error, recorded)
+        } else {
+            let error = error.of_child(child.run);
+            let recorded = encode_error(&error);
+            (error, recorded)
+        };
         run.record(position, name.into(), Err(recorded), Duration::ZERO);
         return Err(to_failure(error));
     }

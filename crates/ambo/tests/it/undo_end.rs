@@ -16,7 +16,8 @@ async fn trips() -> (Testbed, Journal) {
     let (bed, journal) = (Testbed::new().await.unwrap(), Journal::default());
     let known = journal.clone();
     bed.start(move |worker| {
-        worker.workflow::<trip>().workflow::<ends>().workflow::<parent>().state(known.clone())
+        let worker = worker.workflow::<trip>().workflow::<ends>().workflow::<parent>();
+        worker.workflow::<outer>().workflow::<middle>().workflow::<stuck>().state(known.clone())
     })
     .await
     .unwrap();
@@ -126,6 +127,46 @@ async fn parent(cx: Ctx) -> Result<u32> {
     let child = cx.child::<trip>("waits".into()).start()?;
     journal.note(child.run_id().to_string());
     Ok(cx.result_of(child).await?)
+}
+
+/// What its child is dead of: it has failed of that, and is undone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_child_could_not_be_undone_says_that_it_was_the_child() {
+    let (bed, journal) = trips().await;
+    let run = outer::enqueue().on(bed.client()).await.unwrap().run;
+    let error = ended(bed.client(), run).await.unwrap_err();
+    let middle: RunId = journal.all().iter().find_map(|noted| noted.parse().ok()).expect("a child");
+    let inner = bed
+        .client()
+        .list_runs(&ambo::admin::Filter { parent: Some(middle), ..Default::default() })
+        .await
+        .unwrap();
+    assert_eq!((error.code(), inner[0].state.as_str()), (Code::NotCompensated, "dead"));
+    assert!(error.to_string().starts_with(&format!("AMBO029: child run {}: ", inner[0].id)), "{error}");
+    assert_eq!([state(&bed, run).await, state(&bed, middle).await], ["failed", "failed"]);
+    assert!(journal.all().contains(&"undo outer".to_owned()));
+}
+
+#[ambo::workflow]
+async fn outer(cx: Ctx) -> Result<()> {
+    let journal = cx.state::<Journal>()?;
+    note(&mut cx, &journal, "outer").await?;
+    let child = cx.child::<middle>(()).start()?;
+    journal.note(child.run_id().to_string());
+    Ok(cx.result_of(child).await?)
+}
+
+#[ambo::workflow]
+async fn middle(cx: Ctx) -> Result<()> {
+    let child = cx.child::<stuck>(()).start()?;
+    Ok(cx.result_of(child).await?)
+}
+
+#[ambo::workflow]
+async fn stuck(cx: Ctx) -> Result<()> {
+    cx.step("book", || async { Ok::<_, Error>(()) }).await?;
+    cx.compensate_with("unbook", Retry::none(), |_| async { Err::<(), _>(Error::message("no")) });
+    Err(Error::message("no money"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
