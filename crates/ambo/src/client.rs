@@ -25,7 +25,7 @@ use crate::store::connect::{Link, Session, Target};
 use crate::store::enqueue::NewRun;
 use crate::store::{Schema, migrate, why, workflow};
 use crate::vault::Vault;
-use crate::vault::place::Place;
+use crate::vault::place::{Place, Within};
 use enqueuer::Enqueuer;
 use waiter::Waiter;
 
@@ -222,7 +222,11 @@ impl Client {
         self.vault.show(&Place::Output(id), &mut detail.output).await;
         self.vault.show(&Place::Error(id), &mut detail.summary.error).await;
         for step in &mut detail.steps {
-            self.vault.show(&Place::Step(&step.position), &mut step.output).await;
+            if let Some(within) = Within::of(&step.name) {
+                self.vault.show_within(&within.place, within.member, &mut step.output).await;
+            } else {
+                self.vault.show(&Place::Step(&step.position), &mut step.output).await;
+            }
             self.vault.show(&Place::Failure(&step.position), &mut step.error).await;
         }
         Ok(detail)

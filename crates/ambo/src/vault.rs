@@ -216,6 +216,31 @@ impl Vault {
         }
     }
 
+    /// [`show`](Vault::show) for a payload within a record.
+    pub(crate) async fn show_within(
+        &self,
+        place: &Place<'_>,
+        member: &str,
+        recorded: &mut Option<Box<serde_json::value::RawValue>>,
+    ) {
+        type Record = std::collections::BTreeMap<String, Box<serde_json::value::RawValue>>;
+        let Some(mut record) =
+            recorded.as_ref().and_then(|json| serde_json::from_str::<Record>(json.get()).ok())
+        else {
+            return;
+        };
+        let Some(sealed) = record.remove(member) else { return };
+        let mut shown = Some(sealed.clone());
+        self.show(place, &mut shown).await;
+        // In its place, so that the others keep their order.
+        if let (Some(json), Some(shown)) = (recorded.as_mut(), shown)
+            && let Ok(opened) =
+                serde_json::value::RawValue::from_string(json.get().replacen(sealed.get(), shown.get(), 1))
+        {
+            *json = opened;
+        }
+    }
+
     /// [`open`](Vault::open) for what is shown: what cannot be opened stays as it is.
     pub(crate) async fn show(
         &self,

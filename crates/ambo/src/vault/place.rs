@@ -69,6 +69,23 @@ pub(crate) fn is_payload(name: &str) -> bool {
     !name.starts_with("ambo:") || name.starts_with("ambo:await ") || name.starts_with("ambo:result ")
 }
 
+/// A payload within a record of Ambo's own.
+pub(crate) struct Within<'a> {
+    pub(crate) place: Place<'a>,
+    /// The name under which the record has it.
+    pub(crate) member: &'static str,
+}
+
+impl<'a> Within<'a> {
+    /// What the record of a call of this name has in it.
+    pub(crate) fn of(name: &'a str) -> Option<Self> {
+        if let Some(topic) = name.strip_prefix("ambo:signal ") {
+            return Some(Within { place: Place::Signal { topic, keyed: false }, member: "payload" });
+        }
+        (name == "ambo:continued").then_some(Within { place: Place::Input { keyed: false }, member: "input" })
+    }
+}
+
 /// Whether the text of an error is the application's: those of Ambo's own making hold no payloads, and stay legible.
 pub(crate) fn is_secret(error: &str) -> bool {
     #[derive(serde::Deserialize)]
