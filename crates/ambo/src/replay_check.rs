@@ -148,6 +148,9 @@ pub struct Difference {
     pub position: Option<String>,
     /// What is recorded and what the code does. Holds no payloads.
     pub text: String,
+    /// It was not compared: what is recorded cannot be read here, for a key or an object is missing.
+    #[serde(default)]
+    pub is_unread: bool,
 }
 
 impl fmt::Display for Difference {

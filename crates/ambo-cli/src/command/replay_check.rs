@@ -77,16 +77,23 @@ pub(crate) async fn replay_check(
         )
         .into());
     }
-    let runs = if report.checked == 1 { "run" } else { "runs" };
-    if found == 0 {
-        output.say(&format!("{} {runs} checked: the code does what they recorded", report.checked));
-        return Ok(ExitCode::SUCCESS);
+    let unread = report.differences.iter().filter(|difference| difference.is_unread).count();
+    let (checked, differing) = (report.checked - unread, found - unread);
+    if unread > 0 {
+        let unread = count(unread);
+        output.say(&format!(
+            "{unread} not checked: the program cannot read what is recorded; give it the keys and the object store"
+        ));
     }
-    output.say(&format!(
-        "{} {runs} checked: the code differs from {found}; change it under `cx.patched`, or pin versions",
-        report.checked
-    ));
-    Ok(ExitCode::FAILURE)
+    let runs = count(checked);
+    if differing > 0 {
+        output.say(&format!(
+            "{runs} checked: the code differs from {differing}; change it under `cx.patched`, or pin versions"
+        ));
+    } else if checked > 0 {
+        output.say(&format!("{runs} checked: the code does what they recorded"));
+    }
+    Ok(if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs the program, which checks instead of working.

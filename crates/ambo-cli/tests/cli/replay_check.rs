@@ -40,6 +40,15 @@ fn what_a_program_finds_is_shown() {
         stderr: 3 runs checked: the code differs from 1; change it under `cx.patched`, or pin versions
         exit status: 1
     "#]].assert_eq(&answering(&db, &answer));
+    let unread = difference.replace('}', r#", "is_unread": true}"#);
+    let answer = format!(r#"AMBO_REPLAY_CHECK {{"checked": 3, "differences": [{unread}]}}"#);
+    let shown = answering(&db, &answer);
+    expect![[r#"
+        stderr: 1 run not checked: the program cannot read what is recorded; give it the keys and the object store
+        stderr: 2 runs checked: the code does what they recorded
+        exit status: 1
+    "#]]
+    .assert_eq(&shown.lines().skip(4).map(|line| format!("{line}\n")).collect::<String>());
     let two = r#"AMBO_REPLAY_CHECK {"checked": 3, "unknown": {"gone": 2}, "differences": []}"#;
     expect![[r#"
         stderr: asked: {"limit":7,"state":null,"workflow":"fulfil"}

@@ -53,8 +53,18 @@ impl Stage {
 
     /// The first difference between what was recorded and what the code does.
     pub(crate) async fn rehearse(&self, history: &History) -> Option<Difference> {
+        let is_unread = false;
         let differ = |(position, text)| {
-            Some(Difference { run: history.id, workflow: history.workflow.clone(), position, text })
+            Some(Difference {
+                run: history.id,
+                workflow: history.workflow.clone(),
+                position,
+                text,
+                is_unread,
+            })
+        };
+        let unread = |error: &Error| {
+            differ((None, error.to_string())).map(|difference| Difference { is_unread: true, ..difference })
         };
         let Some(workflow) = self.engine.registry.get(&history.workflow) else {
             return differ((None, "no workflow of this name is registered".into()));
@@ -77,12 +87,13 @@ impl Stage {
         let input = run.history.continued.as_ref().map_or(&*input, |continued| continued.input.get());
         let input = match run.vault.open(&Place::Input { keyed: false }, input).await {
             Ok(input) => input,
-            Err(error) => return differ((None, error.text().to_owned())),
+            Err(error) => return unread(&error),
         };
         let body = workflow.body.run(Ctx::new(&run), &input);
         let rest = tokio::select! {
             biased;
             reason = run.stopped() => match reason {
+                Stop::Dead(error) if is_unreadable(error) => return unread(error),
                 Stop::Dead(error) => return died(history, error).and_then(differ),
                 _ => Rest::Continued,
             },
@@ -90,15 +101,21 @@ impl Stage {
         };
         // Stopped by its last poll.
         if let Some(Stop::Dead(error)) = run.reason() {
-            return died(history, error).and_then(differ);
+            return if is_unreadable(error) { unread(error) } else { died(history, error).and_then(differ) };
         }
         let output = history.output.as_ref().map_or("null", |output| output.get());
         let output = match run.vault.open(&Place::Output(run.id), output).await {
             Ok(output) => output,
-            Err(error) => return differ((None, error.text().to_owned())),
+            Err(error) => return unread(&error),
         };
         compare(history, &output, &run, rest).and_then(differ)
     }
+}
+
+/// Whether a recorded payload could not be opened.
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error.code(), Code::NoVault | Code::Undecipherable | Code::ObjectMissing)
+        || error.is_unavailable()
 }
 
 /// A name that makes no sense ends the run as it did when it was recorded; any other such end is the difference.

@@ -327,6 +327,10 @@ async fn transaction_steps_new_histories_forks_and_schedules_have_their_payloads
     let histories = async || client.histories(&filter).await.unwrap();
     assert_eq!(histories().await.len(), 2);
     assert_eq!(builder().replay_check(histories().await).await.unwrap(), []);
+    let keyless = Worker::builder(&db.client).state(pool.clone()).workflow_fn("goes on", goes_on);
+    for unread in keyless.replay_check(histories().await).await.unwrap() {
+        assert!(unread.is_unread && unread.text.starts_with("AMBO060"), "{unread:?}");
+    }
 }
 
 /// A store that can be told to take nothing.
