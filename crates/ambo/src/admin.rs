@@ -67,7 +67,7 @@ pub struct RunSummary {
     pub queue: String,
     /// ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: String,
-    /// How often it was claimed.
+    /// How often it was claimed; 0 of what is ready, which does not say how often it was before.
     pub attempt: i32,
     /// Its idempotency key.
     pub key: Option<String>,

@@ -235,11 +235,16 @@ async fn table(runs: &[RunSummary], parent: Option<RunId>, client: &Client, outp
             id.to_string().into(),
             format!("{workflow}{detached}").into(),
             Cell::styled(state, state_style(state)),
-            attempt.to_string().into(),
+            attempts(state, *attempt).into(),
             age(now, *enqueued_at).into(),
         ]);
     }
     Ok(output.table(&table)?)
+}
+
+/// How often a run was claimed; of what is ready that is not told.
+pub(crate) fn attempts(state: &str, attempt: i32) -> String {
+    if state == "ready" { "-".to_owned() } else { attempt.to_string() }
 }
 
 fn read_stdin() -> Result<Box<serde_json::value::RawValue>> {

@@ -47,7 +47,7 @@ fn runs_are_found_by_what_they_are() {
         queue       default
         attributes  {"city": "Bern", "customer": 7}
         state       ready
-        attempt     0
+        attempt     -
         enqueued    TIME UTC (AGE ago)
         input       {"note": "Fragile"}
         stderr: no step is recorded
@@ -64,16 +64,16 @@ fn many_runs_are_shown_before_they_are_cancelled() {
     let other = enqueue(&db, &["remind"]);
     expect![[r#"
         ID                                    WORKFLOW  STATE  ATTEMPT  AGE
-        00000000-0000-0000-0000-000000000000  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000001  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000002  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000003  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000004  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000005  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000006  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000007  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000008  fulfil    ready        0  AGE
-        00000000-0000-0000-0000-000000000009  fulfil    ready        0  AGE
+        00000000-0000-0000-0000-000000000000  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000001  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000002  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000003  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000004  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000005  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000006  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000007  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000008  fulfil    ready        -  AGE
+        00000000-0000-0000-0000-000000000009  fulfil    ready        -  AGE
         stderr: ... and 2 more
         stderr: nothing was done; add --yes to cancel 12 runs
     "#]]

@@ -54,7 +54,7 @@ fn runs_are_listed_newest_first() {
         ID                                    WORKFLOW           STATE      ATTEMPT  AGE
         00000000-0000-0000-0000-000000000000  greet              succeeded        1  AGE
         00000000-0000-0000-0000-000000000001  remind             delayed          0  AGE
-        00000000-0000-0000-0000-000000000002  a-workflow-whose…  ready            0  AGE
+        00000000-0000-0000-0000-000000000002  a-workflow-whose…  ready            -  AGE
         00000000-0000-0000-0000-000000000003  fulfil             running          2  AGE
         00000000-0000-0000-0000-000000000004  fulfil             failed           1  AGE
     "#]]
@@ -70,7 +70,7 @@ fn runs_are_listed_newest_first() {
     .assert_eq(&db.ambo(&["run", "list", "--workflow", "fulfil", "--state", "failed"]).shown());
     expect![[r#"
         ID                                    WORKFLOW               STATE  ATTEMPT  AGE
-        00000000-0000-0000-0000-000000000000  a-workflow-whose-nam…  ready        0  AGE
+        00000000-0000-0000-0000-000000000000  a-workflow-whose-nam…  ready        -  AGE
         stderr: there may be more: --before 00000000-0000-0000-0000-000000000000
     "#]]
     .assert_eq(&db.ambo(&["run", "list", "--queue", "mail", "--limit", "1"]).shown());

@@ -138,7 +138,7 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     if let Some(by) = run.undo_by {
         plain("", &format!("it has ended by {}, undone or not", moment(now, by)), WARN)?;
     }
-    field("attempt", &summary.attempt.to_string())?;
+    field("attempt", &super::attempts(&summary.state, summary.attempt))?;
     if let Some(worker) = summary.worker {
         field("worker", &worker.to_string())?;
     }
