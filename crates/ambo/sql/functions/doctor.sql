@@ -1,16 +1,24 @@
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
--- true of: paused_queue, and unserved_lane (as JSON: queue, workflow).
+-- true of: paused_queue, unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
+-- pinned to a version of which no worker lives.
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     with alive as (
-        select w.queues, w.workflows
+        select w.queues, w.workflows, case when w.pinned then w.version end as version
         from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
         where w.dead_at is null and h.at > pg_catalog.clock_timestamp() - interval '5 seconds'
     ), unserved as (
         select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow
         from (select * from ambo.lanes() limit 1000) l
         where not exists (select from alive a where l.queue = any (a.queues)
+                          and split_part(l.workflow, chr(31), 1) = any (a.workflows))
+        limit 20
+    ), unserved_pin as (
+        select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow, split_part(l.workflow, chr(31), 2) as version
+        from (select * from ambo.lanes() limit 1000) l
+        where split_part(l.workflow, chr(31), 2) <> ''
+          and not exists (select from alive a where l.queue = any (a.queues) and a.version = split_part(l.workflow, chr(31), 2)
                           and split_part(l.workflow, chr(31), 1) = any (a.workflows))
         limit 20
     ), oldest as (
@@ -51,6 +59,7 @@ as $$
         from ambo.keeper k where k.worker_id is not null and k.renewed_at > '-infinity'
     union all select 'paused_queue', q.name from ambo.queue q where q.paused
     union all select 'unserved_lane', json_build_array(u.queue, u.workflow)::text from unserved u
+    union all select 'unserved_pin', json_build_array(p.queue, p.workflow, p.version)::text from unserved_pin p
     union all select 'fsync', current_setting('fsync')
     -- The default of the role and database: Ambo's own sessions set it to on.
     union all select 'synchronous_commit', s.reset_val from pg_settings s where s.name = 'synchronous_commit'

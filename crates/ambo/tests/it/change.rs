@@ -168,6 +168,8 @@ async fn a_pinned_run_waits_for_its_version_and_then_goes_to_any() {
     db.until("select count(*) = 1 from ambo.ready where not wakes and workflow like 'w%1%'").await;
     let signs = "select count(*) from ambo.vital_signs() where name = 'unserved_lane'";
     assert_eq!(db.number(signs).await, 0, "there are workers for the workflow");
+    let pins = "select count(*) from ambo.vital_signs() where name = 'unserved_pin' and value = '[\"default\", \"w\", \"1\"]'";
+    assert_eq!(db.number(pins).await, 1, "and none of that version");
     db.sql.batch_execute("update ambo.installation set pin_grace = '0'").await.unwrap();
     part(&db, 2).await;
     go(&db, run).await;

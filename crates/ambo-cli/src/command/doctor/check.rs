@@ -206,13 +206,27 @@ fn unserved_runs(figures: &Figures<'_>) -> Check {
         .filter_map(|lane| serde_json::from_str::<(String, String)>(lane).ok())
         .map(|(queue, workflow)| format!("{workflow} (queue {queue})"))
         .collect();
-    if lanes.is_empty() {
+    if !lanes.is_empty() {
+        return warn(
+            "unserved_runs",
+            format!("runs wait for workflows that no live worker knows: {}", listed(&lanes)),
+            "start a worker that registers the workflow and serves the queue, or correct the name",
+        );
+    }
+    let pins: Vec<String> = (figures.all("unserved_pin"))
+        .filter_map(|pin| serde_json::from_str::<(String, String, String)>(pin).ok())
+        .map(|(queue, workflow, version)| format!("{workflow} of version {version} (queue {queue})"))
+        .collect();
+    if pins.is_empty() {
         return ok("unserved_runs", "none: every run that waits has a worker that knows it");
     }
     warn(
         "unserved_runs",
-        format!("runs wait for workflows that no live worker knows: {}", listed(&lanes)),
-        "start a worker that registers the workflow and serves the queue, or correct the name",
+        format!(
+            "runs wait for the version that they are pinned to, of which no worker lives: {}",
+            listed(&pins)
+        ),
+        "start a worker of that version, or wait: after `pin_grace`, a minute by default, any worker may have them",
     )
 }
 
@@ -416,6 +430,16 @@ mod tests {
                   start a worker that registers the workflow and serves the queue, or correct the name
                 warn paused_queues: paused: mail
                   `ambo queue resume NAME` lets their runs be claimed again"#]],
+        );
+    }
+
+    #[test]
+    fn what_waits_for_a_version_that_is_gone_is_named() {
+        check(
+            &[("unserved_pin", r#"["default", "fulfil", "1.4"]"#)],
+            expect![[r#"
+                warn unserved_runs: runs wait for the version that they are pinned to, of which no worker lives: fulfil of version 1.4 (queue default)
+                  start a worker of that version, or wait: after `pin_grace`, a minute by default, any worker may have them"#]],
         );
     }
 
