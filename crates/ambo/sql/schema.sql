@@ -422,6 +422,10 @@ function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[], OUT und
     returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
+function cancel_children(p_run uuid, p_reason text, p_grace interval)
+    returns void
+    volatile
+
 function cancel_reason(p_run uuid)
     returns text
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -501,6 +505,10 @@ function drop_signal(run_id uuid, seq bigint)
 function due_schedules()
     returns TABLE(name text, cron text, timezone text, every_us bigint, next_at timestamp with time zone, horizon timestamp with time zone)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function end_children(p_run uuid)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
 
 function end_holders(p_worker bigint)
     returns boolean

@@ -69,11 +69,7 @@ begin
     elsif v_run.status is not null then
         return v_run.status;
     end if;
-    perform ambo.cancel_run(c.child_id, p_reason, p_grace) from ambo.child c
-    where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
-      -- The members of a fan-in are not there for the sake of what comes after them.
-      and not exists (select from ambo.fan_in f where f.run_id = p_run)
-      and exists (select from ambo.run r where r.id = c.child_id and r.parent_id = p_run);
+    perform ambo.cancel_children(p_run, p_reason, p_grace);
     insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, p_reason, v_undo_by)
     on conflict do nothing;
     if v_undo_by is not null then
@@ -106,6 +102,18 @@ begin
     perform ambo.send_wakes(array[p_run]);
     perform pg_notify('ambo.cancel', p_run || coalesce(' ' || (extract(epoch from v_undo_by) * 1000000)::bigint, ''));
     return 'requested';
+end $$;
+
+-- The same of the children that a run did not detach.
+create or replace function ambo.cancel_children(p_run uuid, p_reason text, p_grace interval) returns void
+language plpgsql volatile
+as $$
+begin
+    perform ambo.cancel_run(c.child_id, p_reason, p_grace) from ambo.child c
+    where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
+      -- The members of a fan-in are not there for the sake of what comes after them.
+      and not exists (select from ambo.fan_in f where f.run_id = p_run)
+      and exists (select from ambo.run r where r.id = c.child_id and r.parent_id = p_run);
 end $$;
 
 -- Why somebody asked a run to end, if they said; what its worker asks.

@@ -48,3 +48,12 @@ begin
     where (u.d > interval '0') is not true and exists (select from unnest(v_new) n where n = u.id);
     perform ambo.wake();
 end $$;
+
+-- Asks the children of a run to end that it did not detach, for it has failed and is about to be undone. Somebody may hold what a cancel
+-- locks, in a transaction of his own: its worker has other things to do meanwhile, and asks again.
+create or replace function ambo.end_children(p_run uuid) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+as $$
+begin
+    perform ambo.cancel_children(p_run, 'its parent has failed and is being undone', null);
+end $$;

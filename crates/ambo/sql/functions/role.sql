@@ -39,7 +39,7 @@ as $$
         ('bury_worker', 'worker'), ('fire_timers', 'worker'), ('expire_keys', 'worker'),
         ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_heads', 'worker'), ('begin_runs', 'worker'),
         ('object_horizon', 'worker'), ('kept_objects', 'worker'),
-        ('pins', 'worker'), ('release_pins', 'worker'), ('end_pinned', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
+        ('pins', 'worker'), ('release_pins', 'worker'), ('end_pinned', 'worker'), ('end_children', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
         ('due_schedules', 'worker'), ('tick_schedule', 'worker'), ('stop_schedule', 'worker'),
         -- What there is.
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),
@@ -59,7 +59,7 @@ as $$
         -- Parts of the others.
         ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
-        ('gather_members', ''), ('refuse_draining', ''),
+        ('gather_members', ''), ('cancel_children', ''), ('refuse_draining', ''),
         ('refuse_living', ''), ('refuse_terms', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
         ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_rare', ''), ('lane', ''), ('lanes', ''), ('has_no_room', ''), ('limit_reached', ''),
         ('leave_wakes', ''), ('list_query', ''),

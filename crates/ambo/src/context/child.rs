@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::call::{Call, face};
@@ -21,6 +22,9 @@ use crate::store::enqueue::{NewRun, Terms};
 use crate::store::flush::NewChild;
 use crate::vault::place::Place;
 use crate::workflow::Workflow;
+
+/// What the name begins with under which a start is recorded.
+pub(crate) const NAME: &str = "ambo:child ";
 
 /// A child that was started. Give it to [`Ctx::result_of`](crate::Ctx::result_of).
 pub struct Child<W> {
@@ -90,7 +94,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
     /// Those of [`Enqueue::on`], `AMBO005` for a key or a time to start by, `AMBO025` in a cancelled run.
     pub fn start(self) -> Result<Child<W>> {
         let StartChild { run, position, enqueue, detached } = self;
-        let name = format!("ambo:child {}", W::NAME);
+        let name = format!("{NAME}{}", W::NAME);
         let recorded = run.replay(&position, &name).and_then(|checkpoint| checkpoint.map(read).transpose());
         match recorded {
             Ok(Some(started)) => return started.map(|run| Child { run, workflow: PhantomData }),
@@ -116,6 +120,7 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         }
         let json = payload::encode("the id of a child", &RunId::from(id))?;
         let deadline = if detached { None } else { run.deadline };
+        run.has_children.store(true, Ordering::Release);
         let child = NewChild { id, run: new, deadline, detached };
         run.give(Fact::Child(run.checkpoint(position, name.into(), json), Box::new(child)));
         Ok(Child { run: id.into(), workflow: PhantomData })

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::clock;
@@ -63,6 +64,9 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
         if !is_begun {
             begin(run, &error);
         }
+        if !is_own(&error) {
+            end_children(run).await;
+        }
         // What failed stays what it was: it is past.
         run.history.settle();
         if let Err(error) = compensate::undo(run).await {
@@ -111,6 +115,26 @@ pub(super) async fn why_cancelled(run: &Run) -> Error {
     };
     let reason = tokio::time::timeout(REASON, asked).await.ok().flatten();
     cancelled(reason.as_deref())
+}
+
+/// Asks the children to end that a failed run did not detach: what they do would outlive what it has undone. Those of a run that
+/// was cancelled were asked with it, and the time of one that is out of time is theirs.
+async fn end_children(run: &Arc<Run>) {
+    if !run.has_children.load(Ordering::Acquire) {
+        return;
+    }
+    // Also those that it has just started; and no others from here on.
+    run.barrier().await;
+    loop {
+        let session = run.session().await;
+        match store::signal::end_children(&session, &run.target.schema, run.id).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(run = %run.id, %error, "cannot ask the children of the run to end; trying again");
+                tokio::time::sleep(Duration::from_millis(100).mul_f64(0.5 + clock::jitter())).await;
+            }
+        }
+    }
 }
 
 /// Records that from here on the run only undoes.

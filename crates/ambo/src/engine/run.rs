@@ -20,7 +20,7 @@ use super::slots::Slot;
 use super::wait::{MOMENT, Waits};
 use crate::client::waiter::Waiter;
 use crate::context::compensate::Compensation;
-use crate::context::{event, signal};
+use crate::context::{child, event, signal};
 use crate::error::{Code, Error};
 use crate::payload::Json;
 use crate::store::claim::{self, Checkpoint};
@@ -90,6 +90,8 @@ pub(crate) struct Run {
     consumed: Mutex<Vec<i64>>,
     /// The number of the last value that was published, by key.
     published: Mutex<HashMap<String, i32>>,
+    /// It has started children, or may have.
+    pub(crate) has_children: AtomicBool,
     /// What undoes the steps that have succeeded, in their order.
     compensations: Mutex<Vec<Compensation>>,
     pub(super) refusal: Refusal,
@@ -187,6 +189,7 @@ impl Run {
             consumed: Mutex::new(history.iter().filter_map(signal::consumed).collect()),
             published: Mutex::new(last_numbers(&history)),
             history_max: engine.history_max,
+            has_children: AtomicBool::new(history.iter().any(may_have_children)),
             compensations: Mutex::default(),
             refusal: Refusal::new(cancelled, is_late),
             history: History::new(history),
@@ -577,6 +580,11 @@ impl Run {
         self.stop(Stop::Dead(error));
         std::future::pending().await
     }
+}
+
+/// Whether a record says that the run has children, or that it continued as new and may have had some.
+fn may_have_children(checkpoint: &Checkpoint) -> bool {
+    checkpoint.name.starts_with(child::NAME) || Continued::of(checkpoint).is_some()
 }
 
 fn last_numbers(history: &[Checkpoint]) -> HashMap<String, i32> {

@@ -56,6 +56,12 @@ pub(crate) async fn cancel_reason(session: &Session, schema: &Schema, run: Uuid)
     row.try_get(0).map_err(from_driver)
 }
 
+/// Asks the children of a failed run to end that it did not detach.
+pub(crate) async fn end_children(session: &Session, schema: &Schema, run: Uuid) -> Result<()> {
+    session.query_one(&schema.sql("select ambo.end_children($1)::text"), &[(&run, Type::UUID)]).await?;
+    Ok(())
+}
+
 /// The values that a run published under a key after a number, in order.
 pub(crate) async fn events(
     session: &Session,

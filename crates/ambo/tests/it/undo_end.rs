@@ -16,7 +16,7 @@ async fn trips() -> (Testbed, Journal) {
     let (bed, journal) = (Testbed::new().await.unwrap(), Journal::default());
     let known = journal.clone();
     bed.start(move |worker| {
-        let worker = worker.workflow::<trip>().workflow::<ends>().workflow::<parent>();
+        let worker = worker.workflow::<trip>().workflow::<ends>().workflow::<parent>().workflow::<party>();
         worker.workflow::<outer>().workflow::<middle>().workflow::<stuck>().state(known.clone())
     })
     .await
@@ -127,6 +127,56 @@ async fn parent(cx: Ctx) -> Result<u32> {
     let child = cx.child::<trip>("waits".into()).start()?;
     journal.note(child.run_id().to_string());
     Ok(cx.result_of(child).await?)
+}
+
+/// Starts three children, one of which it leaves alone, and fails with the first.
+#[ambo::workflow]
+async fn party(cx: Ctx, undoes: bool) -> Result<u32> {
+    let journal = cx.state::<Journal>()?;
+    if undoes {
+        note(&mut cx, &journal, "party").await?;
+    }
+    let first = cx.child::<trip>("waits".into()).start()?;
+    let second = cx.child::<trip>("waits".into()).start()?;
+    let free = cx.child::<trip>("waits".into()).detached().start()?;
+    cx.publish("children", &[first.run_id(), second.run_id(), free.run_id()])?;
+    Ok(cx.result_of(first).await?)
+}
+
+/// Whether anything of it is undone decides: what nothing undoes may be retried, and finds its children as they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_children_of_a_failed_run_that_is_undone_are_undone_with_it() {
+    for undoes in [true, false] {
+        for crashes in [false, true] {
+            let (bed, journal) = trips().await;
+            let run = party::enqueue(undoes).on(bed.client()).await.unwrap().run;
+            let children: [RunId; 3] = bed.client().handle::<party>(run).event("children").await.unwrap();
+            bed.settled().await.unwrap();
+            if crashes && undoes {
+                bed.crash_before("undo party");
+            }
+            bed.client().cancel(children[0], "enough").await.unwrap();
+            if crashes && undoes {
+                bed.crashed().await.unwrap();
+                bed.restart().await.unwrap();
+            }
+            let error = ended(bed.client(), run).await.unwrap_err();
+            let named = format!("AMBO025: child run {}: the run was cancelled: enough", children[0]);
+            assert_eq!((error.to_string(), &*state(&bed, run).await), (named, "failed"));
+            if undoes {
+                let error = ended(bed.client(), children[1]).await.unwrap_err();
+                assert_eq!(
+                    error.to_string(),
+                    "AMBO025: the run was cancelled: its parent has failed and is being undone"
+                );
+                let undone = |what: &str| journal.all().iter().filter(|noted| *noted == what).count();
+                assert_eq!((undone("undo flight"), undone("undo party")), (2, 1));
+            }
+            bed.settled().await.unwrap();
+            let of_others = [state(&bed, children[1]).await, state(&bed, children[2]).await];
+            assert_eq!(of_others, [if undoes { "cancelled" } else { "parked" }, "parked"]);
+        }
+    }
 }
 
 /// What its child is dead of: it has failed of that, and is undone.
