@@ -224,7 +224,10 @@ async fn the_grace_of_a_cancel_holds_for_a_pinned_run_of_whose_version_nobody_is
         (undone.load(Ordering::SeqCst), db.client.show_run(run).await.unwrap().summary.state),
         (1, "cancelled".into())
     );
-    assert_eq!(db.number("select count(*) from ambo.ready where not wakes and workflow like 'w%1%'").await, 1);
+    assert_eq!(
+        db.number("select count(*) from ambo.ready where not wakes and workflow like 'w%1%'").await,
+        1
+    );
     let _one = pinned("1").await.unwrap();
     assert_eq!(result::<()>(&db, other).await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(undone.load(Ordering::SeqCst), 2);
