@@ -94,12 +94,13 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
--- `p_lanes` are tried in their order; `passed` are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this worker that
+-- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`); `passed` are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this worker that
 -- it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
 -- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
 create or replace function ambo.claim_queue(
     p_worker bigint, p_queue text, p_limit integer, p_since text,
-    p_lanes text[], p_priorities smallint[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[],
+    p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[],
+    p_mine_groups integer[],
     p_mine integer, p_here integer, p_others bigint[], p_seen bigint,
     out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[], out nudged uuid[],
     out lows bigint[], out passed integer[],
@@ -175,13 +176,10 @@ begin
     -- Rows that wake need no room: their lanes are free. Of the others as many units are tried as there is room for, and what they
     -- have is taken in turns, so that the last of the room goes round too.
     with lane as materialized (
-        select l.n, l.lane, l.priority, l.low, l.share, l.mine, s.group_key,
-               coalesce(s.group_key, l.workflow) as unit, s.mark = '~' as is_free, s.mark = '+' as goes_on
-        from (select l.*, split_part(l.lane, chr(31), 1) || chr(31) || split_part(l.lane, chr(31), 2) as workflow
-              from unnest(p_lanes, p_priorities, p_lows, p_shares, p_mine_groups)
-                  with ordinality as l (lane, priority, low, share, mine, n)) l
-        cross join lateral (select nullif(split_part(l.lane, chr(31), 3), '') as group_key,
-                                   split_part(l.lane, chr(31), 4) as mark) s
+        select l.*, nullif(split_part(l.lane, chr(31), 3), '') as group_key,
+               split_part(l.lane, chr(31), 4) = '~' as is_free, split_part(l.lane, chr(31), 4) = '+' as goes_on
+        from unnest(p_lanes, p_priorities, p_turns, p_classes, p_lows, p_shares, p_mine_groups)
+            with ordinality as l (lane, priority, turn, class, low, share, mine, n)
     ), other as materialized (
         select u.g as group_key, sum(u.w) as weight from unnest(v_other_groups, v_other_weights) as u (g, w) group by u.g
     ), unread as materialized (
@@ -212,14 +210,10 @@ begin
                     and (q.ordered = 'block' or not exists (select from ambo.outcome o where o.run_id = h.run_id))
                   limit 1) end is not true
     ), eligible as materialized (
-        select o.*, min(o.n) over (partition by o.is_free, o.priority) as class,
-               min(o.n) over (partition by o.is_free, o.priority, o.unit) as turn
-        from open o where o.is_free or o.group_key is null or coalesce(o.group_room, 1) > 0
+        select o.* from open o where o.is_free or o.group_key is null or coalesce(o.group_room, 1) > 0
     ), counted as materialized (
-        select e.*, dense_rank() over (partition by e.is_free order by e.turn) as k,
-               dense_rank() over (partition by e.is_free, e.class order by e.turn)
-                   + dense_rank() over (partition by e.is_free, e.class order by e.turn desc) - 1 as units
-        from eligible e
+        select e.*, max(e.k) over (partition by e.class) - min(e.k) over (partition by e.class) + 1 as units
+        from (select e.*, dense_rank() over (partition by e.is_free order by e.turn) as k from eligible e) e
     ), tried as materialized (
         select c.*, case when c.is_free then p_limit
                          else least(c.share * ((v_places + least(v_places, c.units) - 1) / least(v_places, c.units)),

@@ -118,16 +118,13 @@ impl Turns {
         mine: impl Fn(&str) -> i32,
         now: Instant,
     ) -> Vec<Choice> {
-        let choice = |lane: &str, priority: i16, low: i64, share: i16, mine: i32| Choice {
-            lane: lane.to_owned(),
-            priority,
-            low,
-            share,
-            mine,
-        };
-        let free = self.free.iter().take(count);
-        let mut chosen: Vec<Choice> = free.map(|key| choice(&key.0, key.1, self.lows[key], 1, 0)).collect();
-        for priority in self.in_order_of_urgency(ageing, now) {
+        let mut chosen: Vec<Choice> = Vec::new();
+        for key in self.free.iter().take(count) {
+            let (lane, priority) = (key.0.to_string(), key.1);
+            chosen.push(Choice { lane, priority, turn: 0, class: 0, low: self.lows[key], share: 1, mine: 0 });
+        }
+        let mut turn = 0;
+        for (class_number, priority) in (1..).zip(self.in_order_of_urgency(ageing, now)) {
             let Some(class) = self.classes.get_mut(&priority) else { continue };
             for _ in 0..class.units.len().min(LOOKS) {
                 if chosen.len() >= count {
@@ -143,8 +140,11 @@ impl Turns {
                 let share = of.and_then(|of| shares.get(of)).copied().unwrap_or(1);
                 let unit = (unit, priority);
                 let share = self.rest.get(&unit).map_or(share, |rest| share.min(*rest));
+                turn += 1;
                 for lane in self.units.get(&unit).into_iter().flatten() {
-                    chosen.push(choice(lane, priority, self.lows[&(lane.clone(), priority)], share, used));
+                    let low = self.lows[&(lane.clone(), priority)];
+                    let lane = lane.to_string();
+                    chosen.push(Choice { lane, priority, turn, class: class_number, low, share, mine: used });
                 }
             }
         }

@@ -17,6 +17,9 @@ use crate::error::Result;
 pub(crate) struct Choice {
     pub(crate) lane: String,
     pub(crate) priority: i16,
+    /// The number of its unit among those that are tried, and of the class of that; lanes that need no turn have a number of their own.
+    pub(crate) turn: i32,
+    pub(crate) class: i32,
     pub(crate) low: i64,
     /// How many of its runs are taken in a turn.
     pub(crate) share: i16,
@@ -82,13 +85,15 @@ pub(crate) async fn claim_queue(
     let choices = question.choices;
     let lanes: Vec<&str> = choices.iter().map(|choice| choice.lane.as_str()).collect();
     let priorities: Vec<i16> = choices.iter().map(|choice| choice.priority).collect();
+    let turns: Vec<i32> = choices.iter().map(|choice| choice.turn).collect();
+    let classes: Vec<i32> = choices.iter().map(|choice| choice.class).collect();
     let lows: Vec<i64> = choices.iter().map(|choice| choice.low).collect();
     let shares: Vec<i16> = choices.iter().map(|choice| choice.share).collect();
     let mine: Vec<i32> = choices.iter().map(|choice| choice.mine).collect();
     let row = session
         .query_one(
             &schema.sql(
-                "select * from ambo.claim_queue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                "select * from ambo.claim_queue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
             ),
             &[
                 (&question.worker, Type::INT8),
@@ -97,6 +102,8 @@ pub(crate) async fn claim_queue(
                 (&question.since, Type::TEXT),
                 (&lanes, Type::TEXT_ARRAY),
                 (&priorities, Type::INT2_ARRAY),
+                (&turns, Type::INT4_ARRAY),
+                (&classes, Type::INT4_ARRAY),
                 (&lows, Type::INT8_ARRAY),
                 (&shares, Type::INT2_ARRAY),
                 (&mine, Type::INT4_ARRAY),

@@ -20,7 +20,7 @@ async fn why(db: &Database, run: RunId) -> Vec<String> {
 async fn claim(db: &Database, groups: &[&str]) {
     for group in groups {
         let lane = format!("w\u{1f}\u{1f}{group}");
-        let sql = "select cardinality(runs) from ambo.claim_queue(1, 'q', 1, null, array[$1], '{0}', '{0}', '{1}', '{0}', 0, 0,
+        let sql = "select cardinality(runs) from ambo.claim_queue(1, 'q', 1, null, array[$1], '{0}', '{1}', '{1}', '{0}', '{1}', '{0}', 0, 0,
                        array(select slot from ambo.claim where slot is not null), (select coalesce(max(slot), 0) from ambo.claim))";
         let claimed: Option<i32> = db.sql.query_one(sql, &[&lane]).await.unwrap().get(0);
         assert_eq!(claimed, Some(1), "{group}");
