@@ -398,6 +398,10 @@ function arrivals(p_queue text, p_since pg_snapshot, OUT lanes text[], OUT prior
     returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
+function awaited_runs(p_live uuid[], p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
+    returns uuid[]
+    volatile, set enable_hashjoin=on
+
 function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
     returns uuid[]
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp

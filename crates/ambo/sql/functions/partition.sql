@@ -45,7 +45,7 @@ begin
     return v_made;
 end $$;
 
--- Drops the oldest partition if all of it is older than the retention and few of its runs are alive;
+-- Drops the oldest partition if all of it is older than the retention and few of its runs are alive, or awaited by such;
 -- those are carried over. Returns true if it dropped one.
 create or replace function ambo.drop_partition() returns boolean
 language plpgsql volatile security definer
@@ -57,6 +57,8 @@ declare
     v_table text;
     v_key text;
     v_live uuid[];
+    v_awaited uuid[];
+    v_kept uuid[];
 begin
     perform pg_advisory_xact_lock(hashtext('ambo.partition'));
     select p.* into v_part from ambo.history_partition p order by p.starts_at limit 1;
@@ -64,7 +66,9 @@ begin
         return false;
     end if;
     v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
-    if cardinality(v_live) > 1000 then
+    if cardinality(v_live) > 1000
+       or cardinality(ambo.awaited_runs(v_live, v_part.starts_at, v_part.ends_at, 10001)) > 10000
+    then
         return false;
     end if;
     -- Whoever moves a run between ready, claim and timer reads ambo.run in the same transaction, so that with
@@ -72,12 +76,15 @@ begin
     lock table ambo.run, ambo.outcome, ambo.child, ambo.attribute, ambo.checkpoint, ambo.signal, ambo.event
         in access exclusive mode;
     v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
+    v_awaited := ambo.awaited_runs(v_live, v_part.starts_at, v_part.ends_at, null);
+    v_kept := ambo.awaited_runs('{}', '-infinity', v_part.starts_at, null);
     v_name := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
     -- What was carried before and has ended long ago leaves now.
     delete from ambo.run_carried r using ambo.outcome_carried o
     where o.run_id = r.id
       and o.ended_at < now() - (select greatest(i.retention, case when o.status = 'dead' then i.dead_lifetime end)
-                                from ambo.installation i);
+                                from ambo.installation i)
+      and not exists (select from unnest(v_kept) k where k = r.id);
     delete from ambo.outcome_carried o where not exists (select from ambo.run_carried r where r.id = o.run_id);
     delete from ambo.child_carried c where not exists (select from ambo.run_carried r where r.id = c.run_id);
     delete from ambo.attribute_carried a where not exists (select from ambo.run_carried r where r.id = a.run_id);
@@ -89,7 +96,7 @@ begin
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_' || v_name);
         execute format('insert into ambo.%I select * from ambo.%I p where p.%I = any ($1)',
-                       v_table || '_carried', v_table || '_' || v_name, v_key) using v_live;
+                       v_table || '_carried', v_table || '_' || v_name, v_key) using v_live || v_awaited;
         execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',
                        v_table, v_table || '_carried', ambo.run_id_floor(v_part.ends_at));
         execute format('drop table ambo.%I', v_table || '_' || v_name);
@@ -112,5 +119,39 @@ as $$
             where o.status = 'dead' and o.run_id >= ambo.run_id_floor(p_from) and o.run_id < ambo.run_id_floor(p_to)
               and o.ended_at > now() - (select i.dead_lifetime from ambo.installation i)) l
         where l.run_id >= ambo.run_id_floor(p_from) and l.run_id < ambo.run_id_floor(p_to)
+        limit p_limit)
+$$;
+
+-- The runs of a time range whose results others may still ask for, up to p_limit: children that are not detached, and members
+-- of a fan-in, of p_live and of what was carried over and goes on, or may be run again. A run that continued as new can only
+-- ask for those that it has started since. What they started in their turn is not among them.
+create or replace function ambo.awaited_runs(p_live uuid[], p_from timestamptz, p_to timestamptz, p_limit integer)
+returns uuid[]
+language sql volatile set enable_hashjoin = on
+as $$
+    with parent as materialized (
+        -- Counted, so that it is looked up by key.
+        select l.id, (select count(*) from ambo.checkpoint c where c.run_id = l.id and c.position = '0.0') > 0 as continued
+        from (
+            select unnest(p_live) as id
+            union
+            select r.id from ambo.run_carried r left join ambo.outcome_carried o on o.run_id = r.id
+            where o.run_id is null or o.status <> 'succeeded' and o.ended_at > now() - (
+                select greatest(i.retention, case when o.status = 'dead' then i.dead_lifetime end)
+                from ambo.installation i)) l
+    )
+    select array(
+        select c.id
+        from parent p
+        cross join lateral (
+            select c.child_id as id from ambo.child c
+            where not p.continued and c.run_id = p.id
+              and c.child_id >= ambo.run_id_floor(p_from) and c.child_id < ambo.run_id_floor(p_to)
+            union all
+            select (k.output #>> '{}')::uuid from ambo.checkpoint k
+            where p.continued and k.run_id = p.id and starts_with(k.name, 'ambo:child ')
+            offset 0) c
+        cross join lateral (select from ambo.run r where r.id = c.id and r.parent_id = p.id offset 0) r
+        where c.id >= ambo.run_id_floor(p_from) and c.id < ambo.run_id_floor(p_to)
         limit p_limit)
 $$;

@@ -66,6 +66,86 @@ async fn a_partition_past_retention_is_dropped_and_its_living_run_carried_over()
     assert_eq!(db.number("select count(*) from ambo.outcome_carried").await, 1);
 }
 
+/// The partition alone, from so many days ago to so many.
+fn old_partition(from: u32, to: u32) -> String {
+    let (partition, _) = OLD_PARTITION.split_once("insert into ambo.run (").unwrap();
+    let days = |days: u32| format!("{days} days");
+    format!("{partition} end $$").replace("35 days", &days(to)).replace("41 days", &days(from))
+}
+
+#[ambo::workflow]
+async fn leaf(_cx: Ctx<'_>, _: ()) -> Result<i64> {
+    Ok(0)
+}
+
+#[ambo::workflow]
+async fn gathers(mut cx: Ctx<'_>, _: ()) -> Result<i64> {
+    let child = cx.child::<leaf>(()).start()?;
+    Ok(cx.result_of(child).await? + 2)
+}
+
+/// Runs of forty-one days ago, by the hour, and what became of them: who lives has no end, who was started has a parent.
+const OLD_FAMILIES: &str = "
+    create function old(n bigint) returns uuid language sql
+        return ambo.run_id_floor(date_trunc('day', now(), 'UTC') - interval '41 days' + n * interval '1 hour');
+    create temporary table old_run as select * from (values
+        (1, 'gathers', null, true, 'lives'), (2, 'leaf', 1, true, 'ended'), (3, 'leaf', 1, false, 'ended'), (4, 'leaf', 2, true, 'ended'),
+        (5, 'continued', null, true, 'lives'), (6, 'leaf', 5, true, 'ended'), (7, 'leaf', 5, true, 'ended'),
+        (8, 'gathers', null, true, 'ended'), (9, 'leaf', 8, true, 'ended'),
+        (10, 'fan-in', null, true, 'lives'), (11, 'leaf', 10, true, 'ended'),
+        (12, 'gathers', null, true, 'dead'), (13, 'leaf', 12, true, 'ended')) r (n, workflow, parent, attached, fate);
+    insert into ambo.run (id, attempts_max, priority, workflow, queue, input, parent_id)
+    select old(n), 5, 0, workflow, 'default', 'null', case when attached then old(parent) end from old_run;
+    insert into ambo.child (run_id, child_id) select old(parent), old(n) from old_run where parent is not null;
+    insert into ambo.outcome (run_id, attempt, status, output, ended_at)
+    select old(n), 1, (case fate when 'ended' then 'succeeded' else fate end)::ambo.status, '40', now() - interval '40 days'
+    from old_run where fate <> 'lives';
+    insert into ambo.timer (run_id, due_at, attempt, losses)
+    select old(n), case n when 1 then now() else 'infinity' end, 1, 0 from old_run where fate = 'lives';
+    insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, output) values
+        (old(1), 1, 0, '1', 'ambo:child leaf', to_json(old(2))),
+        (old(2), 1, 0, '1', 'a step', '1'),
+        (old(5), 1, 0, '0.0', 'ambo:continued', '{}'),
+        (old(5), 1, 0, '1', 'ambo:child leaf', to_json(old(7)));
+    insert into ambo.event (run_id, key, number, value) values (old(2), 'status', 1, '1');
+    update ambo.installation set dead_lifetime = '60 days'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_living_run_may_still_ask_for_is_carried_over_with_it() {
+    let db = database().await;
+    db.sql.batch_execute(&old_partition(41, 35)).await.unwrap();
+    db.sql.batch_execute(OLD_FAMILIES).await.unwrap();
+    let kept = async || -> Vec<i32> {
+        let sql = "select coalesce(array_agg(n order by n), '{}') from old_run where exists (select from ambo.run where id = old(n))";
+        db.sql.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    db.until("select ambo.drop_partition()").await;
+    // Not what is detached, what an ended run started, and what one started before it continued as new.
+    assert_eq!(kept().await, [1, 2, 5, 7, 10, 11, 12, 13]);
+    let whole = "select (select count(*) from ambo.outcome where run_id = old(2))
+        + (select count(*) from ambo.checkpoint where run_id = old(2)) + (select count(*) from ambo.event where run_id = old(2))";
+    assert_eq!(db.number(whole).await, 3, "with all that is known of it");
+
+    // Nor does the next one, who clears away what was carried over and has ended.
+    db.sql.batch_execute(&old_partition(35, 34)).await.unwrap();
+    db.until("select ambo.drop_partition()").await;
+    assert_eq!(kept().await, [1, 2, 5, 7, 10, 11, 12, 13]);
+
+    let worker = Worker::builder(&db.client).workflow::<gathers>().start().await.unwrap();
+    let parent: uuid::Uuid = db.sql.query_one("select old(1)", &[]).await.unwrap().get(0);
+    let result: Result<i64, Failure<ambo::Error>> =
+        db.client.handle::<gathers>(RunId::from(parent)).result_as().await;
+    assert_eq!(result.unwrap(), 42);
+    worker.drain(std::time::Duration::from_secs(5)).await;
+
+    // Its parent has ended and asks no more; the dead are past even their own time.
+    db.sql.batch_execute("update ambo.installation set dead_lifetime = '35 days'").await.unwrap();
+    db.sql.batch_execute(&old_partition(34, 33)).await.unwrap();
+    db.until("select ambo.drop_partition()").await;
+    assert_eq!(kept().await, [1, 5, 7, 10, 11]);
+    assert_eq!(db.number("select count(*) from ambo.event_carried").await, 0);
+}
+
 #[tokio::test]
 async fn a_transaction_that_holds_a_table_makes_the_keeper_come_back_later() {
     let mut db = database().await;
