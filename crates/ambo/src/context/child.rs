@@ -86,6 +86,16 @@ impl<'a, W: Workflow> StartChild<'a, W> {
         self
     }
 
+    /// The run to be, if its options are such as a child takes.
+    fn check(enqueue: Enqueue<W>, run: &Run) -> Result<NewRun> {
+        let new = enqueue.into_run()?;
+        new.check(&run.vault)?;
+        if let Some(refused) = refused(&new) {
+            return Err(Error::new(Code::InvalidOption, format!("a child takes no {refused}")));
+        }
+        Ok(new)
+    }
+
     /// Starts the child: it is recorded together with the fact that it was started, whatever crashes. What only the database
     /// can refuse, as a queue that there is not, it refuses a moment later: the run is taken back to this call then, before any
     /// effect behind it, and the call fails.
@@ -94,6 +104,11 @@ impl<'a, W: Workflow> StartChild<'a, W> {
     /// Those of [`Enqueue::on`], `AMBO005` for a key or a time to start by, `AMBO025` in a cancelled run.
     pub fn start(self) -> Result<Child<W>> {
         let StartChild { run, position, enqueue, detached } = self;
+        let new = match Self::check(enqueue, run) {
+            // What is refused is no call, in a replay neither; what was started under other limits was started.
+            Err(error) if !run.history.has(&position) => return Err(error),
+            new => new,
+        };
         let name = format!("{NAME}{}", W::NAME);
         let recorded = run.replay(&position, &name).and_then(|checkpoint| checkpoint.map(read).transpose());
         match recorded {
@@ -106,13 +121,9 @@ impl<'a, W: Workflow> StartChild<'a, W> {
             }
         }
         let admitted = run.admits()?;
-        let mut new = enqueue.into_run()?;
-        new.check(&run.vault)?;
+        let mut new = new?;
         if let Some(at) = new.at.take() {
             new.delay = Some(run.clock.until(at));
-        }
-        if let Some(refused) = refused(&new) {
-            return Err(Error::new(Code::InvalidOption, format!("a child takes no {refused}")));
         }
         let id = run.clock.new_run_id();
         if !admitted {
@@ -199,9 +210,20 @@ async fn receive<W: Workflow>(
         let outcome = tokio::select! {
             // In this order: the first poll says that the outcome is wanted, the look after it asks for it.
             biased;
-            outcome = &mut outcome => outcome.map_err(Failure::Ambo)?,
+            outcome = &mut outcome => outcome,
             () = nudged => continue,
             () = patience(run, &position, child.run) => continue,
+        };
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // That there is no such run is so in every replay; anything else may pass.
+                if error.code() == Code::UnknownRun {
+                    run.record(position, name.into(), Err(encode_error(&error)), Duration::ZERO);
+                }
+                // As a replay says it.
+                return Err(to_failure(error));
+            }
         };
         if outcome.status == "succeeded" {
             let output = outcome.output.unwrap_or_else(|| "null".into());

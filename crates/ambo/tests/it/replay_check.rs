@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use ambo::admin::Filter;
 use ambo::replay_check::{Difference, History};
-use ambo::{Client, Ctx, Either, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder};
+use ambo::{
+    Client, Code, Ctx, Either, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder,
+};
 
 use crate::child::Child;
 use crate::harness::{Database, database};
@@ -217,6 +219,52 @@ async fn a_name_that_made_no_sense_and_makes_none_is_no_difference() {
     assert_eq!(check(&db, same).await, []);
     let other = Worker::builder(&db.client).workflow_fn("names", longer);
     assert_eq!(check(&db, other).await.len(), 1, "where it ended well");
+}
+
+#[ambo::workflow]
+async fn unwanted(_cx: Ctx<'_>, _: String) -> Result<u32> {
+    Ok(1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_was_refused_or_is_gone_is_no_difference() {
+    async fn starts(mut cx: Ctx<'_>, how: String) -> Result<()> {
+        let input = if how == "large" { "x".repeat(3 << 20) } else { String::new() };
+        let start = cx.child::<unwanted>(input).with(|child| match how.as_str() {
+            "key" => child.key("k"),
+            "late" => child.start_within(Duration::from_secs(1)),
+            "long" => child.delay(Duration::from_secs(1_000_000_000)),
+            _ => child,
+        });
+        let child = match start.start() {
+            Err(_) => return Ok(()),
+            Ok(child) => child,
+        };
+        cx.signal::<u32>("go").await?;
+        let gone = cx.result_of(child).await.unwrap_err();
+        assert_eq!(Error::from(gone).code(), Code::UnknownRun);
+        Ok(())
+    }
+    let db = database().await;
+    let builder = || Worker::builder(&db.client).workflow_fn("starts", starts);
+    let worker = builder().start().await.unwrap();
+    let mut runs = Vec::new();
+    for how in ["key", "late", "long", "large", "gone"] {
+        runs.push(Enqueue::<Untyped>::named("starts", &how).on(&db.client).await.unwrap().run);
+    }
+    db.until("select exists (select from ambo.ready where workflow = 'unwanted')").await;
+    db.sql
+        .batch_execute("delete from ambo.ready where workflow = 'unwanted'; delete from ambo.run where workflow = 'unwanted'")
+        .await
+        .unwrap();
+    SendSignal::new(runs[4], "go", &1).on(&db.client).await.unwrap();
+    for run in runs {
+        db.client.handle::<Untyped>(run).result_as::<(), Error>().await.unwrap();
+    }
+    worker.drain(Duration::from_secs(5)).await;
+    let histories = db.client.histories(&Filter::default()).await.unwrap();
+    assert_eq!(histories.len(), 5);
+    assert_eq!(builder().replay_check(histories).await.unwrap(), []);
 }
 
 /// What the code may ask of its run is as it was.
