@@ -212,7 +212,7 @@ impl<'run> Ctx<'run> {
         Sleep::new(self.run, self.position(), sleep::Until::At(time))
     }
 
-    /// Waits for the next signal of a topic, 1 to 200 bytes. Signals that came before the wait are not lost, each is
+    /// Waits for the next signal of a topic, 1 to 200 bytes that do not begin with `ambo:`. Signals that came before the wait are not lost, each is
     /// received once, in the order in which they were sent. A run that waits for longer than a second leaves memory.
     ///
     /// # Errors
@@ -244,11 +244,13 @@ impl<'run> Ctx<'run> {
     /// # Errors
     /// As [`publish`](Ctx::publish).
     pub fn answer<T, R: serde::Serialize>(&mut self, update: &Update<T>, answer: &R) -> Result<()> {
-        self.publish(&update::answer_key(&update.key), answer)
+        let position = self.position();
+        event::answer(self.run, position, &update::answer_key(&update.key), answer)
     }
 
     /// Publishes a value under a key of 1 to 200 bytes, for anyone to read or await: the last one is the event's value,
-    /// all of them in their order are a stream. Each is published once, whatever crashes.
+    /// all of them in their order are a stream. Each is published once, whatever crashes. Keys that begin with `ambo:` are
+    /// refused: they are Ambo's own.
     ///
     /// # Errors
     /// `AMBO001` for the key, `AMBO004` or `AMBO007` for the value, `AMBO025` in a cancelled run.

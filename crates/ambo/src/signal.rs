@@ -37,7 +37,7 @@ pub struct SendSignal {
 }
 
 impl SendSignal {
-    /// A signal to a run, under a topic of 1 to 200 bytes.
+    /// A signal to a run, under a topic of 1 to 200 bytes that do not begin with `ambo:`.
     pub fn new(run: RunId, topic: impl Into<String>, payload: &impl Serialize) -> Self {
         let payload = payload::encode("the payload", payload);
         SendSignal {

@@ -51,7 +51,7 @@ declare
     v_state text := (select s.state from ambo.run_result(p_run) s);
 begin
     if v_state is null then
-        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        perform ambo.refuse_unknown(p_run);
     elsif v_state <> 'dead' then
         raise exception 'AMBO034: run % is %, not dead', p_run, v_state using errcode = 'AM034';
     end if;
@@ -127,7 +127,7 @@ begin
     delete from ambo.run r where r.id = any (v_gone);
     return query
     select g.id, case when g.id = any (v_gone) then 'purged'
-                      when s.state is null then format('AMBO033: there is no run %s', g.id)
+                      when s.state is null then format('AMBO033: there is no run %s', coalesce(g.id::text, 'null'))
                       else format('AMBO034: run %s is %s, not dead', g.id, s.state) end,
            case when g.id = any (v_gone) then null when s.state is null then 'AM033' else 'AM034' end
     from unnest(p_runs) g (id) left join lateral ambo.run_result(g.id) s on true;

@@ -69,7 +69,7 @@ begin
            coalesce(r.attributes, '{}') || jsonb_build_object('forked_from', p_run)
     from ambo.run r where r.id = p_run;
     if not found then
-        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        perform ambo.refuse_unknown(p_run);
     end if;
     -- One that was undone may begin anew: with nothing of what it did.
     v_is_half := not exists (select from ambo.outcome o where o.run_id = p_run

@@ -15,6 +15,8 @@ begin
     if topic is null or octet_length(topic) not between 1 and 200 then
         raise exception 'AMBO001: the topic of a signal has 1 to 200 bytes, not %', coalesce(octet_length(topic)::text, 'null')
             using errcode = 'AM001';
+    elsif starts_with(topic, 'ambo:') then
+        raise exception 'AMBO001: topics that begin with "ambo:" are Ambo''s own' using errcode = 'AM001';
     elsif octet_length(key) not between 1 and 512 then
         raise exception 'AMBO001: a key has 1 to 512 bytes, not %', octet_length(key) using errcode = 'AM001';
     elsif payload is null then
@@ -33,7 +35,7 @@ begin
         raise exception 'AMBO007: the payload is an object whose first key begins with "ambo:", and no envelope'
             using errcode = 'AM007', hint = 'Such keys are Ambo''s own: name it otherwise.';
     elsif not exists (select from ambo.run r where r.id = send_signal.run_id) then
-        raise exception 'AMBO033: there is no run %', coalesce(run_id::text, 'null') using errcode = 'AM033';
+        perform ambo.refuse_unknown(run_id);
     end if;
     if key is not null then
         -- Before the question whether the run has ended: the same signal again is no error then.

@@ -57,6 +57,16 @@ impl<'a, T: DeserializeOwned + Send + 'a> Event<'a, T> {
 /// Publishes: the value and the checkpoint that says so are one fact.
 pub(crate) fn publish<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, value: &T) -> Result<()> {
     check_key(key)?;
+    if key.starts_with("ambo:") {
+        let text = "keys of events that begin with \"ambo:\" are Ambo's own: an update is answered with `Ctx::answer`";
+        return Err(Error::new(Code::InvalidName, text));
+    }
+    answer(run, position, key, value)
+}
+
+/// [`publish`], under a key of Ambo's own.
+pub(crate) fn answer<T: Serialize>(run: &Arc<Run>, position: Arc<str>, key: &str, value: &T) -> Result<()> {
+    check_key(key)?;
     let value = run.vault.encode("the value of an event", value)?;
     give(run, position, key, value).map(drop)
 }

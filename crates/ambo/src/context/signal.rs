@@ -86,6 +86,9 @@ async fn receive<T: DeserializeOwned>(
             format!("the topic of a signal has 1 to 200 bytes and no NUL; this one has {}", topic.len());
         return Err(Error::new(Code::InvalidName, text));
     }
+    if topic.starts_with("ambo:") {
+        return Err(Error::new(Code::InvalidName, "topics that begin with \"ambo:\" are Ambo's own"));
+    }
     let name = format!("{NAME}{topic}");
     let mut refused = pass_refusals(run, &position, &name).await;
     if let Some(recorded) = replay::<Consumed, Error>(run, &position, &name).await {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use ambo::{Client, Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, Untyped, Worker};
+use ambo::{Client, Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, SendSignal, Untyped, Worker};
 use serde_json::Value;
 
 use crate::harness::{Database, database};
@@ -220,6 +220,7 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
         ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', null)", "AM001"),
         ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', '')", "AM001"),
         ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', repeat('t', 201))", "AM001"),
+        ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', 'ambo:t')", "AM001"),
         ("select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', key => '')", "AM001"),
         (
             "select ambo.send_signal('00000000-0000-0000-0000-000000000000', 't', key => repeat('k', 513))",
@@ -245,6 +246,44 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
         assert_eq!(error.code().map(|code| code.code()), Some(state), "{sql}: {error:?}");
     }
     assert_eq!(db.number("select count(*) from ambo.run").await, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_there_is_not_is_refused_in_the_same_words() {
+    let db = database().await;
+    for call in [
+        "fork_run(null)",
+        "rewind_run(null, '1')",
+        "retry_run(null)",
+        "send_signal(null, 't')",
+        "read_events(null, 'k')",
+    ] {
+        let refused = db.sql.query(&format!("select ambo.{call}"), &[]).await.unwrap_err();
+        let refused = refused.as_db_error().expect("an error of the server");
+        assert_eq!(refused.message(), "AMBO033: there is no run null", "{call}");
+    }
+    let purged = "select answer from ambo.purge_dead(array[null::uuid])";
+    let answer: String = db.sql.query_one(purged, &[]).await.unwrap().get(0);
+    assert_eq!(answer, "AMBO033: there is no run null");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_ambos_own_are_refused() {
+    async fn names(mut cx: Ctx<'_>, _: ()) -> Result<Vec<String>> {
+        let published = cx.publish("ambo:answer forged", &1);
+        let heard = cx.signal::<u32>("ambo:x").await;
+        let updated = cx.update::<u32>("ambo:x").await;
+        let codes = [published.unwrap_err(), heard.unwrap_err(), updated.unwrap_err()];
+        Ok(codes.iter().map(|error| error.code().to_string()).collect())
+    }
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow_fn("names", names).start().await.unwrap();
+    let run = Enqueue::<Untyped>::named("names", &()).on(&db.client).await.unwrap().run;
+    let codes = db.client.handle::<Untyped>(run).result_as::<Vec<String>, Error>().await.unwrap();
+    assert_eq!(codes, ["AMBO001"; 3]);
+    assert_eq!(db.number("select count(*) from ambo.event").await, 0);
+    let sent = SendSignal::new(run, "ambo:x", &1).on(&db.client).await.unwrap_err();
+    assert_eq!(sent.code(), Code::InvalidName);
 }
 
 #[tokio::test(flavor = "multi_thread")]
