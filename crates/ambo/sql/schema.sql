@@ -910,7 +910,7 @@ function set_queue(queue text, settings jsonb)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function set_schedule(p_name text, p_workflow text, p_input json, p_queue text, p_priority integer, p_attributes jsonb, p_timeout interval, p_attempts integer, p_cron text, p_timezone text, p_every interval, p_overlap text, p_jitter interval, p_catch_up interval, p_next timestamp with time zone)
+function set_schedule(p_name text, p_workflow text, p_input json DEFAULT 'null'::json, p_queue text DEFAULT 'default'::text, p_priority integer DEFAULT 0, p_attributes jsonb DEFAULT NULL::jsonb, p_timeout interval DEFAULT NULL::interval, p_attempts integer DEFAULT 5, p_cron text DEFAULT NULL::text, p_timezone text DEFAULT NULL::text, p_every interval DEFAULT NULL::interval, p_overlap text DEFAULT 'skip'::text, p_jitter interval DEFAULT '00:00:00'::interval, p_catch_up interval DEFAULT '00:01:00'::interval, p_next timestamp with time zone DEFAULT NULL::timestamp with time zone)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

@@ -221,7 +221,7 @@ impl Timing {
             None => return Err(unread(&format!("a pattern has 5 or 6 fields, not {fields}"))),
         }
         let parser = CronParser::builder().seconds(Seconds::Optional).build();
-        let cron = parser.parse(pattern).map_err(|error| unread(&error.to_string()))?;
+        let cron = parser.parse(pattern).map_err(|_| unread(&odd_field(&parser, pattern)))?;
         let zone = TimeZone::get(timezone).map_err(|_| {
             let short: String = timezone.chars().take(100).collect();
             wrong(format!("there is no time zone {short:?}; IANA names are like Europe/Berlin"))
@@ -262,6 +262,22 @@ impl Timing {
     }
 }
 
+/// Which field of a pattern cannot be read: beside others of which each can.
+fn odd_field(parser: &CronParser, pattern: &str) -> String {
+    const NAMES: [&str; 6] = ["second", "minute", "hour", "day of the month", "month", "day of the week"];
+    let fields: Vec<&str> = pattern.split_whitespace().collect();
+    let names = &NAMES[NAMES.len().saturating_sub(fields.len())..];
+    for (place, (field, name)) in fields.iter().zip(names).enumerate() {
+        let mut alone = vec!["*"; fields.len()];
+        alone[place] = field;
+        if parser.parse(&alone.join(" ")).is_err() {
+            let short: String = field.chars().take(50).collect();
+            return format!("{short:?} is no {name}");
+        }
+    }
+    "its fields do not go together".to_owned()
+}
+
 /// When a clock on the wall shows a time: the first time where it is put back, right after the gap where it is put forward past it.
 fn on_the_wall(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
     let shown = zone.to_ambiguous_timestamp(time);
@@ -291,7 +307,7 @@ pub struct ScheduleSummary {
     pub overlap: String,
     /// No tick comes.
     pub paused: bool,
-    /// The next tick.
+    /// The next tick. 1970: the keeper has not reckoned it yet.
     pub next_at: Timestamp,
     /// The last tick that had a run.
     pub last_at: Option<Timestamp>,

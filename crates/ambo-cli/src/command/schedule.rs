@@ -124,6 +124,7 @@ async fn list(client: &Client, output: Output) -> Result<()> {
             (Some(_), true) => Cell::styled("stopped", BAD),
             (Some(_), false) => Cell::styled("failing", BAD),
             (None, true) => Cell::styled("paused", WARN),
+            (None, _) if schedule.next_at == jiff::Timestamp::UNIX_EPOCH => "not reckoned yet".into(),
             (None, _) if schedule.next_at < now => {
                 Cell::styled(format!("{} overdue", age(now, schedule.next_at)), WARN)
             }

@@ -3,14 +3,20 @@
 -- however many keepers there were, whatever crashes, and also when it is made up for later.
 
 -- Creates a schedule, or changes it. One whose times stay the same keeps the next one. Says whether it is new.
+-- Without p_next: a schedule of an interval begins when that has passed; of a cron pattern, which is not reckoned here, the keeper
+-- finds the first time as soon as it sees it. Until then it stands at the beginning of 1970, when no schedule has a tick.
 create or replace function ambo.set_schedule(
-    p_name text, p_workflow text, p_input json, p_queue text, p_priority integer, p_attributes jsonb,
-    p_timeout interval, p_attempts integer, p_cron text, p_timezone text, p_every interval, p_overlap text,
-    p_jitter interval, p_catch_up interval, p_next timestamptz)
+    p_name text, p_workflow text, p_input json default 'null', p_queue text default 'default',
+    p_priority integer default 0, p_attributes jsonb default null, p_timeout interval default null,
+    p_attempts integer default 5, p_cron text default null, p_timezone text default null,
+    p_every interval default null, p_overlap text default 'skip', p_jitter interval default '0',
+    p_catch_up interval default '60 seconds', p_next timestamptz default null)
 returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_timezone text := coalesce(p_timezone, case when p_cron is not null then 'UTC' end);
+    v_next timestamptz;
     v_new boolean;
 begin
     if p_name is null or octet_length(p_name) not between 1 and 200 then
@@ -22,14 +28,14 @@ begin
     elsif octet_length((p_attributes || jsonb_build_object('schedule', p_name))::text) > 65536 then
         raise exception 'AMBO004: the attributes have % bytes with the name of the schedule; the limit is 65536',
             octet_length((p_attributes || jsonb_build_object('schedule', p_name))::text) using errcode = 'AM004';
-    elsif (p_cron is null) = (p_every is null) or (p_cron is null) <> (p_timezone is null) then
-        raise exception 'AMBO005: a schedule has a cron pattern with a time zone, or an interval' using errcode = 'AM005';
+    elsif (p_cron is null) = (p_every is null) or p_every is not null and p_timezone is not null then
+        raise exception 'AMBO005: a schedule has a cron pattern, in a time zone, or an interval' using errcode = 'AM005';
     elsif ambo.cron_fault(p_cron) is not null then
         raise exception 'AMBO005: the cron pattern % cannot be read: %', quote_literal(left(p_cron, 100)), ambo.cron_fault(p_cron)
             using errcode = 'AM005',
                 hint = 'Five fields: minute, hour, day of month, month, day of week; or six, with seconds before them.';
     -- The list of them is read from files: not for the usual one.
-    elsif p_timezone <> 'UTC' and not exists (select from pg_timezone_names z where lower(z.name) = lower(p_timezone)) then
+    elsif v_timezone <> 'UTC' and not exists (select from pg_timezone_names z where lower(z.name) = lower(p_timezone)) then
         raise exception 'AMBO005: the server knows no time zone %', quote_literal(left(p_timezone, 100))
             using errcode = 'AM005', hint = 'IANA names are like Europe/Berlin: select name from pg_timezone_names.';
     elsif p_every < interval '1 second' or p_every > interval '10 years' then
@@ -39,20 +45,21 @@ begin
         raise exception 'AMBO005: there is no overlap %', coalesce(quote_literal(left(p_overlap, 100)), 'null')
             using errcode = 'AM005', hint = 'Overlaps: skip, queue, cancel, allow.';
     elsif (p_jitter between interval '0' and interval '10 years' and p_catch_up between interval '0' and interval '10 years'
-           and isfinite(p_next)) is not true then
+           and isfinite(coalesce(p_next, 'epoch'))) is not true then
         raise exception 'AMBO005: jitter and catch_up are from zero to 10 years, and next is a time' using errcode = 'AM005';
     end if;
+    v_next := coalesce(p_next, clock_timestamp() + p_every, 'epoch');
     perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_name, p_priority, null, null, p_timeout, p_attempts, null);
     insert into ambo.schedule as s (name, workflow, input, queue, priority, attributes, timeout, attempts, cron, timezone,
                                     every, overlap, jitter, catch_up, next_at)
-    values (p_name, p_workflow, p_input, p_queue, p_priority, p_attributes, p_timeout, p_attempts, p_cron, p_timezone,
-            p_every, p_overlap, p_jitter, p_catch_up, p_next)
+    values (p_name, p_workflow, p_input, p_queue, p_priority, p_attributes, p_timeout, p_attempts, p_cron, v_timezone,
+            p_every, p_overlap, p_jitter, p_catch_up, v_next)
     on conflict (name) do update
     set workflow = p_workflow, input = p_input, queue = p_queue, priority = p_priority, attributes = p_attributes,
-        timeout = p_timeout, attempts = p_attempts, cron = p_cron, timezone = p_timezone, every = p_every,
+        timeout = p_timeout, attempts = p_attempts, cron = p_cron, timezone = v_timezone, every = p_every,
         overlap = p_overlap, jitter = p_jitter, catch_up = p_catch_up, error = null,
-        next_at = case when (s.cron, s.timezone, s.every) is not distinct from (p_cron, p_timezone, p_every)
-                       then s.next_at else p_next end
+        next_at = case when (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)
+                       then s.next_at else v_next end
     returning s.xmax = 0 into v_new;
     return v_new;
 end $$;
@@ -63,12 +70,14 @@ returns table (name text, cron text, timezone text, every_us bigint, next_at tim
 language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
     select s.name, s.cron, s.timezone, (extract(epoch from s.every) * 1000000)::bigint, s.next_at,
-           case when s.overlap = 'queue' then s.next_at else clock_timestamp() - s.catch_up end
+           case when s.next_at = 'epoch' then clock_timestamp() when s.overlap = 'queue' then s.next_at
+                else clock_timestamp() - s.catch_up end
     from ambo.schedule s where s.next_at <= clock_timestamp() and not s.paused order by s.next_at limit 100
 $$;
 
 -- One tick, if it is still the next one: 'ran', 'skipped' (the run before has not ended), 'missed' (longer ago than the
--- schedule makes up for), 'waits' (for the run before), 'refused' (its error is kept in the schedule) or 'gone'.
+-- schedule makes up for), 'waits' (for the run before), 'refused' (its error is kept in the schedule) or 'gone'. 'reckoned': it
+-- was none, and now there is a next one.
 create or replace function ambo.tick_schedule(p_name text, p_tick timestamptz, p_next timestamptz) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -82,6 +91,9 @@ begin
     for update skip locked;
     if not found then
         return 'gone';
+    elsif p_tick = 'epoch' then
+        update ambo.schedule s set next_at = p_next where s.name = p_name;
+        return 'reckoned';
     end if;
     v_busy := v_schedule.overlap <> 'allow' and v_schedule.last_run is not null
         and exists (select from ambo.run r where r.id = v_schedule.last_run)

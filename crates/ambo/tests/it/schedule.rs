@@ -181,13 +181,12 @@ async fn a_schedule_that_makes_no_sense_is_refused() {
         "'* * * * *', 'XYZ-5', null, 'skip', '0', '0', now())",
         "null, null, '1 ms', 'skip', '0', '0', now())",
         "null, null, null, 'skip', '0', '0', now())",
-        "'* * * * *', null, null, 'skip', '0', '0', now())",
+        "null, 'UTC', '5 s', 'skip', '0', '0', now())",
         "'* * * * *', 'UTC', '5 s', 'skip', '0', '0', now())",
         "null, null, '5 s', 'never', '0', '0', now())",
         "null, null, '5 s', null, '0', '0', now())",
         "null, null, '5 s', 'skip', '-1 s', '0', now())",
         "null, null, '5 s', 'skip', '0', null, now())",
-        "null, null, '5 s', 'skip', '0', '0', null)",
     ] {
         let refused = db.sql.query(&format!("{from_sql}{wrong}"), &[]).await.unwrap_err();
         let refused = refused.as_db_error().expect("an error of the server");
@@ -198,6 +197,47 @@ async fn a_schedule_that_makes_no_sense_is_refused() {
     Schedule::every("s", Duration::from_secs(1), report()).set(&db.client).await.unwrap();
     let century = "2026-01-01T00:00:00Z".parse().unwrap().."2126-01-01T00:00:00Z".parse().unwrap();
     assert_eq!(db.client.backfill_schedule("s", century).await.unwrap_err().code(), Code::InvalidOption);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_sets_a_schedule_and_leaves_its_first_time_to_the_keeper() {
+    let db = database().await;
+    let set = async |sql: &str| db.sql.query(&format!("select ambo.set_schedule({sql})"), &[]).await.unwrap();
+    set("'often', 'report', p_every => '1 hour'").await;
+    let hours = "select round(extract(epoch from next_at - now()) / 3600)::bigint from ambo.schedule where name = 'often'";
+    assert_eq!(db.number(hours).await, 1);
+    set("'nightly', 'report', '1', p_cron => '30 3 * * *', p_timezone => 'Europe/Berlin'").await;
+    set("'queued', 'report', p_cron => '* * * * *', p_overlap => 'queue', p_catch_up => '1 day'").await;
+    set("'never', 'report', p_cron => '0 0 31 2 *'").await;
+    let nothing = async |_: Ctx<'_>, (): ()| Ok::<_, Error>(());
+    let _worker = Worker::builder(&db.client).workflow_fn("report", nothing).start().await.unwrap();
+    db.until("select bool_and(next_at > now() - interval '1 minute' or paused) from ambo.schedule").await;
+    let schedules = db.client.list_schedules().await.unwrap();
+    let one = |name: &str| schedules.iter().find(|one| one.name == name).unwrap();
+    assert_eq!(one("nightly").next_at.to_zoned(jiff::tz::TimeZone::get("Europe/Berlin").unwrap()).hour(), 3);
+    // What was before it was set is nothing that it missed.
+    assert!(schedules.iter().all(|one| one.skipped == 0));
+    let early = "select count(*) from ambo.run where split_part(key, '@', 2)::timestamptz < now() - interval '1 minute'";
+    assert_eq!(db.number(early).await, 0);
+    assert!(one("never").paused);
+    assert_eq!(one("never").error.as_deref(), Some("it never comes again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_that_cannot_be_read_says_which_field() {
+    let db = database().await;
+    for (pattern, why) in [
+        ("61 * * * *", "\"61\" is no minute"),
+        ("* * * * * FOO", "\"FOO\" is no day of the week"),
+        ("0 0 32 * *", "\"32\" is no day of the month"),
+        ("5 61 * * * *", "\"61\" is no minute"),
+    ] {
+        let refused = Schedule::cron("s", pattern, report()).set(&db.client).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("AMBO005: the cron pattern {pattern:?} cannot be read: {why}")
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
