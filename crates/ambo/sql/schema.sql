@@ -400,7 +400,7 @@ function arrivals(p_queue text, p_since pg_snapshot, OUT lanes text[], OUT prior
 
 function awaited_runs(p_live uuid[], p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
     returns uuid[]
-    volatile, set enable_hashjoin=on
+    volatile, set enable_hashjoin=on, jit=off
 
 function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
     returns uuid[]
@@ -500,7 +500,7 @@ function drain_queue(p_queue text, p_draining boolean DEFAULT true, p_group text
 
 function drop_partition()
     returns boolean
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on, jit=off
 
 function drop_signal(run_id uuid, seq bigint)
     returns boolean

@@ -49,7 +49,7 @@ end $$;
 -- those are carried over. Returns true if it dropped one.
 create or replace function ambo.drop_partition() returns boolean
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_hashjoin = on
+set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_hashjoin = on set jit = off
 as $$
 declare
     v_part ambo.history_partition%rowtype;
@@ -95,7 +95,9 @@ begin
         v_key := case v_table when 'run' then 'id' else 'run_id' end;
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');
         execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_' || v_name);
-        execute format('insert into ambo.%I select * from ambo.%I p where p.%I = any ($1)',
+        -- By key: nobody waits for a scan of the whole partition.
+        execute format('insert into ambo.%I select p.* from (select distinct k from unnest($1) k) k
+                        cross join lateral (select * from ambo.%I p where p.%I = k.k offset 0) p',
                        v_table || '_carried', v_table || '_' || v_name, v_key) using v_live || v_awaited;
         execute format('alter table ambo.%I attach partition ambo.%I for values from (minvalue) to (%L)',
                        v_table, v_table || '_carried', ambo.run_id_floor(v_part.ends_at));
@@ -127,7 +129,7 @@ $$;
 -- ask for those that it has started since. What they started in their turn is not among them.
 create or replace function ambo.awaited_runs(p_live uuid[], p_from timestamptz, p_to timestamptz, p_limit integer)
 returns uuid[]
-language sql volatile set enable_hashjoin = on
+language sql volatile set enable_hashjoin = on set jit = off
 as $$
     with parent as materialized (
         -- Counted, so that it is looked up by key.
