@@ -65,7 +65,7 @@ begin
     select r.queue, ambo.lane(r.workflow, null, r.group_key) as lane, r.priority, o.status into v_run
     from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
     if not found then
-        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        perform ambo.refuse_unknown(p_run);
     elsif v_run.status is not null then
         return v_run.status;
     end if;

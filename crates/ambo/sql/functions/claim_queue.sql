@@ -94,8 +94,9 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
--- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`); `passed` are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this worker that
--- it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
+-- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`); `passed`
+-- are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this
+-- worker that it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
 -- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
 create or replace function ambo.claim_queue(
     p_worker bigint, p_queue text, p_limit integer, p_since text,

@@ -31,7 +31,7 @@ declare
 begin
     select * into r from ambo.run k where k.id = p_run;
     if not found then
-        raise exception 'AMBO033: there is no run %', p_run using errcode = 'AM033';
+        perform ambo.refuse_unknown(p_run);
     end if;
     select o.status::text into v_status from ambo.outcome o where o.run_id = p_run;
     if found then
