@@ -101,7 +101,9 @@ begin
         select (c.output ->> 'seq')::bigint from ambo.checkpoint c
         where c.run_id = v_fork and starts_with(c.name, 'ambo:signal ')));
     perform ambo.restore_attributes(v_fork);
-    perform ambo.make_ready(array[v_fork], array[1], '{0}', '{null}', '{null}');
+    -- One that takes nothing over has not begun.
+    perform ambo.make_ready(
+        array[v_fork], array[(exists (select from ambo.checkpoint c where c.run_id = v_fork))::integer], '{0}', '{null}', '{null}');
     return v_fork;
 end $$;
 

@@ -33,7 +33,9 @@ begin
     if not found then
         perform ambo.refuse_unknown(p_run);
     end if;
-    select o.status::text into v_status from ambo.outcome o where o.run_id = p_run;
+    -- Of an error what is no payload; of one that is encrypted nothing.
+    select o.status::text || coalesce(', ' || (o.error ->> 'code') || ': ' || (o.error ->> 'message'), '') into v_status
+    from ambo.outcome o where o.run_id = p_run;
     if found then
         return query select 'ended', format('it has ended: %s', v_status), null::uuid, null::timestamptz;
         return;

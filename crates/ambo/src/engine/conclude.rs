@@ -43,7 +43,9 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     };
     let told = if is_begun { None } else { why_told(run).await };
     let error = undone.or(told).unwrap_or(ended);
-    if !is_begun && error.is_to_be_mended() && run.history.is_to_be_mended() {
+    // A state that the worker was not given, for instance: the worker is wrong, and not what the run did.
+    let is_misconfigured = error.code() == Code::Configuration;
+    if !is_begun && (is_misconfigured || error.is_to_be_mended() && run.history.is_to_be_mended()) {
         // It goes on when somebody has mended that, as after a wrong deploy: nothing is undone.
         return Ending::Outcome("dead", Err(error));
     }

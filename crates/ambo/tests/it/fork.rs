@@ -87,6 +87,18 @@ async fn a_fork_keeps_what_came_before_and_does_the_rest() {
     assert_eq!(done.take(), Vec::<String>::new(), "all of it was recorded");
 }
 
+#[tokio::test]
+async fn a_fork_that_takes_nothing_over_has_not_begun() {
+    let db = database().await;
+    let run = Enqueue::named("nobody", &1).on(&db.client).await.unwrap().run;
+    db.client.cancel(run, "x").await.unwrap();
+    let fork = db.client.fork(run, Some("1")).await.unwrap();
+    db.client.cancel(fork, "y").await.unwrap();
+    assert_eq!(db.client.show_run(fork).await.unwrap().summary.state, "cancelled");
+    let reasons = db.client.why(fork).await.unwrap();
+    assert_eq!(reasons[0].explanation, "it has ended: cancelled, AMBO025: cancelled: y");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewound_run_does_again_what_it_forgot() {
     let db = database().await;

@@ -125,6 +125,22 @@ async fn what_waits_in_memory_goes_by_it_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_lifetime_is_skipped_is_free() {
+    let bed = Testbed::new().await.unwrap();
+    bed.start(with(&Arc::default())).await.unwrap();
+    let place = async |order| {
+        let run = fulfil::enqueue(order).key("k").key_lifetime(60 * DAY);
+        run.on(bed.client()).await
+    };
+    let first = place(1).await.unwrap().run;
+    bed.result(&bed.client().handle::<fulfil>(first)).await.unwrap();
+    bed.skip(29 * DAY).await.unwrap();
+    assert_eq!(place(2).await.unwrap_err().code(), Code::KeyConflict);
+    bed.skip(2 * DAY).await.unwrap();
+    assert!(place(2).await.unwrap().is_new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_ticks_by_it_and_no_worker_dies_of_it() {
     let bed = Testbed::new().await.unwrap();
     let effects = Arc::new(Effects::default());

@@ -206,6 +206,25 @@ async fn an_unfit_event_undoes_nothing_and_another_one_is_read_after_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lacks_a_state_undoes_nothing() {
+    #[ambo::workflow]
+    async fn asks(cx: Ctx) -> Result<u32> {
+        charge(&mut cx).await?;
+        Ok(*cx.state::<u32>()?)
+    }
+    let (db, undone) = (database().await, Undone::default());
+    let worker = build(&db, &undone).workflow::<asks>().start().await.unwrap();
+    let run = enqueue(&db, "asks").await;
+    assert_eq!(ended(&db, run).await.unwrap_err().code(), Code::Configuration);
+    assert_eq!(state(&db, run).await, "dead");
+    worker.drain(Duration::from_secs(5)).await;
+    let _worker = build(&db, &undone).workflow::<asks>().state(7u32).start().await.unwrap();
+    db.client.retry(run).await.unwrap();
+    assert_eq!(ended(&db, run).await.unwrap(), 7);
+    assert_eq!(undone.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_to_be_mended_is_known_in_a_replay() {
     let (db, undone) = (database().await, Undone::default());
     let worker = build(&db, &undone).workflow::<child>().start().await.unwrap();
