@@ -34,10 +34,12 @@ impl JobQueue for Awa {
         select sum(terminal_delta) from awa.queue_terminal_count_deltas), 0)::bigint - coalesce((
         select sum(completed_count) from awa.receipt_completion_batches), 0)::bigint
         from awa.job_id_seq s where s.is_called";
-    const SUCCEEDED: Option<&'static str> = Some("select coalesce((
+    const SUCCEEDED: Option<&'static str> = Some(
+        "select coalesce((
         select sum(live_terminal_count) from awa.queue_terminal_live_counts), 0)::bigint + coalesce((
         select sum(terminal_delta) from awa.queue_terminal_count_deltas), 0)::bigint + coalesce((
-        select sum(completed_count) from awa.receipt_completion_batches), 0)::bigint");
+        select sum(completed_count) from awa.receipt_completion_batches), 0)::bigint",
+    );
 
     async fn launch(url: &str) -> Result<Awa> {
         let options = PgPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);

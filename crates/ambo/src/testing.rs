@@ -167,7 +167,9 @@ impl Testbed {
     }
 
     /// The next worker that comes to this durable call dies there: all before it is durable, and it has not acted. `call` is the
-    /// name of a step, or a position; `ambo run show` prints those of other calls too, such as `ambo:sleep`.
+    /// name of a step, or a position, in whatever run; `ambo run show` prints those of other calls too, such as `ambo:sleep`. A call that
+    /// does not wait (a start of a child, `publish`, `answer`, `set_attribute`, `now` and the like) takes effect by its record alone: there it is
+    /// the same as [`crash_after`](Testbed::crash_after), and what was recorded just before may be lost with it.
     pub fn crash_before(&self, call: impl Into<String>) {
         self.script.add(Act { call: call.into(), what: What::CrashBefore, times: Some(1) });
     }

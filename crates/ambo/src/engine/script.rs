@@ -164,11 +164,12 @@ mod scripted {
             }
         }
 
-        /// Whether the worker died with what the call did unrecorded.
+        /// Whether the worker died with what the call did unrecorded. A call that does not wait takes effect by its record alone, so
+        /// that it dies here too where it was to die before: one that waits has come by [`before`](Rig::before).
         pub(crate) fn loses(&self, worker: i64, position: &str, name: &str) -> bool {
             let Some(stage) = &self.0 else { return false };
-            let is_lost =
-                stage.script.take(position, name, |what| matches!(what, What::CrashAfter)).is_some();
+            let dies = |what: &What| matches!(what, What::CrashAfter | What::CrashBefore);
+            let is_lost = stage.script.take(position, name, dies).is_some();
             if is_lost {
                 self.kill(worker);
             }

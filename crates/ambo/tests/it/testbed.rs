@@ -125,6 +125,28 @@ async fn what_waits_in_memory_goes_by_it_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_dies_at_calls_that_do_not_wait_too() {
+    #[ambo::workflow]
+    async fn tells(cx: Ctx) -> Result<u32> {
+        cx.publish("state", &1)?;
+        cx.set_attribute("state", &1)?;
+        cx.now()?;
+        Ok(cx.step("last", || async { Ok::<_, Error>(7) }).await?)
+    }
+    let bed = Testbed::new().await.unwrap();
+    bed.start(|worker| worker.workflow::<tells>()).await.unwrap();
+    for call in ["1", "2", "3", "last"] {
+        bed.crash_before(call);
+        let run = tells::enqueue().on(bed.client()).await.unwrap().run;
+        bed.crashed().await.unwrap();
+        bed.restart().await.unwrap();
+        assert_eq!(bed.client().handle::<tells>(run).result().await.unwrap(), 7, "{call}");
+        let events = bed.client().events::<u32>(run, "state", 0).await.unwrap();
+        assert_eq!(events, [(1, 1)], "{call}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_lifetime_is_skipped_is_free() {
     let bed = Testbed::new().await.unwrap();
     bed.start(with(&Arc::default())).await.unwrap();
