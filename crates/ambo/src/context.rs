@@ -212,8 +212,8 @@ impl<'run> Ctx<'run> {
         Sleep::new(self.run, self.position(), sleep::Until::At(time))
     }
 
-    /// Waits for the next signal of a topic, 1 to 200 bytes that do not begin with `ambo:`. Signals that came before the wait are not lost, each is
-    /// received once, in the order in which they were sent. A run that waits for longer than a second leaves memory.
+    /// Waits for the next signal of a topic, 1 to 200 bytes that do not begin with `ambo:`. Signals that came before the wait are not
+    /// lost, each is received once, in the order in which they were sent. A run that waits for longer than a second leaves memory.
     ///
     /// # Errors
     /// `AMBO042` after [`Signal::timeout`], `AMBO025` if the run is cancelled meanwhile, `AMBO038` if the payload is not a `T`: the

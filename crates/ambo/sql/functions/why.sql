@@ -172,12 +172,16 @@ begin
     v_before := case when split_part(v_ready.workflow, chr(31), 4) = '+' then null
                      else ambo.lane(r.workflow, v_pin, r.group_key, true) end;
     with before as materialized (
-        select y.run_id, y.workflow <> v_ready.workflow as goes_on, y.seq from ambo.ready y
-        where y.queue = r.queue and y.priority = r.priority and not y.wakes
-          and (y.workflow = v_ready.workflow and y.seq < v_ready.seq or y.workflow = v_before)
-        limit 10000
+        (select y.run_id, 1 as place, y.seq from ambo.ready y
+         where y.queue = r.queue and y.workflow = v_before and y.priority = r.priority and not y.wakes
+         order by y.seq limit 10000)
+        union all
+        (select y.run_id, 2, y.seq from ambo.ready y
+         where y.queue = r.queue and y.workflow = v_ready.workflow and y.priority = r.priority and y.seq < v_ready.seq
+           and not y.wakes
+         order by y.seq limit 10000)
     )
-    select count(*), (select b.run_id from before b order by b.goes_on desc, b.seq limit 1) into v_count, v_first from before;
+    select least(count(*), 10000), (select b.run_id from before b order by b.place, b.seq limit 1) into v_count, v_first from before;
     if v_count > 0 then
         return query
         select 'behind others', format('%s%s runs of its lane come before it', v_count, case when v_count = 10000 then ' or more' else '' end),

@@ -352,8 +352,8 @@ impl Claimer {
         Ok(found)
     }
 
-    /// Most urgent first, and of these what goes on; among equals the lane that was served last comes last. Where queues have weights, the queue that is
-    /// due comes first.
+    /// Most urgent first, and of these what goes on; among equals the lane that was served last comes last. Where queues have
+    /// weights, the queue that is due comes first.
     fn sort_lanes(&mut self) {
         if self.lanes.len() > 1 {
             self.lanes.rotate_left(1);

@@ -26,7 +26,7 @@ pub(crate) struct Lane {
 impl Lane {
     /// Whether what stands there goes on, and does not begin.
     pub(crate) fn goes_on(&self) -> bool {
-        self.workflow.ends_with(GOES_ON) && self.workflow.contains(PIN)
+        self.workflow.splitn(4, PIN).nth(3).is_some_and(|mark| mark.starts_with(GOES_ON))
     }
 }
 
