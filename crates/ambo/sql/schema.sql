@@ -986,6 +986,10 @@ function unblock_group(queue text, group_key text)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function unseen_xids(p_since pg_snapshot, p_upto pg_snapshot, OUT lows xid8[], OUT highs xid8[])
+    returns record
+    immutable
+
 function vital_signs()
     returns TABLE(name text, value text)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp

@@ -8,18 +8,17 @@ as $$
         select w.queues, w.workflows, case when w.pinned then w.version end as version
         from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
         where w.dead_at is null and h.at > pg_catalog.clock_timestamp() - interval '5 seconds'
-    ), unserved as (
-        select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow
+    ), lane as materialized (
+        select l.queue, split_part(l.workflow, chr(31), 1) as workflow, split_part(l.workflow, chr(31), 2) as version
         from (select * from ambo.lanes() limit 1000) l
-        where not exists (select from alive a where l.queue = any (a.queues)
-                          and split_part(l.workflow, chr(31), 1) = any (a.workflows))
+    ), unserved as (
+        select distinct l.queue, l.workflow from lane l
+        where not exists (select from alive a where l.queue = any (a.queues) and l.workflow = any (a.workflows))
         limit 20
     ), unserved_pin as (
-        select distinct l.queue, split_part(l.workflow, chr(31), 1) as workflow, split_part(l.workflow, chr(31), 2) as version
-        from (select * from ambo.lanes() limit 1000) l
-        where split_part(l.workflow, chr(31), 2) <> ''
-          and not exists (select from alive a where l.queue = any (a.queues) and a.version = split_part(l.workflow, chr(31), 2)
-                          and split_part(l.workflow, chr(31), 1) = any (a.workflows))
+        select distinct l.* from lane l
+        where l.version <> '' and not exists (
+            select from alive a where l.queue = any (a.queues) and l.workflow = any (a.workflows) and a.version = l.version)
         limit 20
     ), oldest as (
         -- What vacuum has to wait for: a snapshot or a transaction that has written, of this database.

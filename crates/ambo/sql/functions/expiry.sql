@@ -37,10 +37,7 @@ begin
         v_seq := v_last;
     end if;
     v_upto := pg_current_snapshot();
-    select array_agg(x.lo), array_agg(x.hi) into v_from, v_to
-    from (select pg_snapshot_xmax(v_since) as lo, '18446744073709551615'::xid8 as hi where v_since is not null
-          union all
-          select i, i from pg_snapshot_xip(v_since) i where pg_visible_in_snapshot(i, v_upto)) x;
+    select u.lows, u.highs into v_from, v_to from ambo.unseen_xids(v_since, v_upto) u;
     with above as materialized (
         select r.ctid as place, r.start_by, r.seq from ambo.ready r
         where (r.start_by, r.seq) > (v_by, v_seq) and r.start_by <= v_now

@@ -13,6 +13,18 @@
 -- and the next look reads these. It does not matter how such a timer came to stand below the mark: a commit that was
 -- long in coming, a time that was past when it was asked for, a clock that went back. Whatever moves a timer gives it a new xid.
 
+-- The ranges of xids that a look has to look for whose last one had the snapshot p_since: those of transactions that it did not
+-- show, and that have ended by p_upto. Those that are in progress still are looked for when they have ended.
+create or replace function ambo.unseen_xids(
+    p_since pg_snapshot, p_upto pg_snapshot, out lows xid8[], out highs xid8[])
+language sql immutable
+as $$
+    select array_agg(x.low), array_agg(x.high)
+    from (select pg_snapshot_xmax(p_since) as low, '18446744073709551615'::xid8 as high where p_since is not null
+          union all
+          select i, i from pg_snapshot_xip(p_since) i where pg_visible_in_snapshot(i, p_upto)) x
+$$;
+
 -- Makes due timers ready, up to p_limit above the mark and as many below. `wait_ms`: until the next one is due, if that is soon; 0 where there
 -- are more. Without a mark it begins at the head.
 create or replace function ambo.fire_timers(
@@ -54,10 +66,7 @@ begin
     -- Before the snapshot that reads, see above. What is in progress still is looked for when it has ended: the million timers
     -- of a transaction under way are not walked through meanwhile.
     v_upto := pg_current_snapshot();
-    select array_agg(x.lo), array_agg(x.hi) into v_from, v_to
-    from (select pg_snapshot_xmax(v_since) as lo, '18446744073709551615'::xid8 as hi where v_since is not null
-          union all
-          select i, i from pg_snapshot_xip(v_since) i where pg_visible_in_snapshot(i, v_upto)) x;
+    select u.lows, u.highs into v_from, v_to from ambo.unseen_xids(v_since, v_upto) u;
     with above as materialized (
         select t.ctid as place, t.due_at, t.run_id from ambo.timer t
         where (t.due_at, t.run_id) > (v_due, v_run) and t.due_at <= v_now

@@ -235,10 +235,7 @@ pub(crate) async fn release_pins(
     versions: &[String],
     limit: i32,
 ) -> Result<i32> {
-    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-        [(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)];
-    let row = session.query_one(&schema.sql("select ambo.release_pins($1, $2)"), &params).await?;
-    row.try_get(0).map_err(from_driver)
+    of_versions(session, &schema.sql("select ambo.release_pins($1, $2)"), versions, limit).await
 }
 
 /// Ends those of them whose cancel's grace is over, up to `limit`; answers how many.
@@ -248,10 +245,13 @@ pub(crate) async fn end_pinned(
     versions: &[String],
     limit: i32,
 ) -> Result<i32> {
+    of_versions(session, &schema.sql("select ambo.end_pinned($1, $2)"), versions, limit).await
+}
+
+async fn of_versions(session: &Session, sql: &str, versions: &[String], limit: i32) -> Result<i32> {
     let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
         [(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)];
-    let row = session.query_one(&schema.sql("select ambo.end_pinned($1, $2)"), &params).await?;
-    row.try_get(0).map_err(from_driver)
+    session.query_one(sql, &params).await?.try_get(0).map_err(from_driver)
 }
 
 /// The rare duties: partitions ahead, partitions past retention, keys past their lifetime. Each is a statement of
