@@ -6,7 +6,6 @@ mod check;
 mod client;
 mod pair;
 mod plan;
-mod pooler;
 mod proxy;
 mod random;
 mod round;
@@ -21,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use ambo_postgres::Binaries;
+use ambo_postgres::{Binaries, Pooler};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -125,7 +124,7 @@ fn run(runtime: &tokio::runtime::Runtime, first: u64, rounds: u64, time: Duratio
 /// What cannot be done on this machine.
 fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if !pooler::is_installed() {
+    if !Pooler::is_installed() {
         missing.push("no pooler in between (no pgbouncer; on Debian: apt-get install pgbouncer)");
     }
     if staff::faketime().is_none() {
@@ -149,7 +148,7 @@ fn can_mount() -> bool {
 
 /// A plan without what this machine has not.
 fn adapt(mut plan: Plan) -> Plan {
-    plan.pooled &= pooler::is_installed();
+    plan.pooled &= Pooler::is_installed();
     plan.wrong_clock &= staff::faketime().is_some();
     plan.small_volume = plan.small_volume && can_mount();
     plan

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ambo_postgres::Binaries;
+use ambo_postgres::{Binaries, Pooler};
 use anyhow::{Context as _, Result, bail};
 
 use crate::blow::{Field, land};
@@ -13,7 +13,6 @@ use crate::check::{Findings, LEFT, check};
 use crate::client::{Clients, Pgbench, SCALE};
 use crate::pair::Pair;
 use crate::plan::{Plan, WORKERS};
-use crate::pooler::Pooler;
 use crate::proxy::Proxy;
 use crate::random::Random;
 use crate::staff::Staff;
@@ -45,7 +44,7 @@ pub(crate) async fn play(plan: &Plan, binaries: &Binaries, folder: &Path) -> Res
     let pair = Arc::new(tokio::sync::Mutex::new(pair));
     let proxy = Arc::new(proxy);
     let pooler = if plan.pooled { Some(Pooler::start(folder, proxy.port)?) } else { None };
-    let port = pooler.as_ref().map_or(proxy.port, |pooler| pooler.port);
+    let port = pooler.as_ref().map_or(proxy.port, Pooler::port);
     let url = format!("postgres://postgres@127.0.0.1:{port}/chaos?sslmode=disable");
     let witness = Witness::open().await?;
     let (staff, clients) = {

@@ -52,6 +52,7 @@ mod error;
 mod guard;
 mod parent;
 mod place;
+mod pooler;
 mod wire;
 
 pub use binaries::{Binaries, OLDEST_MAJOR, default_cache};
@@ -60,3 +61,4 @@ pub use cluster::{Cluster, Shutdown};
 pub use error::Error;
 pub use parent::exit_with_parent;
 pub use place::Place;
+pub use pooler::Pooler;

@@ -11,6 +11,8 @@ pub(crate) mod flush;
 pub(crate) mod migrate;
 #[cfg(feature = "object-store")]
 pub(crate) mod object;
+#[cfg(test)]
+mod predecessors;
 pub(crate) mod queue;
 pub(crate) mod schedule;
 pub(crate) mod schema;

@@ -206,7 +206,7 @@ impl Claimer {
     /// claim until it is gone, long after the answer was given up. Only then does comparing find all of it.
     async fn session_without_predecessors(&mut self) -> Result<u64> {
         self.link.session().await?;
-        if !self.link.predecessors.is_empty() {
+        if self.link.has_predecessors() {
             self.link.await_predecessors().await?;
             self.life.suspicion.store(true, Ordering::Release);
         }

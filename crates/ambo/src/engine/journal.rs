@@ -241,7 +241,7 @@ async fn attempt(
     // One session for the question and the flush: any other may have a predecessor that is not known to have ended.
     let session = loop {
         let session = link.session().await?.clone();
-        if link.predecessors.is_empty() {
+        if !link.has_predecessors() {
             break session;
         }
         link.await_predecessors().await?;

@@ -85,12 +85,18 @@ impl Target {
         static COUNT: AtomicU64 = AtomicU64::new(1);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let prepared = (!self.pooled).then(Arc::default);
-        let session = Session { client: Arc::new(client), backend: 0, number, prepared };
-        if !self.pooled {
-            session.batch(SETTINGS).await?;
+        let session = Session { client: Arc::new(client), backend: None, number, prepared };
+        if self.pooled {
+            // A sign of life. What the pooler gives the next statement to may be another.
+            session.query_one("select 1", &[]).await?;
+            return Ok(session);
         }
-        let row = session.query_one("select pg_backend_pid()", &[]).await?;
-        Ok(Session { backend: row.try_get(0).map_err(from_driver)?, ..session })
+        session.batch(SETTINGS).await?;
+        let row = session.query_one(BACKEND, &[]).await?;
+        let pid = row.try_get(0).map_err(from_driver)?;
+        // Not to be seen where the role was set to one that may not see the one that logged in: then nobody can be asked about.
+        let since: Option<i64> = row.try_get(1).map_err(from_driver)?;
+        Ok(Session { backend: since.map(|since| Backend { pid, since }), ..session })
     }
 }
 
@@ -101,12 +107,26 @@ const SETTINGS: &str = "set statement_timeout = '60s'; set lock_timeout = '2s';
     select set_config('synchronous_commit', 'on', false)
     where current_setting('synchronous_commit') in ('off', 'local')";
 
+/// Who serves this connection: see [`Backend`].
+const BACKEND: &str = "select a.pid, (extract(epoch from a.backend_start) * 1000000)::int8
+    from pg_stat_activity a where a.pid = pg_backend_pid()";
+
+/// A process of the server that serves one connection from its beginning to its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backend {
+    pub(super) pid: i32,
+    /// When it began, in microseconds of the database's clock. A process id is given again, after a restart of the server at
+    /// once, and then to another's connection; not with the same beginning.
+    pub(super) since: i64,
+}
+
 /// One open connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     pub(crate) client: Arc<Client>,
-    /// The process id of the backend: asked about when the answer to a commit was lost.
-    pub(crate) backend: i32,
+    /// Asked about when the answer to a commit was lost. `None` behind a pooler: there each transaction may have another one,
+    /// and each one serves others as well.
+    pub(super) backend: Option<Backend>,
     /// Tells this session from all others of the process: a restarted server may give the same process ids again.
     pub(crate) number: u64,
     /// Statements prepared once, by their text; none behind a transaction pooler, where they would be somebody
@@ -176,8 +196,8 @@ pub(crate) struct Link {
     role: String,
     notices: Option<mpsc::UnboundedSender<Notice>>,
     session: Option<Session>,
-    /// The backends of the connections before this one, which may still be at work.
-    pub(crate) predecessors: Vec<i32>,
+    /// The backends of the connections before this one, as far as they are known; they may still be at work.
+    pub(super) predecessors: Vec<Option<Backend>>,
     failures: u32,
 }
 
@@ -241,25 +261,40 @@ impl Link {
         }
     }
 
+    /// Whether there were connections before this one whose backends are not known to be gone.
+    pub(crate) fn has_predecessors(&self) -> bool {
+        !self.predecessors.is_empty()
+    }
+
     /// Waits until the backends of the connections before this one are gone: until then, what they were asked to do
-    /// may still commit. They are ended if they do not go by themselves.
+    /// may still commit. They are ended if they do not go by themselves, which harms nobody else: a backend served this link
+    /// alone, and is known by its beginning.
+    ///
+    /// Behind a pooler nothing is waited for, and above all nothing is ended. Nobody can tell which of its backends has what was
+    /// asked for, and each of them may be at work for others, also under the same name. So an earlier flush or claim may commit
+    /// at any time after this. What is right in spite of that: a fact that the same flush recorded before is refused (23505), once
+    /// the earlier transaction has ended, and is then read back; the end of a claim is fenced, since the claim is gone by then;
+    /// and a claim that nobody heard of is found by comparing, for as long as the worker lives.
     pub(crate) async fn await_predecessors(&mut self) -> Result<()> {
-        let role = self.role.clone();
         let session = self.session().await?.clone();
-        while !self.predecessors.is_empty() {
+        let (pids, since): (Vec<i32>, Vec<i64>) =
+            self.predecessors.iter().flatten().map(|backend| (backend.pid, backend.since)).unzip();
+        while !pids.is_empty() {
             let row = session
                 .query_one(
-                    "select count(*), count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
-                     where pid = any ($1) and application_name = $2 and pid <> pg_backend_pid()",
-                    &[(&self.predecessors, Type::INT4_ARRAY), (&role, Type::TEXT)],
+                    "select count(*), count(*) filter (where pg_terminate_backend(a.pid))
+                     from unnest($1::int4[], $2::int8[]) p (pid, since)
+                     join pg_stat_activity a on a.pid = p.pid
+                         and (extract(epoch from a.backend_start) * 1000000)::int8 = p.since",
+                    &[(&pids, Type::INT4_ARRAY), (&since, Type::INT8_ARRAY)],
                 )
                 .await?;
             if row.try_get::<_, i64>(0).map_err(from_driver)? == 0 {
-                self.predecessors.clear();
-                return Ok(());
+                break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.predecessors.clear();
         Ok(())
     }
 }

@@ -42,6 +42,7 @@ mod partition;
 #[cfg(all(feature = "encryption", feature = "object-store"))]
 mod payload;
 mod poison;
+mod pooled;
 mod privilege;
 mod program;
 mod proxy;

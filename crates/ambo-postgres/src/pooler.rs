@@ -1,28 +1,37 @@
-//! A transaction pooler in between: `pgbouncer`, where it is installed.
+//! A transaction pooler before a server: `pgbouncer`, where it is installed.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::{env, fs};
 
-use anyhow::{Context as _, Result};
+use crate::Error;
 
-/// A running pooler; it ends with us, however we end.
+/// A running `pgbouncer` in transaction mode; it ends with its owner, however that ends.
 #[derive(Debug)]
-pub(crate) struct Pooler {
-    pub(crate) port: u16,
+pub struct Pooler {
+    port: u16,
     shell: Child,
 }
 
-/// Whether there is one to be had.
-pub(crate) fn is_installed() -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join("pgbouncer").is_file())
-}
-
 impl Pooler {
-    /// Starts one before the server on port `target`; its settings and log are kept in `folder`.
-    pub(crate) fn start(folder: &Path, target: u16) -> Result<Pooler> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    /// Whether there is one to be had.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join("pgbouncer").is_file())
+    }
+
+    /// Starts one on a free port before the server of this machine on port `target`, to which it logs in as `postgres`. Its
+    /// settings and its log are kept in `folder`, which every user must be able to enter. It answers a moment later.
+    ///
+    /// # Errors
+    /// If the settings cannot be written, or there is no shell.
+    pub fn start(folder: &Path, target: u16) -> Result<Pooler, Error> {
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(|error| Error::io("no free port for a pooler", error))?
+            .port();
         let settings = folder.join("pgbouncer.ini");
         fs::write(
             &settings,
@@ -33,7 +42,8 @@ impl Pooler {
                  server_login_retry = 0.2\nserver_connect_timeout = 3\nquery_wait_timeout = 10\n\
                  server_check_delay = 1\nignore_startup_parameters = extra_float_digits,options\n"
             ),
-        )?;
+        )
+        .map_err(|error| Error::io(format!("cannot write {}", settings.display()), error))?;
         // It refuses to be root. The shell lives for as long as its standard input is open.
         let script = "me=; [ \"$(id -u)\" != 0 ] || me='-u postgres'; export PATH=$PATH:/usr/sbin; \
                       pgbouncer -q $me \"$1\" 2>\"$2\" </dev/null & pid=$!; read -r _; kill -9 $pid";
@@ -45,8 +55,14 @@ impl Pooler {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .context("no shell")?;
+            .map_err(|error| Error::io("cannot start the shell that keeps a pooler", error))?;
         Ok(Pooler { port, shell })
+    }
+
+    /// The port of this machine on which it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 }
 
