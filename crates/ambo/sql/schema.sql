@@ -408,7 +408,7 @@ function backfill_schedule(p_name text, p_ticks timestamp with time zone[])
 
 function begin_runs(p_worker bigint, p_runs uuid[], p_begun boolean)
     returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
 function begin_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_idle_ms integer, OUT backend integer, OUT xid xid8)
     returns record
@@ -464,7 +464,7 @@ function claims_of(p_worker bigint)
 
 function complete_run(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
     returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function create_queue(name text)
     returns boolean
@@ -480,7 +480,7 @@ function database_time()
 
 function dead_errors(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone)
     returns TABLE(workflow text, queue text, code text, message text, runs bigint, first_at timestamp with time zone, last_at timestamp with time zone, newest uuid, is_capped boolean)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_hashjoin=off, enable_mergejoin=off
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
 function dead_letters(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
     returns TABLE(id uuid, workflow text, queue text, enqueued_at timestamp with time zone, died_at timestamp with time zone, attempts integer, tries bigint, code text, message text, error json)
@@ -520,7 +520,7 @@ function end_holders(p_worker bigint)
 
 function end_pinned(p_versions text[], p_limit integer)
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function enqueue_fan_in(members json, then_run json)
     returns json
@@ -552,7 +552,7 @@ function envelope_digests(p_input json)
 
 function expire_dead(p_limit integer)
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off
 
 function expire_heads(p_limit integer)
     returns integer
@@ -572,7 +572,7 @@ function find_lanes(p_queues text[], p_workflows text[], p_known_queues text[], 
 
 function finish_step(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json, p_error json, p_elapsed_ms integer)
     returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function fire_timers(p_limit integer, p_mark json DEFAULT NULL::json, OUT fired integer, OUT mark json, OUT wait_ms bigint)
     returns record
@@ -588,7 +588,7 @@ function flush(p_worker bigint, p_runs uuid[], p_attempts integer[], p_positions
 
 function forget(p_run uuid, p_attempt integer, p_positions text, p_state text)
     returns void
-    volatile, set enable_seqscan=off
+    volatile, set jit=off, enable_seqscan=off
 
 function fork_run(p_run uuid, p_position text DEFAULT NULL::text)
     returns uuid
@@ -608,7 +608,7 @@ function grant_privileges()
 
 function hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
 function has_no_room(p_weight integer, p_used bigint, p_limit integer)
     returns boolean
@@ -660,7 +660,7 @@ function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_go
 
 function lanes()
     returns TABLE(queue text, workflow text)
-    stable, set enable_seqscan=off
+    stable, set jit=off, enable_seqscan=off
 
 function lead_groups(p_runs uuid[], p_ended boolean)
     returns void
@@ -732,7 +732,7 @@ function new_run_id()
 
 function next_signal(p_run uuid, p_topic text, p_consumed bigint[], OUT again boolean, OUT seq bigint, OUT key text, OUT payload json)
     returns record
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
 function object_horizon()
     returns timestamp with time zone
@@ -744,7 +744,7 @@ function outcomes(p_runs uuid[], p_new uuid[])
 
 function park(p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamp with time zone[], p_awaits text[], p_freed uuid[])
     returns uuid[]
-    volatile, set enable_nestloop=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
+    volatile, set jit=off, enable_nestloop=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
 function pause_queue(p_queue text, p_paused boolean)
     returns void
@@ -780,11 +780,11 @@ function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys te
 
 function purge_dead(p_runs uuid[])
     returns TABLE(run_id uuid, answer text, code text)
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, plan_cache_mode=force_generic_plan
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, plan_cache_mode=force_generic_plan
 
 function purge_queue(p_queue text, p_workflow text DEFAULT NULL::text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry boolean DEFAULT false, p_limit integer DEFAULT 1000, p_after text DEFAULT NULL::text, p_group text DEFAULT NULL::text, OUT purged integer, OUT last text)
     returns record
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function read_events(p_run uuid, p_key text, p_after integer DEFAULT 0, p_limit integer DEFAULT 1000)
     returns TABLE(number integer, value json, published_at timestamp with time zone)
@@ -856,7 +856,7 @@ function register_worker(p_name text, p_version text, p_pid integer, p_queues te
 
 function release_pins(p_versions text[], p_limit integer)
     returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function restore_attributes(p_run uuid)
     returns void
@@ -924,7 +924,7 @@ function show_steps(p_run uuid)
 
 function spend(p_queue text, p_groups text[], p_tokens double precision[])
     returns void
-    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function start_children(p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[], p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[], p_deadlines timestamp with time zone[], p_attempts integer[], p_detached boolean[], p_groups text[], p_weights integer[])
     returns void
@@ -952,7 +952,7 @@ function stop_schedule(p_name text, p_tick timestamp with time zone, p_reason te
 
 function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
     returns bigint
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, enable_seqscan=off, enable_bitmapscan=off
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
 function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record
@@ -964,7 +964,7 @@ function take_key(p_workflow text, p_key text, p_input json, p_lifetime interval
 
 function take_wake(p_run uuid)
     returns boolean
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off
 
 function tell_waiters(p_runs uuid[])
     returns void
@@ -976,7 +976,7 @@ function tick_schedule(p_name text, p_tick timestamp with time zone, p_next time
 
 function tokens(p_queue text, p_group text, p_limit integer, p_period interval, p_burst integer)
     returns double precision
-    volatile, set plan_cache_mode=force_generic_plan, enable_seqscan=off
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function trigger_schedule(name text)
     returns uuid
@@ -1004,8 +1004,8 @@ function wake_parents(p_runs uuid[])
 
 function wake_up(p_worker bigint, p_runs uuid[], p_managed boolean DEFAULT false)
     returns TABLE(run_id uuid, attempt integer, losses smallint, deadline timestamp with time zone)
-    volatile, set enable_seqscan=off, enable_bitmapscan=off, plan_cache_mode=force_generic_plan
+    volatile, set jit=off, enable_seqscan=off, enable_bitmapscan=off, plan_cache_mode=force_generic_plan
 
 function why_run(p_run uuid)
     returns TABLE(reason text, explanation text, run_id uuid, until timestamp with time zone)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off

@@ -217,7 +217,7 @@ create or replace function ambo.sweep(
 returns bigint
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
-set enable_seqscan = off set enable_bitmapscan = off
+set jit = off set enable_seqscan = off set enable_bitmapscan = off
 as $$
 begin
     return (
@@ -244,7 +244,7 @@ end $$;
 
 -- The queues and workflows that have a row in ready, 10,000 at most: one index probe each, however many rows there are.
 create or replace function ambo.lanes() returns table (queue text, workflow text)
-language sql stable set enable_seqscan = off
+language sql stable set jit = off set enable_seqscan = off
 as $$
     with recursive lane as (
         (select r.queue, r.workflow from ambo.ready r order by r.queue, r.workflow limit 1)
@@ -279,7 +279,7 @@ return (select w.version from ambo.worker w where w.id = p_worker and w.pinned);
 -- dies too. p_begun false: runs do nothing but wait, and lose nothing by its death.
 create or replace function ambo.begin_runs(p_worker bigint, p_runs uuid[], p_begun boolean) returns void
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 begin
     perform pg_advisory_xact_lock_shared(hashtext('ambo.fence'), p_worker::integer);
@@ -293,7 +293,7 @@ end $$;
 create or replace function ambo.hand_back(p_worker bigint, p_runs uuid[], p_attempts integer[])
 returns integer
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_ids uuid[];

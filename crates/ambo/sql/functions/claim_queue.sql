@@ -67,7 +67,7 @@ end $$;
 create or replace function ambo.tokens(p_queue text, p_group text, p_limit integer, p_period interval, p_burst integer)
 returns double precision
 language plpgsql volatile
-set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_tokens double precision;
@@ -81,7 +81,7 @@ end $$;
 -- Writes down what is left. The row before it goes.
 create or replace function ambo.spend(p_queue text, p_groups text[], p_tokens double precision[]) returns void
 language plpgsql volatile
-set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_new bigint;

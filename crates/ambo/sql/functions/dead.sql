@@ -24,7 +24,7 @@ create or replace function ambo.dead_errors(
 returns table (workflow text, queue text, code text, message text, runs bigint, first_at timestamptz, last_at timestamptz,
                newest uuid, is_capped boolean)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set jit = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
     with dead as materialized (
         select o.run_id, o.ended_at, o.error from ambo.outcome o
@@ -102,7 +102,7 @@ end $$;
 -- Throws the dead away, with all that they recorded. Says of each that it is gone, or why it was refused.
 create or replace function ambo.purge_dead(p_runs uuid[]) returns table (run_id uuid, answer text, code text)
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -136,7 +136,7 @@ end $$;
 -- Throws away the dead whose lifetime is over, where one is set (`dead_lifetime` of installation), up to p_limit. Returns how many.
 create or replace function ambo.expire_dead(p_limit integer) returns integer
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off
 as $$
 declare
     v_before timestamptz := now() - (select i.dead_lifetime from ambo.installation i);

@@ -62,7 +62,7 @@ create or replace function ambo.purge_queue(
     p_limit integer default 1000, p_after text default null, p_group text default null,
     out purged integer, out last text)
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare

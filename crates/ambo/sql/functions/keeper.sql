@@ -174,7 +174,7 @@ end $$;
 -- here on is recorded, as by a worker: a retry goes on with that. Returns how many.
 create or replace function ambo.end_pinned(p_versions text[], p_limit integer) returns integer
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_ended uuid[];
@@ -222,7 +222,7 @@ end $$;
 -- Gives runs that are pinned to versions of which no worker is left to any worker, up to p_limit. Returns how many.
 create or replace function ambo.release_pins(p_versions text[], p_limit integer) returns integer
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_xid xid8 := pg_current_xact_id();

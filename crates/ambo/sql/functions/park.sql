@@ -6,7 +6,7 @@
 create or replace function ambo.park(
     p_worker bigint, p_runs uuid[], p_attempts integer[], p_dues timestamptz[], p_awaits text[], p_freed uuid[])
 returns uuid[]
-language plpgsql volatile set enable_nestloop = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
+language plpgsql volatile set jit = off set enable_nestloop = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_ids uuid[];
@@ -65,7 +65,7 @@ end $$;
 -- all of it, in exchange for what it continues as new with. Signals that it has consumed go too; of one that had a key, what
 -- refuses its repetition stays.
 create or replace function ambo.forget(p_run uuid, p_attempt integer, p_positions text, p_state text) returns void
-language plpgsql volatile set enable_seqscan = off
+language plpgsql volatile set jit = off set enable_seqscan = off
 as $$
 declare
     v_consumed bigint[];

@@ -133,7 +133,7 @@ end $$;
 create or replace function ambo.next_signal(
     p_run uuid, p_topic text, p_consumed bigint[], out again boolean, out seq bigint, out key text, out payload json)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set plan_cache_mode = force_generic_plan
+set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
@@ -145,7 +145,7 @@ end $$;
 
 -- Takes the row that says that something came for a run in memory. Look only after it.
 create or replace function ambo.take_wake(p_run uuid) returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off
 as $$
 begin
     delete from ambo.wake w where w.run_id = p_run;

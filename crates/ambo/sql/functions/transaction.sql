@@ -33,7 +33,7 @@ create or replace function ambo.finish_step(
     p_error json, p_elapsed_ms integer)
 returns void
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 begin
     with held as materialized (
@@ -58,7 +58,7 @@ create or replace function ambo.complete_run(
     p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
 returns void
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 begin
     with unmarked as (

@@ -65,7 +65,7 @@ end $$;
 -- locked it there, the row that wakes goes back.
 create or replace function ambo.wake_up(p_worker bigint, p_runs uuid[], p_managed boolean default false)
 returns table (run_id uuid, attempt integer, losses smallint, deadline timestamptz)
-language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+language plpgsql volatile set jit = off set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -12,7 +12,7 @@ return format('%s %s of %s in execution', p_whose, coalesce(p_used, 0), p_limit)
 -- it will be over, as far as that is known.
 create or replace function ambo.why_run(p_run uuid)
 returns table (reason text, explanation text, run_id uuid, until timestamptz)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off
 as $$
 declare
     r ambo.run%rowtype;

@@ -117,3 +117,14 @@ async fn every_function_that_runs_as_its_owner_pins_its_search_path() {
         and not coalesce(p.proconfig::text, '') like '%search_path=pg_catalog%'";
     assert_eq!(db.number(loose).await, 0);
 }
+
+/// Where every plan of the kind that is wanted is turned off but one, that one costs ten billions on paper. It would be compiled
+/// first, which takes a second, where the session has not turned that off: behind a pooler, and in sessions of users.
+#[tokio::test]
+async fn every_function_that_turns_plans_off_turns_their_compilation_off() {
+    let db = database().await;
+    let compiled = "select coalesce(string_agg(p.proname, ', ' order by p.proname), '') from pg_proc p
+        where p.pronamespace = 'ambo'::regnamespace and p.proconfig::text ~ 'enable_[a-z]+=off'
+          and not p.proconfig::text ~ 'jit=off'";
+    assert_eq!(db.sql.query_one(compiled, &[]).await.unwrap().get::<_, String>(0), "");
+}
