@@ -926,6 +926,10 @@ function spend(p_queue text, p_groups text[], p_tokens double precision[])
     returns void
     volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
+function standing_partition(OUT partition text, OUT alive integer, OUT awaited integer, OUT parent uuid, OUT of_parent integer)
+    returns SETOF record
+    stable
+
 function start_children(p_worker bigint, p_parents uuid[], p_parent_attempts integer[], p_ids uuid[], p_workflows text[], p_inputs json[], p_queues text[], p_priorities integer[], p_delays interval[], p_attributes jsonb[], p_timeouts interval[], p_deadlines timestamp with time zone[], p_attempts integer[], p_detached boolean[], p_groups text[], p_weights integer[])
     returns void
     volatile

@@ -126,6 +126,45 @@ fn the_holder_of_a_snapshot_is_named() {
     assert!(holder.contains("report") && holder.contains("idle in transaction"), "{holder}");
 }
 
+/// A parent that lives and its children, which ended long ago: more than are carried over when their history is dropped.
+#[test]
+fn what_keeps_old_history_is_named() {
+    let db = Database::migrated();
+    db.sql.run(
+        "insert into ambo.history_partition
+         select d - interval '2 hours', d - interval '1 hour' from (values (date_trunc('day', now(), 'UTC'))) day (d);
+         update ambo.installation set retention = '1 hour';
+         create table family as select n, ambo.run_id_floor(min(starts_at) + n * interval '10 ms') as id
+             from ambo.history_partition, generate_series(0, 10001) n group by n;
+         insert into ambo.run (id, attempts_max, priority, workflow, queue, input, parent_id)
+             select id, 5, 0, 'wait', 'default', 'null', case when n > 0 then (select id from family where n = 0) end from family;
+         insert into ambo.child (run_id, child_id) select p.id, c.id from family p, family c where p.n = 0 and c.n > 0;
+         insert into ambo.timer (run_id, due_at, attempt, losses) select id, 'infinity', 1, 0 from family where n = 0;
+         insert into ambo.outcome (run_id, attempt, status) select id, 1, 'succeeded' from family where n > 0;",
+    );
+    let retention = || {
+        let shown = faults(&db.ambo(&["doctor", "--json"]));
+        let shown: String = shown.lines().filter(|line| line.contains(" retention:")).collect();
+        let [partition, parent] = [
+            "select to_char(min(starts_at) at time zone 'UTC', 'YYYYMMDD_HH24MI') from ambo.history_partition",
+            "select id::text from family where n = 0",
+        ]
+        .map(|sql| db.sql.text(sql));
+        shown.replace(&partition, "PARTITION").replace(&parent, "PARENT")
+    };
+    expect!["warn retention: partition PARTITION and all newer history stay past their time: 10001 of its runs are children (or members of a fan-in) whose parent lives or may be retried, most of them (10001) of PARENT; more than 10000 are not carried over"].assert_eq(&retention());
+    // One child fewer than that is none too many.
+    db.sql.run("delete from ambo.child where child_id = (select id from family where n = 1)");
+    assert_eq!(retention(), "");
+    // Nor is any where nobody asks for them.
+    db.sql.run("insert into ambo.child (run_id, child_id) select p.id, c.id from family p, family c where p.n = 0 and c.n = 1");
+    db.sql.run("delete from ambo.timer; insert into ambo.outcome (run_id, attempt, status) select id, 1, 'succeeded' from family where n = 0");
+    assert_eq!(retention(), "");
+    // What keeps it beside that are runs that have not ended.
+    db.sql.run("insert into ambo.timer (run_id, due_at, attempt, losses) select id, 'infinity', 1, 0 from family where n <= 1000");
+    expect!["warn retention: partition PARTITION and all newer history stay past their time: 1001 of its runs have not ended, or are dead and kept; more than 1000 are not carried over"].assert_eq(&retention());
+}
+
 #[test]
 fn a_cloned_database_waits_to_be_adopted() {
     let origin = Database::migrated();

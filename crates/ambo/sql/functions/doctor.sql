@@ -1,6 +1,7 @@
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
 -- true of: paused_queue, unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
--- pinned to a version of which no worker lives.
+-- pinned to a version of which no worker lives. standing_partition is of one that is older than the retention (as JSON: name, runs
+-- alive, runs awaited, the parent of most of these, how many are its).
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -52,6 +53,8 @@ as $$
     union all select 'partitions_ahead', count(*)::text from ambo.history_partition p where p.starts_at > now()
     union all select 'partition_now', (count(*) > 0)::text
         from ambo.history_partition p where now() >= p.starts_at and now() < p.ends_at
+    union all select 'standing_partition', json_build_array(s.partition, s.alive, s.awaited, s.parent, s.of_parent)::text
+        from ambo.standing_partition() s
     union all select 'workers_registered', count(*)::text from ambo.worker
     union all select 'workers_alive', count(*)::text from alive
     union all select 'keeper_silent_ms', (extract(epoch from pg_catalog.clock_timestamp() - k.renewed_at) * 1000)::bigint::text

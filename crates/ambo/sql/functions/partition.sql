@@ -107,6 +107,40 @@ begin
     return true;
 end $$;
 
+-- The oldest partition, where all of it is older than the retention and it stands all the same, since there is more in it than is
+-- carried over (see above), counted up to 100,000: runs that are alive, or, where those are few, runs that are awaited; of these
+-- also the parent of most. No row where nothing keeps it.
+create or replace function ambo.standing_partition(
+    out partition text, out alive integer, out awaited integer, out parent uuid, out of_parent integer)
+returns setof record
+language plpgsql stable
+as $$
+declare
+    v_part ambo.history_partition%rowtype;
+    v_live uuid[];
+    v_awaited uuid[];
+begin
+    select p.* into v_part from ambo.history_partition p order by p.starts_at limit 1;
+    if not found or v_part.ends_at > now() - (select i.retention from ambo.installation i) then
+        return;
+    end if;
+    partition := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
+    v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 100000);
+    alive := cardinality(v_live);
+    if alive <= 1000 then
+        v_awaited := ambo.awaited_runs(v_live, v_part.starts_at, v_part.ends_at, 100000);
+        awaited := cardinality(v_awaited);
+        if awaited <= 10000 then
+            return;
+        end if;
+        select r.parent_id, count(*) into parent, of_parent
+        from unnest(v_awaited) a (id)
+        cross join lateral (select r.parent_id from ambo.run r where r.id = a.id offset 0) r
+        group by 1 order by 2 desc, 1 limit 1;
+    end if;
+    return next;
+end $$;
+
 -- The runs of a time range that are not to be dropped, up to p_limit: those that have not ended, which stand in ready, claim
 -- or timer, and the dead, where they are kept longer than other history.
 create or replace function ambo.live_runs(p_from timestamptz, p_to timestamptz, p_limit integer) returns uuid[]

@@ -16,6 +16,8 @@ const DEAD_ROWS_OF_FEW_MAX: i64 = 20_000;
 const KEEPER_SILENT_MS_MAX: i64 = 10_000;
 /// The fewest partitions that should lie in the future.
 const PARTITIONS_AHEAD_MIN: i64 = 2;
+/// How far the runs are counted that keep a partition: see `partition.sql`.
+const KEPT_RUNS_COUNTED: i64 = 100_000;
 
 /// How a check ended, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -126,7 +128,8 @@ pub(super) fn schedules(schedules: &[ScheduleSummary]) -> Check {
 
 /// Everything else.
 pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
-    let checks = [adoption, partitions, workers, keeper, unserved_runs, paused_queues, oldest_snapshot];
+    let checks =
+        [adoption, partitions, retention, workers, keeper, unserved_runs, paused_queues, oldest_snapshot];
     let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
     checks.extend([dead_rows(figures), fsync(figures), synchronous_commit(figures)]);
     checks
@@ -160,6 +163,44 @@ fn partitions(figures: &Figures<'_>) -> Check {
         );
     }
     ok("partitions", format!("{ahead} ahead"))
+}
+
+/// Whether history leaves: a partition in which much is alive, or awaited by what is, stays, and all that came after it too.
+fn retention(figures: &Figures<'_>) -> Check {
+    type Standing = (String, i64, Option<i64>, Option<String>, Option<i64>);
+    let standing = figures.text("standing_partition");
+    let Some((partition, alive, awaited, parent, of_parent)) =
+        standing.and_then(|standing| serde_json::from_str::<Standing>(standing).ok())
+    else {
+        return ok("retention", "nothing keeps the oldest history");
+    };
+    let count =
+        |count: i64| if count < KEPT_RUNS_COUNTED { count.to_string() } else { format!("{count} or more") };
+    let stands = format!("partition {partition} and all newer history stay past their time");
+    match (awaited, parent) {
+        (Some(awaited), Some(parent)) => warn(
+            "retention",
+            format!(
+                "{stands}: {} of its runs are children (or members of a fan-in) whose parent lives or may be retried, most of \
+                 them ({}) of {parent}; more than 10000 are not carried over",
+                count(awaited),
+                count(of_parent.unwrap_or(0))
+            ),
+            format!(
+                "let such parents end (`ambo run why {parent}`) or cancel them; a workflow that goes on for ever continues as new, \
+                 and starts `detached()` what it does not ask for"
+            ),
+        ),
+        _ => warn(
+            "retention",
+            format!(
+                "{stands}: {} of its runs have not ended, or are dead and kept; more than 1000 are not carried over",
+                count(alive)
+            ),
+            "see what they wait for (`ambo run list`, `ambo run why ID`) and cancel what is not wanted any more; `ambo dead` redrives or \
+             purges the dead",
+        ),
+    }
 }
 
 fn workers(figures: &Figures<'_>) -> Check {
@@ -359,6 +400,7 @@ mod tests {
             expect![[r#"
             ok adoption: this database is the one that Ambo was installed in
             ok partitions: 7 ahead
+            ok retention: nothing keeps the oldest history
             ok workers: 2 alive
             ok keeper: at work
             ok unserved_runs: none: every run that waits has a worker that knows it
@@ -383,6 +425,23 @@ mod tests {
             expect![[r#"
             warn partitions: only 1 ahead
               a live worker makes them; without one run `ambo migrate` now and then"#]],
+        );
+    }
+
+    #[test]
+    fn what_keeps_history_past_its_time_is_named() {
+        let parent = "01a2237e-c3f2-7c83-bcb4-edc16f482eec";
+        check(
+            &[("standing_partition", &format!(r#"["20261001_0000", 1, 12000, "{parent}", 11999]"#))],
+            expect![[r#"
+                warn retention: partition 20261001_0000 and all newer history stay past their time: 12000 of its runs are children (or members of a fan-in) whose parent lives or may be retried, most of them (11999) of 01a2237e-c3f2-7c83-bcb4-edc16f482eec; more than 10000 are not carried over
+                  let such parents end (`ambo run why 01a2237e-c3f2-7c83-bcb4-edc16f482eec`) or cancel them; a workflow that goes on for ever continues as new, and starts `detached()` what it does not ask for"#]],
+        );
+        check(
+            &[("standing_partition", r#"["20261001_0000", 100000, null, null, null]"#)],
+            expect![[r#"
+            warn retention: partition 20261001_0000 and all newer history stay past their time: 100000 or more of its runs have not ended, or are dead and kept; more than 1000 are not carried over
+              see what they wait for (`ambo run list`, `ambo run why ID`) and cancel what is not wanted any more; `ambo dead` redrives or purges the dead"#]],
         );
     }
 
