@@ -446,12 +446,12 @@ function check_terms(p_runs json, p_names text[])
     returns void
     stable
 
-function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT nudged uuid[], OUT lows bigint[], OUT passed integer[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
+function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT attempts integer[], OUT losses smallint[], OUT left_ms bigint[], OUT nudged uuid[], OUT open integer[], OUT tried integer[], OUT left_lanes integer[], OUT left_seqs bigint[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
 
-function claimed_runs(p_worker bigint, p_runs uuid[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid, too_late boolean, undo_left_ms bigint)
+function claimed_runs(p_runs uuid[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, key text, attempts_max smallint, cancelled boolean, parent_id uuid, too_late boolean, undo_left_ms bigint)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])

@@ -94,17 +94,21 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
--- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`); `passed`
--- are those for which there was no room (and those that need none, which nobody asks). `p_mine`: the weight in execution in this
--- worker that it counts, in all and in the group of each lane; `p_here`: all that is in execution in it, whoever counts it;
--- `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
+-- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`).
+-- `p_mine`: the weight in execution in this worker that it counts, in all and in the group of each lane; `p_here`: all that is in
+-- execution in it, whoever counts it; `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
+--
+-- `open` are the lanes that might have had a turn, of those that need one. In those that were `tried` stands, as far as was looked, what is
+-- named in `left_lanes` and `left_seqs`; one in which nothing is named is empty: what becomes visible there after this snapshot, which
+-- is newer than that of the arrivals, is an arrival at the next call.
 create or replace function ambo.claim_queue(
     p_worker bigint, p_queue text, p_limit integer, p_since text,
     p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[],
     p_mine_groups integer[],
     p_mine integer, p_here integer, p_others bigint[], p_seen bigint,
-    out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[], out nudged uuid[],
-    out lows bigint[], out passed integer[],
+    out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[],
+    out attempts integer[], out losses smallint[], out left_ms bigint[], out nudged uuid[],
+    out open integer[], out tried integer[], out left_lanes integer[], out left_seqs bigint[],
     out upto text, out new_lanes text[], out new_priorities smallint[], out new_lows bigint[],
     out others bigint[], out seen bigint, out wait_ms integer,
     out ordered text, out ageing_ms bigint, out group_limit integer,
@@ -128,6 +132,9 @@ declare
     v_groups text[];
     v_left double precision[];
     v_claimed integer;
+    -- Every lane is a unit and a group of its own, all are equally urgent, and none is free.
+    v_alike boolean := p_turns[1] = 1 and p_turns[cardinality(p_turns)] = cardinality(p_turns)
+                       and p_classes[1] = p_classes[cardinality(p_classes)];
     v_paused boolean := exists (select from ambo.queue_group g where g.queue = p_queue and g.paused);
 begin
     -- The fence before the claim, as in ambo.claim.
@@ -172,15 +179,15 @@ begin
         end if;
     end if;
 
-    v_places := least(p_limit, v_room);
+    v_places := greatest(least(p_limit, v_room), 0);
 
     -- Rows that wake need no room: their lanes are free. Of the others as many units are tried as there is room for, and what they
-    -- have is taken in turns, so that the last of the room goes round too.
+    -- have is taken in turns, so that the last of the room goes round too. Where all lanes are alike, the rule, each is tried for itself;
+    -- else those of a unit, of a class and of a group are brought together first.
     with lane as materialized (
-        select l.*, nullif(split_part(l.lane, chr(31), 3), '') as group_key,
-               split_part(l.lane, chr(31), 4) = '~' as is_free, split_part(l.lane, chr(31), 4) = '+' as goes_on
-        from unnest(p_lanes, p_priorities, p_turns, p_classes, p_lows, p_shares, p_mine_groups)
-            with ordinality as l (lane, priority, turn, class, low, share, mine, n)
+        select n, nullif(split_part(p_lanes[n], chr(31), 3), '') as group_key,
+               split_part(p_lanes[n], chr(31), 4) = '~' as is_free, split_part(p_lanes[n], chr(31), 4) = '+' as goes_on
+        from generate_series(1, cardinality(p_lanes)) n
     ), other as materialized (
         select u.g as group_key, sum(u.w) as weight from unnest(v_other_groups, v_other_weights) as u (g, w) group by u.g
     ), unread as materialized (
@@ -189,108 +196,107 @@ begin
         from (select split_part(a.lane, chr(31), 3) as group_key, a.lane, a.priority
               from unnest(new_lanes, new_priorities) as a (lane, priority)
               where q.ordered is not null and split_part(a.lane, chr(31), 3) <> '') a
-        left join lane l on l.lane = a.lane and l.priority = a.priority
+        left join lane l on p_lanes[l.n] = a.lane and p_priorities[l.n] = a.priority
         where l.n is null group by a.group_key
-    ), open as materialized (
-        select l.*, least(q.group_concurrency - l.mine - coalesce(o.weight, 0), r.left) as group_room,
-               least(case when l.mine + coalesce(o.weight, 0) > 0 then q.group_concurrency - l.mine - coalesce(o.weight, 0) end,
-                     case when r.left < q.group_rate_burst then r.left end) as group_alone
-        from lane l left join other o on o.group_key = l.group_key left join unread u on u.group_key = l.group_key
-        cross join lateral (
-            select case when q.group_rate_limit is not null and l.group_key is not null then floor(
-                ambo.tokens(p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint
-            end as left) r
-        where not q.paused and (coalesce(v_room, 1) > 0 or l.is_free)
-          and (u.priority <= l.priority) is not true
-          -- A lookup for each, if there is any.
-          and case when v_paused then (
-                  select g.paused from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key) end is not true
-          -- This snapshot is newer than that of the slots: a run is seen as one or the other.
-          and case when q.ordered is not null and l.group_key is not null and not l.goes_on then (
-                  select true from ambo.head h where h.queue = p_queue and h.group_key = l.group_key
-                    and (q.ordered = 'block' or not exists (select from ambo.outcome o where o.run_id = h.run_id))
-                  limit 1) end is not true
     ), eligible as materialized (
-        select o.* from open o where o.is_free or o.group_key is null or coalesce(o.group_room, 1) > 0
-    ), counted as materialized (
-        select e.*, max(e.k) over (partition by e.class) - min(e.k) over (partition by e.class) + 1 as units
-        from (select e.*, dense_rank() over (partition by e.is_free order by e.turn) as k from eligible e) e
+        select f.n, f.group_key, f.is_free, f.goes_on,
+               least(q.group_concurrency - f.used, f.tokens) as group_room,
+               least(case when f.used > 0 then q.group_concurrency - f.used end,
+                     case when f.tokens < q.group_rate_burst then f.tokens end) as group_alone
+        from (
+            select l.*, p_mine_groups[l.n] + coalesce(o.weight, 0) as used,
+                   case when q.group_rate_limit is not null and l.group_key is not null then floor(ambo.tokens(
+                       p_queue, l.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst))::bigint end as tokens
+            from lane l left join other o on o.group_key = l.group_key left join unread u on u.group_key = l.group_key
+            where not q.paused and (coalesce(v_room, 1) > 0 or l.is_free)
+              and (u.priority <= p_priorities[l.n]) is not true
+              -- A lookup for each, if there is any.
+              and case when v_paused then (
+                      select g.paused from ambo.queue_group g where g.queue = p_queue and g.group_key = l.group_key) end is not true
+              -- This snapshot is newer than that of the slots: a run is seen as one or the other.
+              and case when q.ordered is not null and l.group_key is not null and not l.goes_on then (
+                      select true from ambo.head h where h.queue = p_queue and h.group_key = l.group_key
+                        and (q.ordered = 'block' or not exists (select from ambo.outcome o where o.run_id = h.run_id))
+                      limit 1) end is not true
+            offset 0) f
+        where f.is_free or f.group_key is null or coalesce(least(q.group_concurrency - f.used, f.tokens), 1) > 0
+    ), counted as (
+        (select e.*, (select count(*) from eligible) as units from eligible e where v_alike limit v_places)
+        union all
+        select c.n, c.group_key, c.is_free, c.goes_on, c.group_room, c.group_alone, c.units from (
+            select e.*, max(e.k) over (partition by p_classes[e.n]) - min(e.k) over (partition by p_classes[e.n]) + 1 as units
+            from (select e.*, dense_rank() over (partition by e.is_free order by p_turns[e.n]) as k
+                  from eligible e where not v_alike) e) c
+        where c.is_free or c.k <= v_places
     ), tried as materialized (
-        select c.*, case when c.is_free then p_limit
-                         else least(c.share * ((v_places + least(v_places, c.units) - 1) / least(v_places, c.units)),
-                                    case when c.group_key is not null then c.group_room end) end as quota
-        from counted c where c.is_free or c.k <= v_places
+        select c.n, c.group_key, c.goes_on, c.group_room, c.group_alone, case when c.is_free then p_limit else least(
+                   p_shares[c.n] * ((v_places + least(v_places, c.units) - 1) / least(v_places, c.units)),
+                   case when c.group_key is not null then c.group_room end) end as quota
+        from counted c
     ), seen as materialized (
         -- One more than may be taken: where the mark is to be.
-        select t.n, t.class, t.turn, t.goes_on, t.group_key, t.group_room, t.group_alone, t.share, t.quota, f.place, f.seq,
-               row_number() over (partition by t.n order by f.seq) as rank,
-               case when f.wakes then 0 else f.weight::integer end as weight
-        from tried t cross join lateral (
-            select r.ctid as place, r.seq, r.weight, r.wakes from ambo.ready r
-            where r.queue = p_queue and r.workflow = t.lane and r.priority = t.priority and r.seq > t.low
-            order by r.seq limit t.quota + 1) f
-    ), lined_up as (
-        select s.*, row_number() over (partition by s.class, s.turn order by s.goes_on desc, s.seq) as of_unit
-        from seen s where s.rank <= s.quota
-    ), of_groups as (
-        select l.*, sum(l.weight) over (
-            partition by l.group_key order by l.class, (l.of_unit - 1) / l.share, l.turn, l.of_unit) as in_group
-        from lined_up l where l.of_unit <= l.quota
+        select t.*, f.* from tried t cross join lateral (
+            select r.ctid as place, r.seq, case when r.wakes then 0 else r.weight::integer end as weight,
+                   row_number() over upwards as rank, sum(case when r.wakes then 0 else r.weight::integer end) over upwards as in_lane
+            from (select r.ctid, r.seq, r.weight, r.wakes from ambo.ready r
+                  where r.queue = p_queue and r.workflow = p_lanes[t.n] and r.priority = p_priorities[t.n] and r.seq > p_lows[t.n]
+                  order by r.seq limit t.quota + 1) r
+            window upwards as (order by r.seq rows unbounded preceding)) f
+    ), in_line as (
+        select s.*, s.rank as of_unit, s.in_lane as in_group from seen s where v_alike and s.rank <= s.quota
+        union all
+        select u.*, sum(u.weight) over (partition by u.group_key order by p_classes[u.n], (u.of_unit - 1) / p_shares[u.n], p_turns[u.n], u.of_unit)
+        from (select s.*, row_number() over (partition by p_classes[s.n], p_turns[s.n] order by s.goes_on desc, s.seq) as of_unit
+              from seen s where not v_alike and s.rank <= s.quota) u
+        where u.of_unit <= u.quota
     ), in_turn as (
-        select g.*, sum(g.weight) over turns as in_all, row_number() over turns as nth
-        from of_groups g
-        where g.weight = 0 or g.group_key is null or coalesce(g.in_group <= g.group_room, true)
-              or g.in_group = g.weight and coalesce(g.weight <= g.group_alone, true)
-        window turns as (order by g.weight > 0, g.class, (g.of_unit - 1) / g.share, g.turn, g.of_unit)
-    ), chosen as materialized (
-        select t.place from in_turn t
-        where t.nth <= p_limit
-          and (t.weight = 0 or coalesce(t.in_all <= v_room, true)
-               or t.in_all = t.weight and coalesce(t.weight <= v_alone, true))
+        select i.place, i.weight, sum(i.weight) over turns as in_all, row_number() over turns as nth
+        from in_line i
+        where i.weight = 0 or i.group_key is null or coalesce(i.in_group <= i.group_room, true)
+              or i.in_group = i.weight and coalesce(i.weight <= i.group_alone, true)
+        window turns as (order by i.weight > 0, p_classes[i.n], (i.of_unit - 1) / p_shares[i.n], p_turns[i.n], i.of_unit
+                         rows unbounded preceding)
     ), locked as materialized (
-        select r.ctid as place from ambo.ready r where r.ctid = any (array(select c.place from chosen c))
+        select r.ctid as place from ambo.ready r where r.ctid = any (array(
+            select t.place from in_turn t
+            where t.nth <= p_limit
+              and (t.weight = 0 or coalesce(t.in_all <= v_room, true)
+                   or t.in_all = t.weight and coalesce(t.weight <= v_alone, true))))
         for update skip locked
     ), taken as (
         delete from ambo.ready r where r.ctid = any (array(select l.place from locked l))
-        returning r.*
-    ), ordered as materialized (
-        select t.run_id, t.weight, t.wakes, t.attempt, t.losses, least(t.deadline, now() + t.timeout) as deadline,
-               l.n, l.group_key, l.goes_on
-        from taken t join lane l on l.lane = t.workflow and l.priority = t.priority order by l.n, t.seq
+        returning r.seq, r.run_id, r.weight, r.wakes, r.attempt, r.losses, least(r.deadline, now() + r.timeout) as deadline
     ), given as materialized (
         -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
         -- nothing would compare each with all.
-        select o.run_id, o.wakes, o.attempt, o.losses, o.deadline, o.n, o.group_key,
-               case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot,
-               case when v_limited then o.weight end as weight
-        from ordered o
+        select o.*, case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot
+        from (select t.*, s.n, s.group_key, s.goes_on from seen s join taken t on t.seq = s.seq order by s.n, s.seq) o
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline, slot, weight, queue, group_key)
-        select g.run_id, p_worker, g.attempt + 1, g.losses, g.losses = 0, g.deadline,
-               g.slot, g.weight, case when g.slot is not null then p_queue end, case when g.slot is not null then g.group_key end
+        select g.run_id, p_worker, g.attempt + 1, g.losses, g.losses = 0, g.deadline, g.slot, case when v_limited then g.weight end,
+               case when g.slot is not null then p_queue end, case when g.slot is not null then g.group_key end
         from given g where not g.wakes
     ), led as (
-        delete from ambo.head h where h.run_id = any (array(select o.run_id from ordered o where o.goes_on))
+        delete from ambo.head h where h.run_id = any (array(select g.run_id from given g where g.goes_on))
+    ), left_over as materialized (
+        select array_agg(s.n) as lanes, array_agg(s.seq) as seqs from seen s where s.seq not in (select d.seq from taken d)
     )
     select array_agg(g.run_id) filter (where not g.wakes),
            array_agg(g.slot) filter (where not g.wakes),
            array_agg(g.n) filter (where not g.wakes),
-           array_agg(coalesce(g.weight, 0)::smallint) filter (where not g.wakes),
+           array_agg(case when v_limited then g.weight else 0 end) filter (where not g.wakes),
+           array_agg(g.attempt + 1) filter (where not g.wakes),
+           array_agg(g.losses) filter (where not g.wakes),
+           array_agg((extract(epoch from g.deadline - now()) * 1000)::bigint) filter (where not g.wakes),
            (select array_agg(distinct w.run_id) from given w where w.wakes),
-           (select array_agg(e.n order by e.n) from eligible e
-            where not e.is_free and e.n not in (select s.n from given s)),
-           -- The first row that stands there still. A lane that was tried and is without a mark is empty: what becomes visible
-           -- there after this snapshot, which is newer than that of the arrivals, is an arrival at the next call.
-           (select array_agg(case when m.is_tried then m.low else l.low end order by l.n)
-            from lane l left join (
-                select t.n, true as is_tried, b.low from tried t left join (
-                    select s.n, min(s.seq) - 1 as low from seen s
-                    where s.seq not in (select d.seq from taken d) group by s.n) b on b.n = t.n) m on m.n = l.n)
-    into runs, slots, run_lanes, weights, v_woken, passed, lows
+           (select array_agg(e.n) from eligible e where not e.is_free),
+           (select array_agg(t.n) from tried t),
+           (select l.lanes from left_over l), (select l.seqs from left_over l)
+    into runs, slots, run_lanes, weights, attempts, losses, left_ms, v_woken, open, tried, left_lanes, left_seqs
     from given g;
     if v_room <= 0 then
         -- Nobody's turn is over.
-        passed := array(select generate_subscripts(p_lanes, 1));
+        open := array(select generate_subscripts(p_lanes, 1));
     end if;
     if v_limited then
         select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
@@ -322,11 +328,10 @@ begin
     from ambo.queue_group g where g.queue = p_queue and g.share > 1;
 end $$;
 
--- What is needed to execute runs that this worker has just claimed.
-create or replace function ambo.claimed_runs(p_worker bigint, p_runs uuid[])
-returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
-               priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, parent_id uuid,
-               too_late boolean, undo_left_ms bigint)
+-- What is needed, besides what the claim answered, to execute runs that this worker has just claimed.
+create or replace function ambo.claimed_runs(p_runs uuid[])
+returns table (run_id uuid, workflow text, queue text, input json, key text, attempts_max smallint, cancelled boolean,
+               parent_id uuid, too_late boolean, undo_left_ms bigint)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
@@ -335,16 +340,12 @@ declare
     v_cancels boolean := pg_relation_size('ambo.cancel_request') > 0;
 begin
     return query
-    select r.id, r.workflow, r.queue, r.input, c.attempt, c.losses, r.priority, r.key, r.attempts_max,
-           (extract(epoch from c.deadline - now()) * 1000)::bigint,
-           q.run_id is not null, r.parent_id, c.attempt = 1 and r.start_by <= c.claimed_at,
-           (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint
-    from unnest(p_runs) with ordinality g (id, n)
-    cross join lateral (select c.* from ambo.claim c where c.run_id = g.id and c.worker_id = p_worker offset 0) c
+    select r.id, r.workflow, r.queue, r.input, r.key, r.attempts_max, q.run_id is not null, r.parent_id,
+           coalesce(r.start_by <= now(), false), (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint
+    from unnest(p_runs) g (id)
     cross join lateral (select r.* from ambo.run r where r.id = g.id offset 0) r
     left join lateral (
-        select q.* from ambo.cancel_request q where v_cancels and q.run_id = g.id offset 0) q on true
-    order by g.n;
+        select q.* from ambo.cancel_request q where v_cancels and q.run_id = g.id offset 0) q on true;
 end $$;
 
 -- Of runs that had slots and left execution, or ended: in a queue that is ordered one of a group is the head of it until it has

@@ -119,11 +119,10 @@ impl Dispatcher {
             seen: self.seen,
         };
         let mut answer = claim_queue::claim_queue(session, schema, &question).await?;
-        let runs: Vec<Uuid> = answer.given.iter().map(|given| given.run).collect();
-        let mut runs = if runs.is_empty() {
+        let mut runs = if answer.given.is_empty() {
             Vec::new()
         } else {
-            claim_queue::claimed_runs(session, schema, life.worker, &runs).await?
+            claim_queue::claimed_runs(session, schema, &answer.given).await?
         };
         let arrived = self.learn(&mut answer, &choices, bases);
         self.count_in(&answer, &choices, &mut runs, life);

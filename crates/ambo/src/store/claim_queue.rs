@@ -1,5 +1,6 @@
 //! The claim of a managed queue: what a worker knows of it goes in, what it is given comes out.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -52,6 +53,9 @@ pub(crate) struct Given {
     /// The index of its lane among the choices.
     pub(crate) lane: usize,
     pub(crate) weight: i32,
+    pub(crate) attempt: i32,
+    pub(crate) losses: i16,
+    pub(crate) time_left: Option<Duration>,
 }
 
 /// What a call answers.
@@ -114,7 +118,7 @@ pub(crate) async fn claim_queue(
             ],
         )
         .await?;
-    read(&row).map_err(from_driver)
+    read(&row, choices).map_err(from_driver)
 }
 
 /// What SQL counts from 1.
@@ -122,30 +126,21 @@ fn index(number: i32) -> usize {
     usize::try_from(number - 1).unwrap_or(usize::MAX)
 }
 
-fn read(row: &Row) -> Result<Answer, tokio_postgres::Error> {
+fn read(row: &Row, choices: &[Choice]) -> Result<Answer, tokio_postgres::Error> {
     let milliseconds = |ms: i64| Duration::from_millis(ms.unsigned_abs());
-    let runs: Vec<Uuid> = list(row, "runs")?;
-    let slots: Vec<Option<i64>> = list(row, "slots")?;
-    let lanes: Vec<i32> = list(row, "run_lanes")?;
-    let weights: Vec<i16> = list(row, "weights")?;
-    let given = runs.into_iter().zip(slots).zip(lanes).zip(weights);
+    let given = given(row)?;
+    let gave: HashSet<usize> = given.iter().map(|given| given.lane).collect();
+    let open = list::<i32>(row, "open")?.into_iter().map(index);
     let new_lanes: Vec<String> = list(row, "new_lanes")?;
     let new_priorities: Vec<i16> = list(row, "new_priorities")?;
     let new_lows: Vec<i64> = list(row, "new_lows")?;
     let arrivals = new_lanes.into_iter().zip(new_priorities).zip(new_lows);
     let group_keys: Vec<String> = list(row, "group_keys")?;
     Ok(Answer {
-        given: given
-            .map(|(((run, slot), lane), weight)| Given {
-                run,
-                slot,
-                lane: index(lane),
-                weight: weight.into(),
-            })
-            .collect(),
         nudged: list(row, "nudged")?,
-        lows: list(row, "lows")?,
-        passed: list::<i32>(row, "passed")?.into_iter().map(index).collect(),
+        lows: lows(row, choices)?,
+        passed: open.filter(|lane| !gave.contains(lane)).collect(),
+        given,
         upto: row.try_get("upto")?,
         arrivals: arrivals.map(|((lane, priority), low)| (lane, priority, low)).collect(),
         others: list(row, "others")?,
@@ -158,6 +153,40 @@ fn read(row: &Row) -> Result<Answer, tokio_postgres::Error> {
     })
 }
 
+fn given(row: &Row) -> Result<Vec<Given>, tokio_postgres::Error> {
+    let slots: Vec<Option<i64>> = list(row, "slots")?;
+    let lanes: Vec<i32> = list(row, "run_lanes")?;
+    let weights: Vec<i16> = list(row, "weights")?;
+    let attempts: Vec<i32> = list(row, "attempts")?;
+    let losses: Vec<i16> = list(row, "losses")?;
+    let times_left: Vec<Option<i64>> = list(row, "left_ms")?;
+    let runs = list(row, "runs")?.into_iter().enumerate();
+    let given = runs.map(|(n, run)| Given {
+        run,
+        slot: slots[n],
+        lane: index(lanes[n]),
+        weight: weights[n].into(),
+        attempt: attempts[n],
+        losses: losses[n],
+        time_left: times_left[n].map(left),
+    });
+    Ok(given.collect())
+}
+
+/// The marks of the lanes after the call: of those that were tried below what stands there still, of the others as they were.
+fn lows(row: &Row, choices: &[Choice]) -> Result<Vec<Option<i64>>, tokio_postgres::Error> {
+    let mut lows: Vec<Option<i64>> = choices.iter().map(|choice| Some(choice.low)).collect();
+    for lane in list::<i32>(row, "tried")? {
+        lows[index(lane)] = None;
+    }
+    let left = list::<i32>(row, "left_lanes")?.into_iter().zip(list::<i64>(row, "left_seqs")?);
+    for (lane, seq) in left {
+        let low = &mut lows[index(lane)];
+        *low = Some(low.map_or(seq - 1, |low| low.min(seq - 1)));
+    }
+    Ok(lows)
+}
+
 fn list<'a, T>(row: &'a Row, column: &str) -> Result<Vec<T>, tokio_postgres::Error>
 where
     Vec<T>: tokio_postgres::types::FromSql<'a>,
@@ -165,36 +194,36 @@ where
     Ok(row.try_get::<_, Option<Vec<T>>>(column)?.unwrap_or_default())
 }
 
-/// What is needed to execute runs that were given.
+/// What is needed, besides, to execute runs that were given.
 pub(crate) async fn claimed_runs(
     session: &Session,
     schema: &Schema,
-    worker: i64,
-    given: &[Uuid],
+    given: &[Given],
 ) -> Result<Vec<ClaimedRun>> {
+    let ids: Vec<Uuid> = given.iter().map(|given| given.run).collect();
     let rows = session
-        .query(
-            &schema.sql("select * from ambo.claimed_runs($1, $2)"),
-            &[(&worker, Type::INT8), (&given, Type::UUID_ARRAY)],
-        )
+        .query(&schema.sql("select * from ambo.claimed_runs($1)"), &[(&ids, Type::UUID_ARRAY)])
         .await?;
+    let given: HashMap<Uuid, &Given> = given.iter().map(|given| (given.run, given)).collect();
     let mut runs = rows
         .iter()
         .map(|row| {
+            let id: Uuid = row.try_get(0)?;
+            let given = given[&id];
             Ok(ClaimedRun {
-                id: row.try_get(0)?,
+                id,
                 workflow: row.try_get(1)?,
                 queue: row.try_get(2)?,
                 input: row.try_get::<_, JsonText<Box<str>>>(3)?.0,
-                attempt: row.try_get(4)?,
-                losses: row.try_get(5)?,
-                key: row.try_get(7)?,
-                attempts_max: row.try_get(8)?,
-                time_left: row.try_get::<_, Option<i64>>(9)?.map(left),
-                cancelled: row.try_get(10)?,
-                undo_left: row.try_get::<_, Option<i64>>(13)?.map(left),
-                parent: row.try_get(11)?,
-                too_late: row.try_get::<_, Option<_>>(12)?.unwrap_or_default(),
+                attempt: given.attempt,
+                losses: given.losses,
+                key: row.try_get(4)?,
+                attempts_max: row.try_get(5)?,
+                time_left: given.time_left,
+                cancelled: row.try_get(6)?,
+                parent: row.try_get(7)?,
+                too_late: given.attempt == 1 && row.try_get(8)?,
+                undo_left: row.try_get::<_, Option<i64>>(9)?.map(left),
                 slot: None,
                 history: Vec::new(),
             })

@@ -1,5 +1,6 @@
 //! Integration tests: one binary, a database a test, on the private PostgreSQL that `cargo xtask test` starts.
 
+mod alike;
 mod batch;
 mod change;
 mod child;
