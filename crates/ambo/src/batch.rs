@@ -3,6 +3,7 @@
 //! Each is a run like any other, claimed, fenced and ended by itself; only its body waits, in memory, until enough others have
 //! come, and has its result from a handler that they share.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -61,16 +62,29 @@ struct Waiting<I> {
     answer: oneshot::Sender<Result<Json>>,
 }
 
+/// A batch that is not handled yet.
 struct Gathering<I> {
-    waiting: Vec<Waiting<I>>,
-    /// How many batches have been taken: who waits for the time to be over knows by it whether that still matters.
-    taken: u64,
+    /// By the order in which they came.
+    waiting: BTreeMap<u64, Waiting<I>>,
+    /// How many have come, to this batch and to those before.
+    came: u64,
+    /// How many batches have been taken or left by all: who waits for the time to be over knows by it whether that still matters.
+    past: u64,
 }
 
 impl<I> Gathering<I> {
-    fn take(&mut self) -> Vec<Waiting<I>> {
-        self.taken += 1;
+    fn take(&mut self) -> BTreeMap<u64, Waiting<I>> {
+        self.past += 1;
         std::mem::take(&mut self.waiting)
+    }
+
+    /// Takes one out, unless its batch was taken. The time of the next one begins with whoever comes then.
+    fn leave(&mut self, number: u64) -> bool {
+        let was_there = self.waiting.remove(&number).is_some();
+        if was_there && self.waiting.is_empty() {
+            self.past += 1;
+        }
+        was_there
     }
 }
 
@@ -86,8 +100,33 @@ struct Shared<F, I> {
 
 impl<F, I> Collector<F, I> {
     pub(crate) fn new(handler: F, max: usize, within: Duration) -> Self {
-        let gathering = Mutex::new(Gathering { waiting: Vec::new(), taken: 0 });
+        let gathering = Mutex::new(Gathering { waiting: BTreeMap::new(), came: 0, past: 0 });
         Collector(Arc::new(Shared { handler, max: max.max(1), within, gathering }))
+    }
+}
+
+impl<F, I> Shared<F, I> {
+    fn gathering(&self) -> std::sync::MutexGuard<'_, Gathering<I>> {
+        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a run in a batch: a run whose body is dropped while it waits, as one that is handed back, leaves it too.
+struct Place<F, I> {
+    shared: Arc<Shared<F, I>>,
+    number: u64,
+}
+
+impl<F, I> Place<F, I> {
+    /// Whether the batch goes on without it: not where it is being handled.
+    fn leave(&self) -> bool {
+        self.shared.gathering().leave(self.number)
+    }
+}
+
+impl<F, I> Drop for Place<F, I> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -102,12 +141,23 @@ where
     fn run<'run>(&self, cx: Ctx<'run>, input: &'run str) -> BoxFuture<'run, Result<Json>> {
         let shared = self.0.clone();
         Box::pin(async move {
+            if let Some(why) = cx.refusal() {
+                return Err(why);
+            }
             let input = payload::decode("the input of the run", input)?;
-            let (answer, answered) = oneshot::channel();
+            let (answer, mut answered) = oneshot::channel();
             let key = cx.key().map(str::to_owned);
             let item = BatchItem { run: cx.run_id(), key, attempt: cx.attempt(), input };
-            shared.add(Waiting { item, answer }, cx.states(), cx.vault());
+            let place = shared.add(Waiting { item, answer }, cx.states(), cx.vault());
             let gone = |_| Err(Error::new(Code::Stopping, "the handler of the batch was dropped"));
+            tokio::select! {
+                biased;
+                answered = &mut answered => return answered.unwrap_or_else(gone),
+                why = cx.refused() => if place.leave() {
+                    return Err(why);
+                },
+            }
+            // It is being handled with the others, as a job that does not look.
             answered.await.unwrap_or_else(gone)
         })
     }
@@ -123,39 +173,38 @@ where
 {
     /// The first to come waits for the time to be over, the last to fit in does not. A batch that is full is taken at once, so
     /// that nobody else comes into it.
-    fn add(self: Arc<Self>, one: Waiting<I>, states: &States, vault: &Vault) {
+    fn add(self: Arc<Self>, one: Waiting<I>, states: &States, vault: &Vault) -> Place<F, I> {
         let mut gathering = self.gathering();
-        gathering.waiting.push(one);
-        let (count, taken) = (gathering.waiting.len(), gathering.taken);
+        let (number, past) = (gathering.came, gathering.past);
+        gathering.came += 1;
+        gathering.waiting.insert(number, one);
+        let count = gathering.waiting.len();
         let full = (count >= self.max).then(|| gathering.take());
         drop(gathering);
-        let (states, vault) = (states.clone(), vault.clone());
+        let (shared, states, vault) = (self.clone(), states.clone(), vault.clone());
         if let Some(waiting) = full {
-            tokio::spawn(async move { self.handle(waiting, states, &vault).await });
+            tokio::spawn(async move { shared.handle(waiting, states, &vault).await });
         } else if count == 1 {
             tokio::spawn(async move {
-                tokio::time::sleep(self.within).await;
+                tokio::time::sleep(shared.within).await;
                 let waiting = {
-                    let mut gathering = self.gathering();
-                    if gathering.taken == taken { gathering.take() } else { Vec::new() }
+                    let mut gathering = shared.gathering();
+                    if gathering.past == past { gathering.take() } else { BTreeMap::new() }
                 };
-                self.handle(waiting, states, &vault).await;
+                shared.handle(waiting, states, &vault).await;
             });
         }
+        Place { shared: self, number }
     }
 
-    fn gathering(&self) -> std::sync::MutexGuard<'_, Gathering<I>> {
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn handle(&self, mut waiting: Vec<Waiting<I>>, states: States, vault: &Vault) {
-        // Those that were cancelled, or handed back, meanwhile.
-        waiting.retain(|one| !one.answer.is_closed());
+    async fn handle(&self, mut waiting: BTreeMap<u64, Waiting<I>>, states: States, vault: &Vault) {
+        // Those that were handed back since it was taken.
+        waiting.retain(|_, one| !one.answer.is_closed());
         if waiting.is_empty() {
             return;
         }
         let (items, answers): (Vec<_>, Vec<_>) =
-            waiting.into_iter().map(|one| (one.item, one.answer)).unzip();
+            waiting.into_values().map(|one| (one.item, one.answer)).unzip();
         self.call(Batch { items, states }, answers, vault).await;
     }
 

@@ -512,6 +512,16 @@ impl<'run> Ctx<'run> {
         &self.run.states
     }
 
+    /// Why durable calls are refused.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        self.run.refusal()
+    }
+
+    /// Returns when durable calls are refused, and why.
+    pub(crate) async fn refused(&self) -> Error {
+        self.run.refused().await
+    }
+
     /// The id of this run.
     pub fn run_id(&self) -> RunId {
         self.run.id.into()

@@ -1,7 +1,7 @@
 //! Batches: handled together, ended one by one.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ambo::{Batch, Code, Enqueue, Error, Failure, Result, Retry, RunId, Untyped, Worker, WorkerBuilder};
 
@@ -76,7 +76,7 @@ async fn a_handler_that_fails_fails_its_batch_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_that_wait_for_a_batch_are_handed_back_and_cancelled_like_others() {
+async fn runs_that_are_handed_back_while_they_wait_come_into_another_batch() {
     let db = database().await;
     let sizes = Sizes::default();
     let first = worker(&db, &sizes, 3, Duration::from_secs(3600)).start().await.unwrap();
@@ -89,4 +89,56 @@ async fn runs_that_wait_for_a_batch_are_handed_back_and_cancelled_like_others() 
     assert_eq!(end(&db, third).await.unwrap(), 6);
     assert_eq!(end(&db, runs[0].run).await.unwrap(), 2);
     assert_eq!(*sizes.lock().unwrap(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_cancelled_while_it_waits_leaves_its_batch_at_once() {
+    let db = database().await;
+    let sizes = Sizes::default();
+    let _worker = worker(&db, &sizes, 3, Duration::from_secs(3600)).start().await.unwrap();
+    let runs = ambo::enqueue_all(&db.client, (1..=2).map(|n| Enqueue::named("index", &n))).await.unwrap();
+    db.until("select count(*) = 2 from ambo.claim").await;
+    db.client.cancel(runs[0].run, "not needed").await.unwrap();
+    assert_eq!(end(&db, runs[0].run).await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'cancelled'").await, 1);
+    // It takes no place: with the next one they are two.
+    let third = Enqueue::named("index", &3).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 2 from ambo.claim").await;
+    let fourth = Enqueue::named("index", &4).on(&db.client).await.unwrap().run;
+    for (run, twice) in [(runs[1].run, 4), (third, 6), (fourth, 8)] {
+        assert_eq!(end(&db, run).await.unwrap(), twice);
+    }
+    assert_eq!(*sizes.lock().unwrap(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_a_batch_that_all_have_left_begins_anew() {
+    let db = database().await;
+    let (sizes, within) = (Sizes::default(), Duration::from_secs(2));
+    let _worker = worker(&db, &sizes, 3, within).start().await.unwrap();
+    let first = Enqueue::named("index", &1).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 1 from ambo.claim").await;
+    tokio::time::sleep(within / 2).await;
+    db.client.cancel(first, "not needed").await.unwrap();
+    assert_eq!(end(&db, first).await.unwrap_err().code(), Code::Cancelled);
+    let came = Instant::now();
+    let second = Enqueue::named("index", &2).on(&db.client).await.unwrap().run;
+    assert_eq!(end(&db, second).await.unwrap(), 4);
+    assert!(came.elapsed() >= within, "handled after {:?}", came.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_cancelled_while_its_batch_is_handled_ends_with_it() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).batch("slow", 1, Duration::ZERO, slow).start().await.unwrap();
+    let run = Enqueue::named("slow", &7).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 1 from ambo.claim").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    db.client.cancel(run, "not needed").await.unwrap();
+    assert_eq!(end(&db, run).await.unwrap(), 7, "what it did is done");
+}
+
+async fn slow(batch: Batch<i64>) -> Vec<Result<i64>> {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    batch.items.iter().map(|item| Ok(item.input)).collect()
 }
