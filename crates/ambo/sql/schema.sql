@@ -446,7 +446,7 @@ function check_terms(p_runs json, p_names text[])
     returns void
     stable
 
-function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT slots bigint[], OUT run_lanes integer[], OUT weights smallint[], OUT attempts integer[], OUT losses smallint[], OUT left_ms bigint[], OUT nudged uuid[], OUT open integer[], OUT tried integer[], OUT left_lanes integer[], OUT left_seqs bigint[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
+function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT run_lanes integer[], OUT weights smallint[], OUT attempts integer[], OUT losses smallint[], OUT left_ms bigint[], OUT nudged uuid[], OUT open integer[], OUT tried integer[], OUT left_lanes integer[], OUT left_seqs bigint[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT limited boolean, OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
 
@@ -639,6 +639,10 @@ function is_cron_field(p_place integer, p_field text)
     immutable
 
 function is_forged(p_payload json)
+    returns boolean
+    immutable
+
+function is_limited(q ambo.queue)
     returns boolean
     immutable
 

@@ -9,7 +9,7 @@
 -- Limits hold exactly, for claims of a queue that has any take turns: the queue's lock is held from the count to the commit.
 -- They are counted without walking over the dead: the worker remembers the slots (of ambo.claim) that it knew, of its own by weight, of
 -- others by number; here those are looked up, and what is newer is read. A slot of its own whose claim's answer was lost is
--- newer than what it knows, and counts as somebody else's.
+-- newer than what it knows, and counts as somebody else's; and so does what it claimed while the queue had no limit.
 --
 -- Turns are taken by groups, and by workflows of runs that have none: the lanes of a group that are equally urgent are one unit, in which
 -- what goes on (marked '+') comes first, and then what was enqueued first. The less urgent get what the more urgent leave.
@@ -94,6 +94,13 @@ begin
     select p_queue, u.g, nextval('ambo.rate_seq'), clock_timestamp(), u.t from unnest(p_groups, p_tokens) as u (g, t);
 end $$;
 
+-- Whether there is anything to count.
+create or replace function ambo.is_limited(q ambo.queue) returns boolean
+language sql immutable
+as $$
+    select num_nonnulls(q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_limit, q.group_rate_limit, q.ordered) > 0
+$$;
+
 -- `p_lanes` are tried in their order, those of a unit in one turn (`p_turns`), those of one priority in one class (`p_classes`).
 -- `p_mine`: the weight in execution in this worker that it counts, in all and in the group of each lane; `p_here`: all that is in
 -- execution in it, whoever counts it; `p_others`: the slots of others, as they were known at the last call, up to `p_seen`.
@@ -106,11 +113,11 @@ create or replace function ambo.claim_queue(
     p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[],
     p_mine_groups integer[],
     p_mine integer, p_here integer, p_others bigint[], p_seen bigint,
-    out runs uuid[], out slots bigint[], out run_lanes integer[], out weights smallint[],
+    out runs uuid[], out run_lanes integer[], out weights smallint[],
     out attempts integer[], out losses smallint[], out left_ms bigint[], out nudged uuid[],
     out open integer[], out tried integer[], out left_lanes integer[], out left_seqs bigint[],
     out upto text, out new_lanes text[], out new_priorities smallint[], out new_lows bigint[],
-    out others bigint[], out seen bigint, out wait_ms integer,
+    out limited boolean, out others bigint[], out seen bigint, out wait_ms integer,
     out ordered text, out ageing_ms bigint, out group_limit integer,
     out group_keys text[], out shares smallint[])
 language plpgsql volatile security definer
@@ -119,7 +126,6 @@ set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
 as $$
 declare
     q ambo.queue%rowtype;
-    v_limited boolean;
     v_other_groups text[];
     v_other_weights integer[];
     -- What there is room for by the limits: for what fits, and for one that weighs more than a limit of which nothing is taken. Null: any.
@@ -145,12 +151,17 @@ begin
     select a.lanes, a.priorities, a.lows, a.upto::text into new_lanes, new_priorities, new_lows, upto
     from ambo.arrivals(p_queue, p_since::pg_snapshot) a;
     select * into q from ambo.queue k where k.name = p_queue;
-    v_limited := num_nonnulls(q.concurrency, q.worker_concurrency, q.group_concurrency, q.rate_limit, q.group_rate_limit,
-                              q.ordered) > 0;
-    -- Without a limit nothing is counted, and what is known is kept for the next one.
+    limited := ambo.is_limited(q);
+    -- Without a limit nothing is counted: what is known is kept for the next one, which finds the slots that were given meanwhile.
     others := p_others;
     seen := p_seen;
-    if v_limited then
+    if not limited then
+        -- Who sets one waits for those who claim without.
+        perform pg_advisory_xact_lock_shared(hashtext('ambo.queue'), hashtext(p_queue));
+        if (select ambo.is_limited(k) from ambo.queue k where k.name = p_queue) then
+            p_limit := 0;
+        end if;
+    else
         perform pg_advisory_xact_lock(hashtext('ambo.queue'), hashtext(p_queue));
         select * into q from ambo.queue k where k.name = p_queue;
         select coalesce(array_agg(s.slot), '{}'), coalesce(array_agg(s.group_key), '{}'), coalesce(array_agg(s.weight::integer), '{}')
@@ -269,12 +280,11 @@ begin
     ), given as materialized (
         -- A slot each, numbered in their order. Nothing is joined with what was inserted: a planner that expects next to
         -- nothing would compare each with all.
-        select o.*, case when v_limited and not o.wakes then nextval('ambo.slot_seq') end as slot
+        select o.*, case when not o.wakes then nextval('ambo.slot_seq') end as slot
         from (select t.*, s.n, s.group_key, s.goes_on from seen s join taken t on t.seq = s.seq order by s.n, s.seq) o
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline, slot, weight, queue, group_key)
-        select g.run_id, p_worker, g.attempt + 1, g.losses, g.losses = 0, g.deadline, g.slot, case when v_limited then g.weight end,
-               case when g.slot is not null then p_queue end, case when g.slot is not null then g.group_key end
+        select g.run_id, p_worker, g.attempt + 1, g.losses, g.losses = 0, g.deadline, g.slot, g.weight, p_queue, g.group_key
         from given g where not g.wakes
     ), led as (
         delete from ambo.head h where h.run_id = any (array(select g.run_id from given g where g.goes_on))
@@ -282,9 +292,8 @@ begin
         select array_agg(s.n) as lanes, array_agg(s.seq) as seqs from seen s where s.seq not in (select d.seq from taken d)
     )
     select array_agg(g.run_id) filter (where not g.wakes),
-           array_agg(g.slot) filter (where not g.wakes),
            array_agg(g.n) filter (where not g.wakes),
-           array_agg(case when v_limited then g.weight else 0 end) filter (where not g.wakes),
+           array_agg(g.weight) filter (where not g.wakes),
            array_agg(g.attempt + 1) filter (where not g.wakes),
            array_agg(g.losses) filter (where not g.wakes),
            array_agg((extract(epoch from g.deadline - now()) * 1000)::bigint) filter (where not g.wakes),
@@ -292,13 +301,13 @@ begin
            (select array_agg(e.n) from eligible e where not e.is_free),
            (select array_agg(t.n) from tried t),
            (select l.lanes from left_over l), (select l.seqs from left_over l)
-    into runs, slots, run_lanes, weights, attempts, losses, left_ms, v_woken, open, tried, left_lanes, left_seqs
+    into runs, run_lanes, weights, attempts, losses, left_ms, v_woken, open, tried, left_lanes, left_seqs
     from given g;
     if v_room <= 0 then
         -- Nobody's turn is over.
         open := array(select generate_subscripts(p_lanes, 1));
     end if;
-    if v_limited then
+    if limited then
         select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
         if runs is not null and (q.rate_limit is not null or q.group_rate_limit is not null) then
             v_claimed := (select sum(w) from unnest(weights) w);
@@ -309,9 +318,9 @@ begin
                 select array_agg(g.group_key), array_agg(greatest(
                     ambo.tokens(p_queue, g.group_key, q.group_rate_limit, q.group_rate_period, q.group_rate_burst) - g.weight, 0))
                 into v_groups, v_left
-                from (select c.group_key, sum(c.weight) as weight from unnest(slots) u (slot) cross join lateral (
-                          select c.* from ambo.claim c where c.queue = p_queue and c.slot = u.slot offset 0) c
-                      where c.group_key is not null group by c.group_key) g;
+                from (select split_part(p_lanes[u.n], chr(31), 3) as group_key, sum(u.weight) as weight
+                      from unnest(run_lanes, weights) u (n, weight) group by 1) g
+                where g.group_key <> '';
                 if v_groups is not null then
                     perform ambo.spend(p_queue, v_groups, v_left);
                 end if;

@@ -18,6 +18,8 @@ use crate::store::connect::Session;
 use crate::store::schema::Schema;
 use crate::telemetry;
 
+/// The count of what was claimed while nothing was counted: to the next limit it is somebody else's.
+const NOT_COUNTED: u64 = u64::MAX;
 /// Lanes that are tried in one claim: more where few of those that were tried could give something, fewer where most gave nothing for
 /// want of room.
 const LANES: std::ops::RangeInclusive<usize> = 16..=500;
@@ -200,14 +202,11 @@ impl Dispatcher {
         for run in runs {
             let Some(given) = by_run.get(&run.id).map(|n| &answer.given[*n]) else { continue };
             let group = choices.get(given.lane).and_then(|choice| group(&choice.lane));
-            if given.slot.is_none() {
-                continue;
-            }
             let slot = Slot {
                 queue: self.queue.clone(),
                 group: group.map(Into::into),
                 weight: given.weight,
-                count: self.count,
+                count: if answer.limited { self.count } else { NOT_COUNTED },
                 ordered: self.ordered.clone(),
             };
             life.slots.take(&slot);

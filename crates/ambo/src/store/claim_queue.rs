@@ -48,8 +48,6 @@ pub(crate) struct Question<'a> {
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) run: Uuid,
-    /// None: nothing is counted.
-    pub(crate) slot: Option<i64>,
     /// The index of its lane among the choices.
     pub(crate) lane: usize,
     pub(crate) weight: i32,
@@ -70,6 +68,8 @@ pub(crate) struct Answer {
     pub(crate) upto: String,
     /// Lanes in which something has come to be visible, with the mark below it.
     pub(crate) arrivals: Vec<(String, i16, i64)>,
+    /// Whether the queue has a limit. Where it has none the worker does not count what it was given: the next limit finds it.
+    pub(crate) limited: bool,
     pub(crate) others: Vec<i64>,
     pub(crate) seen: i64,
     /// Until the rate allows another run.
@@ -143,6 +143,7 @@ fn read(row: &Row, choices: &[Choice]) -> Result<Answer, tokio_postgres::Error> 
         given,
         upto: row.try_get("upto")?,
         arrivals: arrivals.map(|((lane, priority), low)| (lane, priority, low)).collect(),
+        limited: row.try_get("limited")?,
         others: list(row, "others")?,
         seen: row.try_get("seen")?,
         wait: row.try_get::<_, Option<i32>>("wait_ms")?.map(|ms| milliseconds(ms.into())),
@@ -154,7 +155,6 @@ fn read(row: &Row, choices: &[Choice]) -> Result<Answer, tokio_postgres::Error> 
 }
 
 fn given(row: &Row) -> Result<Vec<Given>, tokio_postgres::Error> {
-    let slots: Vec<Option<i64>> = list(row, "slots")?;
     let lanes: Vec<i32> = list(row, "run_lanes")?;
     let weights: Vec<i16> = list(row, "weights")?;
     let attempts: Vec<i32> = list(row, "attempts")?;
@@ -163,7 +163,6 @@ fn given(row: &Row) -> Result<Vec<Given>, tokio_postgres::Error> {
     let runs = list(row, "runs")?.into_iter().enumerate();
     let given = runs.map(|(n, run)| Given {
         run,
-        slot: slots[n],
         lane: index(lanes[n]),
         weight: weights[n].into(),
         attempt: attempts[n],

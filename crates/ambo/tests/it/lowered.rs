@@ -47,6 +47,39 @@ async fn a_lowered_limit_of_an_ordered_queue_lets_nobody_in_until_it_is_kept() {
     assert_lowered(before, settings().concurrency(1), ["a", "b", "c"]).await;
 }
 
+/// Three run that were claimed while there was no limit: they count to the one that is set then. Nobody begins until the last of
+/// them has ended, and after that one runs at a time.
+async fn assert_counted(before: &[QueueSettings], after: QueueSettings, groups: [&str; 3], workers: usize) {
+    let bench = Bench::new(before[0].clone(), workers, 0).await;
+    for next in &before[1..] {
+        bench.db.client.set_queue("q", next).await.unwrap();
+    }
+    bench.enqueue((0..3).map(|n| job(groups[n as usize % 3], n))).await;
+    bench.begun(3).await;
+    bench.db.client.set_queue("q", &after).await.unwrap();
+    bench.enqueue((3..12).map(|n| job(groups[n as usize % 3], n))).await;
+    bench.let_go(2);
+    bench.db.until("select count(*) = 1 from ambo.claim").await;
+    assert_eq!(bench.gauge.begun.lock().unwrap().len(), 3, "{after:?}");
+    bench.let_go(1);
+    bench.begun(4).await;
+    bench.gauge.forget();
+    bench.let_go(9);
+    bench.all_ended(12).await;
+    assert_eq!(bench.gauge.most(), 1, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_claimed_while_there_was_no_limit_counts_to_the_next_one() {
+    let none = [settings().groups()];
+    assert_counted(&none, settings().concurrency(1), ["", "a", "b"], 2).await;
+    assert_counted(&none, settings().group_concurrency(1), ["g"; 3], 2).await;
+    assert_counted(&none, settings().ordered(Ordered::Block), ["g"; 3], 2).await;
+    assert_counted(&none, settings().worker_concurrency(1), ["", "a", "b"], 1).await;
+    let taken_away = [settings().concurrency(5), settings().concurrency(None)];
+    assert_counted(&taken_away, settings().concurrency(1), ["", "a", "b"], 2).await;
+}
+
 /// What was claimed, when, and of which group, by the database's clock.
 const TAKEN: &str = "create table taken (at timestamptz default clock_timestamp(), \"group\" text);
     create function take() returns trigger language plpgsql as $$
