@@ -325,7 +325,7 @@ pub enum Act {
     Redrive {
         /// The queue that they go to. Default: the one that they died in.
         queue: Option<String>,
-        /// So many a second, in the order given, from now on; it goes on without whoever asked for it. Default: all at once.
+        /// So many a second, one after the other, from now on; it goes on without whoever asked for it. Default: all at once.
         per_second: Option<f64>,
     },
     /// Throw dead ones away, with all that they recorded.

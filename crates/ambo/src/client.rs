@@ -444,17 +444,24 @@ impl Client {
     /// Does one thing to many runs, each on its own, and says what became of each: one that refuses it does not keep
     /// the others from it. [`list_runs`](Client::list_runs) finds them, and is the dry run.
     ///
+    /// In the order in which they were enqueued, however they are given (lists are newest first): so the runs of a group go on in
+    /// their order. Answers come as the runs were given.
+    ///
     /// # Errors
     /// `AMBO040` if the database is away; up to 500 runs may have been acted on and not be told of then.
     pub async fn act(&self, act: &Act, runs: &[RunId]) -> Result<Vec<Acted>> {
+        let mut given: Vec<(uuid::Uuid, usize)> = runs.iter().map(|run| run.as_uuid()).zip(0..).collect();
+        given.sort_unstable();
         let mut acted = Vec::with_capacity(runs.len());
-        for some in runs.chunks(500) {
-            let some: Vec<uuid::Uuid> = some.iter().map(|run| run.as_uuid()).collect();
+        for some in given.chunks(500) {
+            let some: Vec<uuid::Uuid> = some.iter().map(|(run, _)| *run).collect();
             acted.extend(
                 admin::act_on_runs(&self.session().await?, self.schema(), act, &some, acted.len()).await?,
             );
         }
-        Ok(acted)
+        let mut acted: Vec<(usize, Acted)> = given.iter().map(|(_, at)| *at).zip(acted).collect();
+        acted.sort_unstable_by_key(|(at, _)| *at);
+        Ok(acted.into_iter().map(|(_, acted)| acted).collect())
     }
 
     /// The dead, newest first, with why, when and how often; the state of the filter is not looked at. To run them again or throw

@@ -57,9 +57,10 @@ begin
     end if;
 end $$;
 
--- Runs the dead again, from their checkpoints, each on its own: in the queue where they died, or in another, and, with
--- p_per_second, one after the other: they stand in timer at their times, so that nobody need stay for it. `p_done`: how many
--- of the same lot were given before. Says what became of each, or with the code of the error why it was refused.
+-- Runs the dead again, from their checkpoints, each on its own, in the order in which they were enqueued (see act_on_runs): in the
+-- queue where they died, or in another, and, with p_per_second, one after the other: they stand in timer at their times, so that
+-- nobody need stay for it. `p_done`: how many of the same lot were given before. Says what became of each, or with the code of the
+-- error why it was refused.
 create or replace function ambo.redrive_dead(
     p_runs uuid[], p_queue text default null, p_per_second double precision default null, p_done integer default 0)
 returns table (run_id uuid, answer text, code text)
@@ -74,7 +75,7 @@ begin
     elsif p_queue is not null and not exists (select from ambo.queue q where q.name = p_queue) then
         raise exception 'AMBO002: there is no queue %', quote_literal(left(p_queue, 200)) using errcode = 'AM002';
     end if;
-    foreach run_id in array p_runs loop
+    for run_id in select g.id from unnest(p_runs) g (id) order by g.id loop
         begin
             code := null;
             perform ambo.refuse_living(run_id);

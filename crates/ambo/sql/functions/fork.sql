@@ -154,8 +154,9 @@ begin
     perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', '{null}', '{null}');
 end $$;
 
--- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. Says what became of each: what the
--- act answers, or with the code of the error why it was refused.
+-- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. In the order in which they were enqueued, that of
+-- their ids, however they are given: lists are newest first, and the runs of a group go on in the order in which they are let in again.
+-- Says what became of each: what the act answers, or with the code of the error why it was refused.
 create or replace function ambo.act_on_runs(
     p_act text, p_runs uuid[], p_position text default null, p_reason text default null, p_grace interval default null)
 returns table (run_id uuid, answer text, code text)
@@ -168,7 +169,7 @@ begin
     elsif p_runs is null then
         raise exception 'AMBO005: act_on_runs takes an array of runs, not null' using errcode = 'AM005';
     end if;
-    foreach run_id in array p_runs loop
+    for run_id in select g.id from unnest(p_runs) g (id) order by g.id loop
         begin
             code := null;
             if p_act = 'cancel' then

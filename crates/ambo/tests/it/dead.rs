@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ambo::admin::{Act, Filter};
-use ambo::{Code, Ctx, Enqueue, Error, Failure, Result, Retry, RunId, Untyped, Worker};
+use ambo::{
+    Code, Ctx, Enqueue, Error, Failure, Ordered, QueueSettings, Result, Retry, RunId, Untyped, Worker,
+};
 
 use crate::harness::{Database, database};
+use crate::limits::{Bench, Job, job};
 
 /// Fails until it is mended; what it did before stays done.
 async fn mail(mut cx: Ctx<'_>, n: i64) -> Result<i64> {
@@ -101,6 +104,41 @@ async fn the_dead_are_run_again_at_a_rate_and_in_another_queue() {
     assert_eq!(db.client.act(&wrong, &[runs[4]]).await.unwrap_err().code(), Code::UnknownQueue);
     let wrong = Act::Redrive { queue: None, per_second: Some(0.0) };
     assert_eq!(db.client.act(&wrong, &[runs[4]]).await.unwrap_err().code(), Code::InvalidOption);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_redriven_or_retried_in_bulk_keeps_the_order_of_its_group() {
+    let bench = Bench::new(QueueSettings::default().ordered(Ordered::Dead), 1, 1).await;
+    bench.enqueue((0..8).map(|n| Job { fails: true, ..job("g", n) })).await;
+    bench.all_ended(8).await;
+    let client = &bench.db.client;
+    // Newest first, as lists are.
+    let runs: Vec<RunId> =
+        client.dead_letters(&Filter::default()).await.unwrap().iter().map(|dead| dead.id).collect();
+    let redrive = |per_second| Act::Redrive { queue: None, per_second };
+    for act in [redrive(None), redrive(Some(50.0)), Act::Retry] {
+        let begun = bench.gauge.begun.lock().unwrap().len();
+        let acted = client.act(&act, &runs).await.unwrap();
+        assert_eq!(
+            acted.iter().map(|acted| acted.id).collect::<Vec<_>>(),
+            runs,
+            "answers as they were given"
+        );
+        bench.begun(begun + 8).await;
+        bench.all_ended(8).await;
+    }
+    for sql in [
+        "ambo.redrive_dead(array(select id from ambo.dead_letters()))",
+        "ambo.redrive_dead(array(select id from ambo.dead_letters()), p_per_second => 50)",
+        "ambo.act_on_runs('retry', array(select id from ambo.dead_letters()))",
+    ] {
+        let begun = bench.gauge.begun.lock().unwrap().len();
+        assert_eq!(bench.db.number(&format!("select count(*) from {sql} where code is null")).await, 8);
+        bench.begun(begun + 8).await;
+        bench.all_ended(8).await;
+    }
+    let begun: Vec<u32> = bench.gauge.begun.lock().unwrap().iter().map(|(_, number)| *number).collect();
+    assert_eq!(begun, (0..7).flat_map(|_| 0..8).collect::<Vec<u32>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
