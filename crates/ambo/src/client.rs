@@ -415,7 +415,8 @@ impl Client {
     /// Runs a failed, cancelled or dead run again, from its checkpoints.
     ///
     /// # Errors
-    /// `AMBO033` if there is no such run, `AMBO034` if it has not ended or has succeeded.
+    /// `AMBO033` if there is no such run, `AMBO034` if it has not ended or has succeeded, `AMBO009` if its queue, or group, is being
+    /// drained.
     pub async fn retry(&self, run: RunId) -> Result<()> {
         admin::retry_run(&self.session().await?, self.schema(), run.as_uuid()).await
     }
@@ -426,7 +427,7 @@ impl Client {
     ///
     /// # Errors
     /// `AMBO005` for what is not a position, `AMBO033` if there is no such run, `AMBO034` if it is neither parked nor ended, or
-    /// what it did was undone.
+    /// what it did was undone, `AMBO009` if it has ended and its queue, or group, is being drained.
     pub async fn rewind(&self, run: RunId, position: &str) -> Result<()> {
         admin::rewind_run(&self.session().await?, self.schema(), run.as_uuid(), position).await
     }
@@ -435,7 +436,7 @@ impl Client {
     /// one stays as it is; the attribute `forked_from` of the new one names it.
     ///
     /// # Errors
-    /// `AMBO005` for what is not a position, `AMBO033` if there is no such run.
+    /// `AMBO005` for what is not a position, `AMBO033` if there is no such run, `AMBO009` if its queue, or group, is being drained.
     pub async fn fork(&self, run: RunId, position: Option<&str>) -> Result<RunId> {
         let fork = admin::fork_run(&self.session().await?, self.schema(), run.as_uuid(), position).await?;
         Ok(fork.into())

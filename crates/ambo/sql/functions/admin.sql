@@ -149,6 +149,23 @@ begin
         hint = 'Fork it from its beginning (`ambo run fork ID --at 1`), or enqueue a new run.';
 end $$;
 
+-- Lets a run that has ended into its queue again, if that takes runs: with p_due it waits until then. One that blocks its group may
+-- come back to a queue that is being drained, which would not be worked off otherwise.
+create or replace function ambo.readmit_run(p_run uuid, p_attempt integer, p_due timestamptz default null) returns void
+language plpgsql volatile
+as $$
+begin
+    perform ambo.refuse_draining(array[r.queue], array[r.group_key])
+    from ambo.run r join ambo.queue q on q.name = r.queue
+    where r.id = p_run and not (q.ordered is not distinct from 'block'
+                                and exists (select from ambo.head h where h.run_id = p_run));
+    if p_due > clock_timestamp() then
+        insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, p_attempt, 0);
+    else
+        perform ambo.make_ready(array[p_run], array[p_attempt], '{0}', '{null}', '{null}');
+    end if;
+end $$;
+
 -- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failures that ended it, of which its
 -- error names the positions, are forgotten, and so are losses and the mark of a commit by hand. What its worker did not
 -- end itself (it died) names none: a failure after which nothing was recorded is forgotten then.
@@ -195,11 +212,7 @@ begin
     delete from ambo.cancel_request q where q.run_id = p_run;
     -- Whoever asks for it now wants it now.
     update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
-    if p_due > clock_timestamp() then
-        insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, v_outcome.attempt, 0);
-    else
-        perform ambo.make_ready(array[p_run], array[v_outcome.attempt], '{0}', '{null}', '{null}');
-    end if;
+    perform ambo.readmit_run(p_run, v_outcome.attempt, p_due);
 end $$;
 
 -- Makes this database, restored or cloned from another, an installation of its own.

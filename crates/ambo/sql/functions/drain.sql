@@ -1,7 +1,7 @@
 -- Drain and purge: a queue, or a group of one, that takes no new runs, and one that loses those that wait.
 
--- Lets a queue, or with p_group one group of it, take no new runs (AMBO009) while those that wait are worked off, or lets it take runs again. What runs
--- themselves start there, and what is retried, goes on being taken: the queue would never be empty otherwise.
+-- Lets a queue, or with p_group one group of it, take no new runs (AMBO009) while those that wait are worked off, or lets it take runs again. Nor
+-- does it take those that had ended. What runs themselves start there goes on being taken: the queue would never be empty otherwise.
 create or replace function ambo.drain_queue(p_queue text, p_draining boolean default true, p_group text default null)
 returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp

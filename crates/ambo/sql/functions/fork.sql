@@ -71,6 +71,7 @@ begin
     if not found then
         perform ambo.refuse_unknown(p_run);
     end if;
+    perform ambo.refuse_draining(array[r.queue], array[r.group_key]) from ambo.run r where r.id = v_fork;
     -- One that was undone may begin anew: with nothing of what it did.
     v_is_half := not exists (select from ambo.outcome o where o.run_id = p_run
                              and (o.status <> 'dead' or (o.error -> 'undone') is not null));
@@ -151,7 +152,11 @@ begin
     perform ambo.restore_attributes(p_run);
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
-    perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', '{null}', '{null}');
+    if v_is_parked then
+        perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', '{null}', '{null}');
+    else
+        perform ambo.readmit_run(p_run, v_attempt);
+    end if;
 end $$;
 
 -- One act on many runs, each on its own: `cancel`, `retry`, `rewind` or `fork`. In the order in which they were enqueued, that of

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ambo::admin::Purge;
-use ambo::{Code, Ctx, Enqueue, QueueSettings, Result, Untyped, Worker};
+use ambo::admin::{Act, Purge};
+use ambo::{Code, Ctx, Enqueue, Ordered, QueueSettings, Result, Untyped, Worker};
 
 use crate::harness::database;
 
@@ -41,6 +41,43 @@ async fn a_queue_that_is_drained_takes_nothing_new_and_is_worked_off() {
     db.client.drain_queue("mail", false).await.unwrap();
     new().on(&db.client).await.unwrap();
     assert_eq!(db.client.drain_queue("nowhere", true).await.unwrap_err().code(), Code::UnknownQueue);
+}
+
+#[tokio::test]
+async fn what_is_drained_takes_nothing_back() {
+    let db = database().await;
+    let blocks = QueueSettings::default().ordered(Ordered::Block);
+    db.client.set_queue("mail", &blocks).await.unwrap();
+    let new = |n: i64| Enqueue::<Untyped>::named("w", &n).queue("mail").group("g");
+    let dead = new(1).on(&db.client).await.unwrap().run;
+    let elsewhere = Enqueue::<Untyped>::named("w", &2).on(&db.client).await.unwrap().run;
+    let die = "delete from ambo.ready; delete from ambo.head; insert into ambo.outcome (run_id, attempt, status, error)
+        select id, 1, 'dead', '{}' from ambo.run on conflict do nothing";
+    db.sql.batch_execute(die).await.unwrap();
+    let redrive = |queue: Option<&str>| Act::Redrive { queue: queue.map(str::to_owned), per_second: None };
+    for group in [None, Some("g")] {
+        let drain = async |draining| match group {
+            None => db.client.drain_queue("mail", draining).await.unwrap(),
+            Some(group) => db.client.drain_group("mail", group, draining).await.unwrap(),
+        };
+        drain(true).await;
+        for act in [Act::Retry, Act::Rewind("1".into()), Act::Fork(None), redrive(None)] {
+            let acted = db.client.act(&act, &[dead]).await.unwrap();
+            assert_eq!(acted[0].refused.as_deref(), Some("AM009"), "{act:?}: {}", acted[0].answer);
+        }
+        if group.is_none() {
+            let acted = db.client.act(&redrive(Some("mail")), &[elsewhere]).await.unwrap();
+            assert_eq!(acted[0].refused.as_deref(), Some("AM009"), "{}", acted[0].answer);
+            assert_eq!(db.client.show_run(elsewhere).await.unwrap().summary.queue, "default");
+        }
+        assert_eq!(db.number("select count(*) from ambo.ready").await, 0);
+        drain(false).await;
+    }
+    // What blocks its group is what there is to be worked off.
+    db.client.drain_queue("mail", true).await.unwrap();
+    let block = "insert into ambo.head (queue, group_key, run_id) select 'mail', 'g', $1";
+    db.sql.execute(block, &[&dead.as_uuid()]).await.unwrap();
+    db.client.retry(dead).await.unwrap();
 }
 
 #[tokio::test]
