@@ -149,16 +149,32 @@ begin
         hint = 'Fork it from its beginning (`ambo run fork ID --at 1`), or enqueue a new run.';
 end $$;
 
--- Lets a run that has ended into its queue again, if that takes runs: with p_due it waits until then. One that blocks its group may
--- come back to a queue that is being drained, which would not be worked off otherwise.
+-- Lets a run that has ended into its queue again, if that takes runs and its key is its own: with p_due it waits until then. One that
+-- blocks its group may come back to a queue that is being drained, which would not be worked off otherwise.
 create or replace function ambo.readmit_run(p_run uuid, p_attempt integer, p_due timestamptz default null) returns void
 language plpgsql volatile
 as $$
+declare
+    v_holder record;
 begin
     perform ambo.refuse_draining(array[r.queue], array[r.group_key])
     from ambo.run r join ambo.queue q on q.name = r.queue
     where r.id = p_run and not (q.ordered is not distinct from 'block'
                                 and exists (select from ambo.head h where h.run_id = p_run));
+    -- One run at a time by a key that says so: another that was enqueued since may live.
+    select k.run_id, o.run_id is null as lives into v_holder
+    from ambo.run r join ambo.run_key k on k.workflow = r.workflow and k.key = r.key and k.rule = 'd'
+    left join ambo.outcome o on o.run_id = k.run_id
+    where r.id = p_run and k.run_id <> p_run
+      and not exists (select from ambo.run_key n where n.workflow = r.workflow and n.key = r.key and n.run_id = p_run)
+    for update of k;
+    if v_holder.lives then
+        raise exception 'AMBO034: run % cannot live again now: run % has its key, and only one of them lives at a time', p_run,
+            v_holder.run_id using errcode = 'AM034', hint = 'Ask again when that one has ended.';
+    elsif found then
+        update ambo.run_key k set run_id = p_run from ambo.run r
+        where r.id = p_run and k.workflow = r.workflow and k.key = r.key and k.rule = 'd';
+    end if;
     if p_due > clock_timestamp() then
         insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, p_attempt, 0);
     else
@@ -175,7 +191,6 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_outcome record;
-    v_holder record;
 begin
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
     returning o.attempt, o.error -> 'at' as failed_at,
@@ -187,20 +202,6 @@ begin
     end if;
     if not v_outcome.is_half then
         perform ambo.refuse_undone(p_run, 'retried', false);
-    end if;
-    -- One run at a time by a key that says so: another that was enqueued since may live.
-    select k.run_id, o.run_id is null as lives into v_holder
-    from ambo.run r join ambo.run_key k on k.workflow = r.workflow and k.key = r.key and k.rule = 'd'
-    left join ambo.outcome o on o.run_id = k.run_id
-    where r.id = p_run and k.run_id <> p_run
-      and not exists (select from ambo.run_key n where n.workflow = r.workflow and n.key = r.key and n.run_id = p_run)
-    for update of k;
-    if v_holder.lives then
-        raise exception 'AMBO034: run % cannot be retried now: run % has its key, and only one of them lives at a time', p_run,
-            v_holder.run_id using errcode = 'AM034', hint = 'Retry it when that one has ended.';
-    elsif found then
-        update ambo.run_key k set run_id = p_run from ambo.run r
-        where r.id = p_run and k.workflow = r.workflow and k.key = r.key and k.rule = 'd';
     end if;
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'

@@ -35,20 +35,27 @@ async fn a_dedup_key_names_its_run_until_that_has_ended() {
 }
 
 #[tokio::test]
-async fn a_run_is_not_retried_beside_another_that_has_its_dedup_key() {
+async fn a_run_is_not_retried_or_rewound_beside_another_that_has_its_dedup_key() {
     let db = database().await;
     let asked = async || Enqueue::<Untyped>::named("w", &1).key("k").dedup().on(&db.client).await.unwrap();
     let first = asked().await.run;
     db.client.cancel(first, "x").await.unwrap();
     let second = asked().await;
     assert!(second.is_new);
-    let refused = db.client.retry(first).await.unwrap_err();
-    assert_eq!(refused.code(), Code::WrongState);
-    assert!(refused.to_string().contains(&second.run.to_string()), "{refused}");
+    for refused in [db.client.retry(first).await, db.client.rewind(first, "1").await] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::WrongState);
+        assert!(refused.to_string().contains(&second.run.to_string()), "{refused}");
+    }
     db.client.cancel(second.run, "x").await.unwrap();
     db.client.retry(first).await.unwrap();
     let third = asked().await;
     assert_eq!((third.is_new, third.run), (false, first), "it has the key again");
+    db.client.cancel(first, "x").await.unwrap();
+    let fourth = asked().await.run;
+    db.client.cancel(fourth, "x").await.unwrap();
+    db.client.rewind(first, "1").await.unwrap();
+    assert_eq!(asked().await.run, first, "so it has by a rewind");
     // Another key of the same name is another one.
     let plain = Enqueue::<Untyped>::named("w", &1).key("k").on(&db.client).await.unwrap().run;
     db.client.cancel(plain, "x").await.unwrap();
