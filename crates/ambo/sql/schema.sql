@@ -722,6 +722,10 @@ function live_state(p_run uuid)
     returns text
     stable
 
+function living_member(p_run uuid, p_from uuid)
+    returns uuid
+    volatile
+
 function make_partitions()
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
@@ -805,6 +809,10 @@ function read_setting(p_settings jsonb, p_name text, p_least integer, p_old inte
 function read_span(p_value jsonb, p_name text)
     returns interval
     stable
+
+function readmit_run(p_run uuid, p_attempt integer, p_due timestamp with time zone DEFAULT NULL::timestamp with time zone)
+    returns void
+    volatile
 
 function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
@@ -1001,6 +1009,10 @@ function unseen_xids(p_since pg_snapshot, p_upto pg_snapshot, OUT lows xid8[], O
 function vital_signs()
     returns TABLE(name text, value text)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function wait_for_members(p_run uuid)
+    returns boolean
+    volatile
 
 function wake()
     returns void

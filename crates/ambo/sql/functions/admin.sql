@@ -149,8 +149,9 @@ begin
         hint = 'Fork it from its beginning (`ambo run fork ID --at 1`), or enqueue a new run.';
 end $$;
 
--- Lets a run that has ended into its queue again, if that takes runs and its key is its own: with p_due it waits until then. One that
--- blocks its group may come back to a queue that is being drained, which would not be worked off otherwise.
+-- Lets a run that has ended into its queue again, if that takes runs and its key is its own: with p_due it waits until then, and the
+-- last one of a fan-in that had not begun for its members. One that blocks its group may come back to a queue that is being drained, which
+-- would not be worked off otherwise.
 create or replace function ambo.readmit_run(p_run uuid, p_attempt integer, p_due timestamptz default null) returns void
 language plpgsql volatile
 as $$
@@ -175,7 +176,9 @@ begin
         update ambo.run_key k set run_id = p_run from ambo.run r
         where r.id = p_run and k.workflow = r.workflow and k.key = r.key and k.rule = 'd';
     end if;
-    if p_due > clock_timestamp() then
+    if p_attempt = 0 and ambo.wait_for_members(p_run) then
+        return;
+    elsif p_due > clock_timestamp() then
         insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, p_attempt, 0);
     else
         perform ambo.make_ready(array[p_run], array[p_attempt], '{0}', '{null}', '{null}');

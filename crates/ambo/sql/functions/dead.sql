@@ -87,7 +87,7 @@ begin
             end if;
             v_due := now() + make_interval(secs => v_place / p_per_second);
             perform ambo.retry_run(run_id, v_due);
-            answer := case when v_due > now() then 'delayed' else 'ready' end;
+            answer := case ambo.live_state(run_id) when 'ready' then 'ready' else 'delayed' end;
             v_place := v_place + 1;
         exception when others then
             if left(sqlstate, 2) <> 'AM' then

@@ -105,6 +105,35 @@ begin
     end if;
 end $$;
 
+-- The first member, from p_from on, that has not ended; null: there is none.
+create or replace function ambo.living_member(p_run uuid, p_from uuid) returns uuid
+language plpgsql volatile
+as $$
+begin
+    return (select c.child_id from ambo.child c
+            where c.run_id = p_run and c.child_id >= p_from
+              and not exists (select from ambo.outcome o where o.run_id = c.child_id)
+              and exists (select from ambo.run m where m.id = c.child_id)
+            order by c.child_id limit 1);
+end $$;
+
+-- Has a run that had ended before it began wait for its members again. Says whether one is left to wait for. One that ends at this
+-- moment may have woken nobody, so this wakes: the claimer that takes the row looks again, when both are there to be seen.
+create or replace function ambo.wait_for_members(p_run uuid) returns boolean
+language plpgsql volatile
+as $$
+declare
+    v_next uuid := ambo.living_member(p_run, '00000000-0000-0000-0000-000000000000');
+begin
+    if v_next is null then
+        return false;
+    end if;
+    insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, 'infinity', 0, 0);
+    insert into ambo.fan_in (run_id, upto, looked_at) values (p_run, v_next, clock_timestamp());
+    perform ambo.send_wakes(array[p_run]);
+    return true;
+end $$;
+
 -- Of runs that something came for, looks after those that wait for their members: one that has none left becomes ready.
 -- Returns the others, for whom it was something else.
 create or replace function ambo.gather_members(p_runs uuid[]) returns uuid[]
@@ -124,11 +153,7 @@ begin
         cross join lateral (select f.* from ambo.fan_in f where f.run_id = g.id offset 0 for update) f
     loop
         v_others := array_remove(v_others, r.run_id);
-        select c.child_id into v_next from ambo.child c
-        where c.run_id = r.run_id and c.child_id >= r.upto
-          and not exists (select from ambo.outcome o where o.run_id = c.child_id)
-          and exists (select from ambo.run m where m.id = c.child_id)
-        order by c.child_id limit 1;
+        v_next := ambo.living_member(r.run_id, r.upto);
         if v_next is not null then
             if r.looked_at < clock_timestamp() - interval '100 milliseconds' then
                 update ambo.fan_in f set upto = v_next, looked_at = clock_timestamp() where f.run_id = r.run_id;

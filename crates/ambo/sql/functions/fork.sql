@@ -181,10 +181,10 @@ begin
                 answer := ambo.cancel_run(run_id, p_reason, p_grace);
             elsif p_act = 'retry' then
                 perform ambo.retry_run(run_id);
-                answer := 'ready';
+                answer := ambo.live_state(run_id);
             elsif p_act = 'rewind' then
                 perform ambo.rewind_run(run_id, p_position);
-                answer := 'ready';
+                answer := ambo.live_state(run_id);
             else
                 answer := ambo.fork_run(run_id, p_position)::text;
             end if;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ambo::admin::Filter;
+use ambo::admin::{Act, Filter};
 use ambo::{Code, Ctx, Enqueue, Error, Failure, FanIn, Result, RunId, Untyped, Worker};
 
 use crate::harness::{connect, database};
@@ -84,6 +84,42 @@ async fn of_two_members_that_end_at_once_neither_is_forgotten() {
     two.commit().await.unwrap();
     assert_eq!(result(&db.client, all.then.run).await, 1);
     assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_last_and_is_retried_waits_for_its_members_again() {
+    let db = database().await;
+    let begun = Arc::new(AtomicU32::new(0));
+    let worker = Worker::builder(&db.client).workflow_fn("whole", whole).state(begun.clone());
+    let _worker = worker.start().await.unwrap();
+    let all = FanIn::of(parts(3)).then(Enqueue::named("whole", &1)).on(&db.client).await.unwrap();
+    for act in [Act::Retry, Act::Rewind("1".into())] {
+        db.client.cancel(all.then.run, "not now").await.unwrap();
+        assert_eq!(db.client.act(&act, &[all.then.run]).await.unwrap()[0].answer, "delayed", "{act:?}");
+        let why = db.client.why(all.then.run).await.unwrap();
+        assert_eq!((why[0].reason.as_str(), why[0].run), ("members", Some(all.members[0].run)));
+        db.until("select not exists (select from ambo.ready where wakes)").await;
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+    }
+    db.client.cancel(all.then.run, "not now").await.unwrap();
+    for member in &all.members[..2] {
+        db.client.cancel(member.run, "enough").await.unwrap();
+    }
+    // The last one ends while nobody waits for it, in a transaction that the retry does not see: neither sees the other.
+    let mut caller = connect(&db.url).await;
+    let (tx, ending) = (caller.transaction().await.unwrap(), connect(&db.url).await);
+    tx.execute("select ambo.retry_run($1)", &[&all.then.run.as_uuid()]).await.unwrap();
+    ending.execute("select ambo.cancel_run($1)", &[&all.members[2].run.as_uuid()]).await.unwrap();
+    db.until("select not exists (select from ambo.ready where wakes)").await;
+    tx.commit().await.unwrap();
+    assert_eq!(result(&db.client, all.then.run).await, 1);
+    assert_eq!(db.number("select count(*) from ambo.fan_in").await, 0);
+    // None is left to wait for.
+    let none = FanIn::of(parts(1)).then(Enqueue::named("whole", &2)).on(&db.client).await.unwrap();
+    db.client.cancel(none.then.run, "not now").await.unwrap();
+    db.client.cancel(none.members[0].run, "enough").await.unwrap();
+    db.client.retry(none.then.run).await.unwrap();
+    assert_eq!(result(&db.client, none.then.run).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -133,6 +133,7 @@ fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
             };
             return Err(Failure::failed(what, advice).into());
         }
+        (Act::Retry | Act::Rewind(_), "delayed") => "begins when its members have ended",
         (Act::Redrive { .. }, "delayed") => "will run again, in its turn",
         (Act::PurgeDead, _) => "gone",
         (Act::Rewind(_), _) => "ready to run again, from there",
