@@ -249,6 +249,9 @@ pub(crate) struct Selection {
     /// Only runs of this queue
     #[arg(long, value_name = "NAME")]
     pub(crate) queue: Option<String>,
+    /// Only runs of this group
+    #[arg(long, value_name = "KEY")]
+    pub(crate) group: Option<String>,
     /// Only runs in this state
     #[arg(long, value_enum)]
     pub(crate) state: Option<State>,

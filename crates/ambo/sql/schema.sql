@@ -256,7 +256,7 @@ partitioned table run
     parent_id uuid
     start_by timestamp with time zone
     UNIQUE index run_pkey btree (id)
-    index run_rare brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200')) WITH (pages_per_range='32')
+    index run_rare brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200'), group_key text_bloom_ops (n_distinct_per_range='1000')) WITH (pages_per_range='32')
 
 table run_carried
     id uuid not null
@@ -273,7 +273,7 @@ table run_carried
     parent_id uuid
     start_by timestamp with time zone
     UNIQUE index run_carried_pkey btree (id)
-    index run_carried_workflow_queue_idx brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200')) WITH (pages_per_range='32')
+    index run_carried_workflow_queue_group_key_idx brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200'), group_key text_bloom_ops (n_distinct_per_range='1000')) WITH (pages_per_range='32')
 
 table run_key
     workflow text not null
@@ -482,8 +482,8 @@ function dead_errors(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NU
     returns TABLE(workflow text, queue text, code text, message text, runs bigint, first_at timestamp with time zone, last_at timestamp with time zone, newest uuid, is_capped boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_hashjoin=off, enable_mergejoin=off
 
-function dead_letters(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
-    returns TABLE(id uuid, workflow text, queue text, enqueued_at timestamp with time zone, died_at timestamp with time zone, attempts integer, tries bigint, code text, message text, error json)
+function dead_letters(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text, p_group text DEFAULT NULL::text)
+    returns TABLE(id uuid, workflow text, queue text, enqueued_at timestamp with time zone, died_at timestamp with time zone, attempts integer, tries bigint, code text, message text, error json, group_key text)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function declare_workflows(p_version text, p_workflows json)
@@ -646,7 +646,7 @@ function is_limited(q ambo.queue)
     returns boolean
     immutable
 
-function is_rare(p_workflow text, p_queue text, p_limit integer)
+function is_rare(p_workflow text, p_queue text, p_limit integer, p_group text DEFAULT NULL::text)
     returns boolean
     volatile
 
@@ -686,6 +686,10 @@ function list_events(p_run uuid)
     returns TABLE(key text, number integer, value json, published_at timestamp with time zone)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function list_groups(queue text DEFAULT NULL::text)
+    returns TABLE(queue text, group_key text, paused boolean, draining boolean, share integer, blocked_by uuid)
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function list_query(p_source text)
     returns text
     immutable
@@ -694,8 +698,8 @@ function list_queues()
     returns TABLE(name text, paused boolean, ready bigint, ready_is_capped boolean, oldest_ready_at timestamp with time zone, settings json, draining boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text)
-    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json)
+function list_runs(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_state text DEFAULT NULL::text, p_before uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 50, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text, p_group text DEFAULT NULL::text)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, group_key text)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off
 
 function list_schedules()
@@ -927,7 +931,7 @@ function set_schedule(p_name text, p_workflow text, p_input json DEFAULT 'null':
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function show_run(p_run uuid)
-    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, input json, output json, cancel_requested boolean, undo_by timestamp with time zone, signals json)
+    returns TABLE(id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint, enqueued_at timestamp with time zone, ended_at timestamp with time zone, worker_id bigint, error json, parent_id uuid, attributes json, group_key text, input json, output json, cancel_requested boolean, undo_by timestamp with time zone, signals json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function show_steps(p_run uuid)

@@ -12,8 +12,8 @@ use crate::id::RunId;
 
 /// Which runs to list; the default is the newest 50. What is set is looked for, all of it.
 ///
-/// States, attributes and parents lead straight to their runs, however many others there are, and so does a workflow or queue that
-/// is rare; one that is common is looked for from the newest run on. Text is looked for in all that the others leave: bound it
+/// States, attributes and parents lead straight to their runs, however many others there are, and so does a workflow, queue or group
+/// that is rare; one that is common is looked for from the newest run on. Text is looked for in all that the others leave: bound it
 /// by [`since`](Filter::since).
 #[derive(Debug, Clone)]
 pub struct Filter {
@@ -21,6 +21,8 @@ pub struct Filter {
     pub workflow: Option<String>,
     /// Only runs of this queue.
     pub queue: Option<String>,
+    /// Only runs of this group.
+    pub group: Option<String>,
     /// Only runs in this state: ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: Option<String>,
     /// Only runs that were enqueued at this time or later.
@@ -44,6 +46,7 @@ impl Default for Filter {
         Filter {
             workflow: None,
             queue: None,
+            group: None,
             state: None,
             since: None,
             until: None,
@@ -65,6 +68,8 @@ pub struct RunSummary {
     pub workflow: String,
     /// The queue that it came through.
     pub queue: String,
+    /// Its group there, if it has one.
+    pub group: Option<String>,
     /// ready, delayed, running, parked, succeeded, failed, cancelled or dead.
     pub state: String,
     /// How often it was claimed; 0 of what is ready, which does not say how often it was before.
@@ -187,6 +192,23 @@ pub struct QueueSummary {
     pub settings: Option<Box<RawValue>>,
 }
 
+/// A group for which something is set, or that stands still. See [`Client::list_groups`](crate::Client::list_groups).
+#[derive(Debug, Serialize)]
+pub struct GroupSummary {
+    /// Its queue.
+    pub queue: String,
+    /// Its key.
+    pub group: String,
+    /// Nothing is claimed from it.
+    pub paused: bool,
+    /// It takes no new runs.
+    pub draining: bool,
+    /// How many of its runs are claimed for one of a group whose share is 1.
+    pub share: i32,
+    /// The run that failed, where it stands still for that.
+    pub blocked_by: Option<RunId>,
+}
+
 /// Which waiting runs of a queue to purge. See [`Client::purge_queue`](crate::Client::purge_queue).
 #[derive(Debug, Clone, Default)]
 pub struct Purge {
@@ -270,6 +292,8 @@ pub struct DeadLetter {
     pub workflow: String,
     /// The queue that it came through.
     pub queue: String,
+    /// Its group there, if it has one.
+    pub group: Option<String>,
     /// When it was enqueued.
     pub enqueued_at: Timestamp,
     /// When it died.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::admin::{Purge, QueueSummary};
+use crate::admin::{GroupSummary, Purge, QueueSummary};
 use crate::client::Client;
 use crate::error::Result;
 use crate::id::RunId;
@@ -228,6 +228,15 @@ impl Client {
     /// As [`pause_group`](Client::pause_group); `AMBO005` for the share.
     pub async fn share_group(&self, queue: &str, group: &str, share: u32) -> Result<()> {
         queue::set_group(&self.session().await?, self.schema(), queue, group, None, Some(share)).await
+    }
+
+    /// The groups, or those of this queue, for which something is set or that stand still: paused, drained, with a share of their own, or
+    /// blocked by a run that failed. Others there are as soon as a run names them.
+    ///
+    /// # Errors
+    /// `AMBO002` if there is no such queue, `AMBO040` if the database is away.
+    pub async fn list_groups(&self, queue: Option<&str>) -> Result<Vec<GroupSummary>> {
+        queue::list_groups(&self.session().await?, self.schema(), queue).await
     }
 
     /// The groups of ordered queues, or of this one, that stand still because a run of theirs failed.

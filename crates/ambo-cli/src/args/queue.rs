@@ -30,8 +30,10 @@ pub(crate) enum Queue {
     Purge(QueuePurge),
     /// How many runs of a group are claimed for one of another
     Share(QueueShare),
+    /// List the groups that are paused, drained or blocked, or have a share of their own
+    Groups(QueueAny),
     /// List the groups of ordered queues that stand still because a run of theirs failed
-    Blocked(QueueBlocked),
+    Blocked(QueueAny),
     /// Let a group that stands still go on without the run that failed
     Unblock(QueueGroup),
 }
@@ -93,9 +95,9 @@ pub(crate) struct QueueShare {
     pub(crate) share: u32,
 }
 
-/// `ambo queue blocked`
+/// `ambo queue groups`, `ambo queue blocked`
 #[derive(Debug, Args)]
-pub(crate) struct QueueBlocked {
+pub(crate) struct QueueAny {
     /// Only of this queue
     pub(crate) name: Option<String>,
 }

@@ -12,6 +12,7 @@ use crate::output::{Cell, Column, Output, Table, age};
 const LETTERS: &[Column] = &[
     Column::whole("RUN"),
     Column::text("WORKFLOW"),
+    Column::text("GROUP").if_any(),
     Column::whole("CODE"),
     Column::number("ATTEMPTS"),
     Column::number("TRIES"),
@@ -65,6 +66,7 @@ async fn list(wanted: &DeadList, client: &Client, output: Output) -> Result<()> 
         table.row([
             letter.id.to_string().into(),
             (&letter.workflow).into(),
+            cell(letter.group.as_deref()),
             cell(letter.code.as_deref()),
             letter.attempts.to_string().into(),
             letter.tries.to_string().into(),

@@ -2,6 +2,7 @@
 
 mod check;
 mod figures;
+mod held;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,14 @@ const COLUMNS: &[Column] = &[
     Column::text("LIMITS"),
 ];
 
+const GROUPS: &[Column] = &[
+    Column::text("QUEUE"),
+    Column::text("GROUP"),
+    Column::whole("STATE"),
+    Column::number("SHARE"),
+    Column::whole("RUN THAT FAILED"),
+];
+
 const BLOCKED: &[Column] = &[
     Column::text("QUEUE"),
     Column::text("GROUP"),
@@ -48,6 +56,7 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
     let client = database.connect().await?;
     let (sentence, changed) = match &wanted {
         Queue::List => return list(&client, output).await,
+        Queue::Groups(queue) => return groups(queue.name.as_deref(), &client, output).await,
         Queue::Blocked(queue) => return blocked(queue.name.as_deref(), &client, output).await,
         Queue::Create(queue) => {
             let is_new = client.create_queue(&queue.name).await?;
@@ -67,7 +76,7 @@ pub(crate) async fn queue(wanted: Queue, database: &Database, output: Output) ->
         Queue::Resume(queue) => {
             pause(&client, queue, false).await?;
             drain(&client, queue, false).await?;
-            ("active", paused(queue, false))
+            ("active", Changed { draining: Some(false), ..paused(queue, false) })
         }
         Queue::Share(wanted) => {
             client.share_group(&wanted.name, &wanted.group, wanted.share).await?;
@@ -144,6 +153,38 @@ fn paused(queue: &QueuePause, paused: bool) -> Changed<'_> {
     Changed { name: &queue.name, group: queue.group.as_deref(), paused: Some(paused), ..Changed::default() }
 }
 
+async fn groups(queue: Option<&str>, client: &ambo::Client, output: Output) -> Result<()> {
+    let groups = client.list_groups(queue).await?;
+    if output.is_json {
+        return Ok(groups.iter().try_for_each(|group| output.json(group))?);
+    }
+    if groups.is_empty() {
+        output.say("no group is paused, drained or blocked, or has a share of its own");
+        return Ok(());
+    }
+    let mut table = Table::new(GROUPS);
+    for group in &groups {
+        table.row([
+            (&group.queue).into(),
+            (&group.group).into(),
+            state(&[
+                ("paused", group.paused),
+                ("draining", group.draining),
+                ("blocked", group.blocked_by.is_some()),
+            ]),
+            group.share.to_string().into(),
+            group.blocked_by.map(|run| run.to_string()).unwrap_or_default().into(),
+        ]);
+    }
+    Ok(output.table(&table)?)
+}
+
+/// What holds up a queue or a group, all of it.
+fn state(holds: &[(&str, bool)]) -> Cell {
+    let holds: Vec<&str> = holds.iter().filter(|(_, is_so)| *is_so).map(|(name, _)| *name).collect();
+    if holds.is_empty() { "active".into() } else { Cell::styled(holds.join(", "), WARN) }
+}
+
 async fn blocked(queue: Option<&str>, client: &ambo::Client, output: Output) -> Result<()> {
     let groups = client.blocked_groups(queue).await?;
     if output.is_json {
@@ -177,16 +218,11 @@ async fn list(client: &ambo::Client, output: Output) -> Result<()> {
     let now = client.now().await?;
     let mut table = Table::new(COLUMNS);
     for queue in &queues {
-        let state: Cell = match (queue.paused, queue.draining) {
-            (true, _) => Cell::styled("paused", WARN),
-            (_, true) => Cell::styled("draining", WARN),
-            _ => "active".into(),
-        };
         let more = if queue.ready_is_capped { "+" } else { "" };
         let oldest = queue.oldest_ready_at.map(|then| age(now, then)).unwrap_or_default();
         table.row([
             (&queue.name).into(),
-            state,
+            state(&[("paused", queue.paused), ("draining", queue.draining)]),
             format!("{}{more}", queue.ready).into(),
             oldest.into(),
             limits(queue).into(),

@@ -22,6 +22,7 @@ use crate::output::{Cell, Column, Output, Table, age, state_style};
 const COLUMNS: &[Column] = &[
     Column::whole("ID"),
     Column::text("WORKFLOW"),
+    Column::text("GROUP").if_any(),
     Column::whole("STATE"),
     Column::number("ATTEMPT"),
     Column::number("AGE"),
@@ -214,6 +215,7 @@ pub(super) fn filter(selection: &Selection) -> Filter {
     Filter {
         workflow: selection.workflow.clone(),
         queue: selection.queue.clone(),
+        group: selection.group.clone(),
         state: selection.state.and_then(State::name),
         since: selection.since,
         until: selection.until,
@@ -229,11 +231,12 @@ async fn table(runs: &[RunSummary], parent: Option<RunId>, client: &Client, outp
     let now = client.now().await?;
     let mut table = Table::new(COLUMNS);
     for run in runs {
-        let RunSummary { id, workflow, state, attempt, enqueued_at, .. } = run;
+        let RunSummary { id, workflow, group, state, attempt, enqueued_at, .. } = run;
         let detached = if parent.is_some() && run.parent.is_none() { " (detached)" } else { "" };
         table.row([
             id.to_string().into(),
             format!("{workflow}{detached}").into(),
+            group.as_deref().unwrap_or_default().into(),
             Cell::styled(state, state_style(state)),
             attempts(state, *attempt).into(),
             age(now, *enqueued_at).into(),

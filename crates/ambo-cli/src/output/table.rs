@@ -14,22 +14,28 @@ pub(crate) struct Column {
     name: &'static str,
     is_number: bool,
     may_be_cut: bool,
+    if_any: bool,
 }
 
 impl Column {
     /// Text that is always shown whole.
     pub(crate) const fn whole(name: &'static str) -> Self {
-        Column { name, is_number: false, may_be_cut: false }
+        Column { name, is_number: false, may_be_cut: false, if_any: false }
     }
 
     /// Text that is cut where the line would be too long.
     pub(crate) const fn text(name: &'static str) -> Self {
-        Column { name, is_number: false, may_be_cut: true }
+        Column { name, is_number: false, may_be_cut: true, if_any: false }
+    }
+
+    /// The same, left out where no row has anything in it.
+    pub(crate) const fn if_any(self) -> Self {
+        Column { if_any: true, ..self }
     }
 
     /// A number: to the right.
     pub(crate) const fn number(name: &'static str) -> Self {
-        Column { name, is_number: true, may_be_cut: false }
+        Column { name, is_number: true, may_be_cut: false, if_any: false }
     }
 }
 
@@ -74,15 +80,19 @@ impl Table {
 
     /// The lines, head first, none longer than `width` if cutting can do it.
     pub(crate) fn lines(&self, width: usize) -> Vec<String> {
-        let widths = self.widths(width);
+        let shown: Vec<usize> = (0..self.columns.len())
+            .filter(|at| !self.columns[*at].if_any || self.rows.iter().any(|row| !row[*at].text.is_empty()))
+            .collect();
+        let widths = self.widths(&shown, width);
         let head: Vec<Cell> = self.columns.iter().map(|column| Cell::styled(column.name, HEAD)).collect();
-        std::iter::once(&head).chain(&self.rows).map(|cells| self.line(cells, &widths)).collect()
+        std::iter::once(&head).chain(&self.rows).map(|cells| self.line(cells, &shown, &widths)).collect()
     }
 
-    fn line(&self, cells: &[Cell], widths: &[usize]) -> String {
+    fn line(&self, cells: &[Cell], shown: &[usize], widths: &[usize]) -> String {
         let mut line = String::new();
         let mut gap = 0;
-        for ((cell, column), width) in cells.iter().zip(self.columns).zip(widths) {
+        for (at, width) in shown.iter().zip(widths) {
+            let (cell, column) = (&cells[*at], self.columns[*at]);
             let text = cut(&cell.text, *width);
             let room = width - text.width().min(*width);
             let before = gap + if column.is_number { room } else { 0 };
@@ -94,17 +104,17 @@ impl Table {
         line.trim_end().to_owned()
     }
 
-    fn widths(&self, width: usize) -> Vec<usize> {
-        let mut widths: Vec<usize> = (self.columns.iter().enumerate())
-            .map(|(at, column)| {
-                let cells = self.rows.iter().map(|row| row[at].text.width());
-                cells.max().unwrap_or(0).max(column.name.width())
+    fn widths(&self, shown: &[usize], width: usize) -> Vec<usize> {
+        let mut widths: Vec<usize> = (shown.iter())
+            .map(|at| {
+                let cells = self.rows.iter().map(|row| row[*at].text.width());
+                cells.max().unwrap_or(0).max(self.columns[*at].name.width())
             })
             .collect();
         loop {
             let total = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
             let widest = (0..widths.len())
-                .filter(|at| self.columns[*at].may_be_cut && widths[*at] > NARROWEST)
+                .filter(|at| self.columns[shown[*at]].may_be_cut && widths[*at] > NARROWEST)
                 .max_by_key(|at| widths[*at]);
             match widest {
                 Some(at) if total > width => widths[at] -= 1,

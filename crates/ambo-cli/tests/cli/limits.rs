@@ -69,3 +69,61 @@ fn limits_are_set_listed_taken_away_and_explained() {
         "#]].assert_eq(&db.ambo(&[&["queue"], unknown].concat()).shown());
     }
 }
+
+#[test]
+fn groups_that_are_held_up_or_have_a_share_are_shown() {
+    let db = Database::migrated();
+    db.ambo(&["queue", "set", "mail", "--ordered", "block"]).done();
+    expect![[r#"
+        stderr: no group is paused, drained or blocked, or has a share of its own
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "groups"]).shown());
+    db.ambo(&["queue", "pause", "mail", "--group", "a"]).done();
+    db.ambo(&["queue", "drain", "mail", "--group", "a"]).done();
+    db.ambo(&["queue", "share", "mail", "b", "3"]).done();
+    db.ambo(&["queue", "pause", "mail", "--group", "c"]).done();
+    expect![[r#"
+        {"name":"mail","group":"c","paused":false,"draining":false}
+        stderr: queue mail, group c: active
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "resume", "mail", "--group", "c", "--json"]).shown());
+    let id = db.ambo(&["run", "enqueue", "w", "--queue", "mail", "--group", "d"]).done();
+    let block = "insert into ambo.head (queue, group_key, run_id) select 'mail', 'd', run_id from ambo.ready;
+         insert into ambo.outcome (run_id, attempt, status) select run_id, 1, 'dead' from ambo.ready; delete from ambo.ready";
+    db.sql.run(block);
+    expect![[r#"
+        QUEUE  GROUP  STATE             SHARE  RUN THAT FAILED
+        mail   a      paused, draining      1
+        mail   b      active                3
+        mail   d      blocked               1  00000000-0000-0000-0000-000000000000
+    "#]]
+    .assert_eq(&db.ambo(&["queue", "groups", "mail"]).shown());
+    let json = db.ambo(&["queue", "groups", "--json"]).done();
+    let first = r#"{"queue":"mail","group":"a","paused":true,"draining":true,"share":1,"blocked_by":null}"#;
+    assert_eq!((json.lines().next(), json.lines().count()), (Some(first), 3), "{json}");
+    let doctor = db.ambo(&["doctor"]).shown();
+    for said in [
+        "paused: a (queue mail)",
+        "because a run of theirs failed: d",
+        "take no new runs (AMBO009): group a (queue mail)",
+        "ok    dead_letters        1\n",
+    ] {
+        assert!(doctor.contains(said), "{said}:\n{doctor}");
+    }
+    // A run tells its group, and is found by it.
+    assert!(db.ambo(&["run", "show", id.trim()]).shown().contains("group       d\n"));
+    db.ambo(&["run", "enqueue", "w", "--queue", "mail", "--group", "e"]).done();
+    expect![[r#"
+        ID                                    WORKFLOW  GROUP  STATE  ATTEMPT  AGE
+        00000000-0000-0000-0000-000000000000  w         d      dead         1  AGE
+    "#]]
+    .assert_eq(&db.ambo(&["run", "list", "--group", "d"]).shown());
+    assert!(db.ambo(&["dead", "list", "--group", "e"]).shown().contains("no dead"));
+    assert!(db.ambo(&["dead", "list", "--group", "d", "--json"]).done().contains("\"group\":\"d\""));
+    assert!(db.ambo(&["run", "cancel", "--group", "e", "--yes"]).shown().contains("done: 1 of 1 run"));
+    expect![[r#"
+        stderr: error: AMBO002: there is no queue 'post' (Create it with ambo.create_queue(name), or start a worker that serves it.)
+        stderr:   `ambo queue list` shows the queues, `ambo queue create NAME` makes one (docs/errors/AMBO002.md)
+        exit status: 1
+    "#]].assert_eq(&db.ambo(&["queue", "groups", "post"]).shown());
+}

@@ -60,8 +60,8 @@ fn runs_are_listed_newest_first() {
     "#]]
     .assert_eq(&list.shown());
     expect![[r#"
-        {"id":"00000000-0000-0000-0000-000000000000","workflow":"greet","queue":"default","state":"succeeded","attempt":1,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":null,"parent":null,"attributes":null}
-        {"id":"00000000-0000-0000-0000-000000000001","workflow":"remind","queue":"default","state":"delayed","attempt":0,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":null,"worker":null,"error":null,"parent":null,"attributes":null}
+        {"id":"00000000-0000-0000-0000-000000000000","workflow":"greet","queue":"default","group":null,"state":"succeeded","attempt":1,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":null,"parent":null,"attributes":null}
+        {"id":"00000000-0000-0000-0000-000000000001","workflow":"remind","queue":"default","group":null,"state":"delayed","attempt":0,"key":null,"priority":0,"enqueued_at":"TIME","ended_at":null,"worker":null,"error":null,"parent":null,"attributes":null}
     "#]].assert_eq(&db.ambo(&["run", "list", "--json", "--limit", "2"]).shown());
     expect![[r#"
         ID                                    WORKFLOW  STATE   ATTEMPT  AGE
@@ -133,7 +133,7 @@ fn a_run_is_shown_with_its_steps() {
     "#]]
     .assert_eq(&show.shown());
     expect![[r#"
-        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"undo_by":null,"signals":[],"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
+        {"id":"00000000-0000-0000-0000-000000000000","workflow":"fulfil","queue":"default","group":null,"state":"failed","attempt":1,"key":"order-1001","priority":0,"enqueued_at":"TIME","ended_at":"TIME","worker":null,"error":{"code":"AMBO027","message":"card declined"},"parent":null,"attributes":null,"input":{"id": 1001,  "note": "a text that goes on for longer than a line has room, and on"},"output":null,"cancel_requested":false,"undo_by":null,"signals":[],"steps":[{"position":"0","name":"reserve stock","attempt":1,"recorded_at":"TIME","elapsed_ms":12,"output":{"left": 3},"error":null},{"position":"1","name":"charge","attempt":1,"recorded_at":"TIME","elapsed_ms":61250,"output":null,"error":{"code":"AMBO027","message":"card declined"}}]}
     "#]].assert_eq(&db.ambo(&["run", "show", &failed, "--json", "--payload"]).shown());
     expect![[r#"
         run         00000000-0000-0000-0000-000000000000
@@ -261,7 +261,7 @@ fn queues_are_listed_created_paused_and_resumed() {
     "#]]
     .assert_eq(&db.ambo(&["queue", "list", "--json"]).shown());
     expect![[r#"
-        {"name":"mail","paused":false}
+        {"name":"mail","paused":false,"draining":false}
         stderr: queue mail: active
     "#]]
     .assert_eq(&db.ambo(&["queue", "resume", "mail", "--json"]).shown());

@@ -239,12 +239,12 @@ end $$;
 create or replace function ambo.show_run(p_run uuid)
 returns table (id uuid, workflow text, queue text, state text, attempt integer, key text, priority smallint,
                enqueued_at timestamptz, ended_at timestamptz, worker_id bigint, error json, parent_id uuid,
-               attributes json, input json, output json, cancel_requested boolean, undo_by timestamptz, signals json)
+               attributes json, group_key text, input json, output json, cancel_requested boolean, undo_by timestamptz, signals json)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, coalesce(o.status::text, ambo.live_state(r.id)),
            coalesce(o.attempt, c.attempt, (select t.attempt from ambo.timer t where t.run_id = r.id), 0), r.key, r.priority, ambo.run_time(r.id), o.ended_at, c.worker_id, o.error,
-           r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.input, o.output,
+           r.parent_id, (select a.attributes from ambo.attribute a where a.run_id = r.id)::json, r.group_key, r.input, o.output,
            q.run_id is not null, q.undo_by,
            (select coalesce(json_agg(json_build_object('topic', t.topic, 'count', t.count, 'oldest_at', t.oldest_at)
                                      order by t.oldest_at, t.topic), '[]')

@@ -5,15 +5,15 @@
 create or replace function ambo.dead_letters(
     p_workflow text default null, p_queue text default null, p_before uuid default null, p_limit integer default 50,
     p_since timestamptz default null, p_until timestamptz default null, p_attributes jsonb default null,
-    p_parent uuid default null, p_text text default null)
+    p_parent uuid default null, p_text text default null, p_group text default null)
 returns table (id uuid, workflow text, queue text, enqueued_at timestamptz, died_at timestamptz, attempts integer,
-               tries bigint, code text, message text, error json)
+               tries bigint, code text, message text, error json, group_key text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select r.id, r.workflow, r.queue, r.enqueued_at, r.ended_at, r.attempt,
            (select count(*) from ambo.checkpoint c where c.run_id = r.id and c.name = 'ambo:retry'),
-           r.error ->> 'code', r.error ->> 'message', r.error
-    from ambo.list_runs(p_workflow, p_queue, 'dead', p_before, p_limit, p_since, p_until, p_attributes, p_parent, p_text) r
+           r.error ->> 'code', r.error ->> 'message', r.error, r.group_key
+    from ambo.list_runs(p_workflow, p_queue, 'dead', p_before, p_limit, p_since, p_until, p_attributes, p_parent, p_text, p_group) r
 $$;
 
 -- The dead by what they died of, the most frequent first: numbers and ids in a message are taken for the same. Looks at the

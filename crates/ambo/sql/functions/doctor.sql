@@ -1,5 +1,5 @@
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
--- true of: paused_queue, unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
+-- true of: paused_queue, draining_queue, and of groups (as JSON: queue, group) paused_group, draining_group, blocked_group; unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
 -- pinned to a version of which no worker lives. standing_partition is of one that is older than the retention (as JSON: name, runs
 -- alive, runs awaited, the parent of most of these, how many are its).
 create or replace function ambo.vital_signs() returns table (name text, value text)
@@ -60,6 +60,14 @@ as $$
     union all select 'keeper_silent_ms', (extract(epoch from pg_catalog.clock_timestamp() - k.renewed_at) * 1000)::bigint::text
         from ambo.keeper k where k.worker_id is not null and k.renewed_at > '-infinity'
     union all select 'paused_queue', q.name from ambo.queue q where q.paused
+    union all select 'draining_queue', q.name from ambo.queue q where q.draining
+    union all select s.name, json_build_array(g.queue, g.group_key)::text
+        from (select * from ambo.list_groups() limit 1000) g
+        cross join lateral (values ('paused_group', g.paused), ('draining_group', g.draining),
+                                   ('blocked_group', g.blocked_by is not null)) s (name, holds)
+        where s.holds
+    union all select 'dead_runs', count(*)::text
+        from (select from ambo.outcome o where o.status = 'dead' limit 10000) d
     union all select 'unserved_lane', json_build_array(u.queue, u.workflow)::text from unserved u
     union all select 'unserved_pin', json_build_array(p.queue, p.workflow, p.version)::text from unserved_pin p
     union all select 'fsync', current_setting('fsync')

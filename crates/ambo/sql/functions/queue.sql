@@ -217,6 +217,20 @@ as $$
     order by q.name
 $$;
 
+-- Groups for which something is set, or that stand still: paused, drained, with a share of their own, or blocked by a run that failed.
+create or replace function ambo.list_groups(queue text default null)
+returns table (queue text, group_key text, paused boolean, draining boolean, share integer, blocked_by uuid)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(g.queue, b.queue), coalesce(g.group_key, b.group_key), coalesce(g.paused, false), coalesce(g.draining, false),
+           coalesce(g.share, 1)::integer, b.run_id
+    from (select g.* from ambo.queue_group g
+          where (g.paused or g.draining or g.share <> 1)
+            and (list_groups.queue is null or g.queue = list_groups.queue)) g
+    full join ambo.blocked_groups(list_groups.queue) b on b.queue = g.queue and b.group_key = g.group_key
+    order by 1, 2
+$$;
+
 -- Groups of ordered queues that stand still because a run of theirs failed: the run, and why.
 create or replace function ambo.blocked_groups(queue text default null)
 returns table (queue text, group_key text, run_id uuid, since timestamptz, error json)

@@ -45,7 +45,7 @@ as $$
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),
         ('list_signals', 'observer operator'),
         ('why_run', 'observer operator'), ('blocked_groups', 'observer operator'),
-        ('list_queues', 'observer operator'), ('list_workers', 'observer operator'),
+        ('list_queues', 'observer operator'), ('list_groups', 'observer operator'), ('list_workers', 'observer operator'),
         ('list_schedules', 'observer operator'), ('list_workflows', 'observer operator'),
         ('dead_letters', 'observer operator'), ('dead_errors', 'observer operator'), ('vital_signs', 'observer operator'),
         ('privileges', 'observer operator'),

@@ -49,9 +49,10 @@ create table ambo.run (
     primary key (id)
 ) partition by range (id);
 
--- Where runs of a rare workflow or queue may be: vacuum writes a few hundred bytes for each 32 pages of runs, enqueues nothing.
+-- Where runs of a rare workflow, queue or group may be: vacuum writes a few hundred bytes for each 32 pages of runs, enqueues nothing.
 create index run_rare on ambo.run using brin (
-    workflow text_bloom_ops (n_distinct_per_range = 200), queue text_bloom_ops (n_distinct_per_range = 200))
+    workflow text_bloom_ops (n_distinct_per_range = 200), queue text_bloom_ops (n_distinct_per_range = 200),
+    group_key text_bloom_ops (n_distinct_per_range = 1000))
     with (pages_per_range = 32);
 
 -- How it ended: immutable. `attempt` is the claim under which it ended.

@@ -66,7 +66,7 @@ pub(crate) async fn list_runs(
     let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
     let rows = session
         .query(
-            &schema.sql("select * from ambo.list_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+            &schema.sql("select * from ambo.list_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
             &[
                 (&filter.workflow, Type::TEXT),
                 (&filter.queue, Type::TEXT),
@@ -78,6 +78,7 @@ pub(crate) async fn list_runs(
                 (&attributes, Type::JSONB),
                 (&parent, Type::UUID),
                 (&filter.text, Type::TEXT),
+                (&filter.group, Type::TEXT),
             ],
         )
         .await?;
@@ -99,6 +100,7 @@ fn read_summary(row: &Row) -> DriverResult<RunSummary> {
         error: raw(json(row, 10)?),
         parent: row.try_get::<_, Option<Uuid>>(11)?.map(Into::into),
         attributes: raw(json(row, 12)?),
+        group: row.try_get(13)?,
     })
 }
 
@@ -125,11 +127,11 @@ pub(crate) async fn show_run(session: &Session, schema: &Schema, run: Uuid) -> R
     let detail = || -> DriverResult<RunDetail> {
         Ok(RunDetail {
             summary: read_summary(row)?,
-            input: raw(json(row, 13)?),
-            output: raw(json(row, 14)?),
-            cancel_requested: row.try_get(15)?,
-            undo_by: row.try_get(16)?,
-            signals: json(row, 17)?.and_then(|topics| serde_json::from_str(&topics).ok()).unwrap_or_default(),
+            input: raw(json(row, 14)?),
+            output: raw(json(row, 15)?),
+            cancel_requested: row.try_get(16)?,
+            undo_by: row.try_get(17)?,
+            signals: json(row, 18)?.and_then(|topics| serde_json::from_str(&topics).ok()).unwrap_or_default(),
             steps,
         })
     };
@@ -233,7 +235,7 @@ pub(crate) async fn dead_letters(
     let limit = i32::try_from(filter.limit).unwrap_or(i32::MAX);
     let rows = session
         .query(
-            &schema.sql("select * from ambo.dead_letters($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+            &schema.sql("select * from ambo.dead_letters($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
             &[
                 (&filter.workflow, Type::TEXT),
                 (&filter.queue, Type::TEXT),
@@ -244,6 +246,7 @@ pub(crate) async fn dead_letters(
                 (&attributes, Type::JSONB),
                 (&parent, Type::UUID),
                 (&filter.text, Type::TEXT),
+                (&filter.group, Type::TEXT),
             ],
         )
         .await?;
@@ -259,6 +262,7 @@ pub(crate) async fn dead_letters(
             code: row.try_get(7)?,
             message: row.try_get(8)?,
             error: raw(json(row, 9)?),
+            group: row.try_get(10)?,
         })
     })
 }

@@ -7,7 +7,7 @@ use super::admin::{all, json, raw};
 use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
-use crate::admin::{Purge, QueueSummary};
+use crate::admin::{GroupSummary, Purge, QueueSummary};
 use crate::error::Result;
 use crate::payload;
 use crate::queue::{BlockedGroup, QueueSettings};
@@ -84,6 +84,25 @@ pub(crate) async fn set_group(
     let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
         [(&queue, Type::TEXT), (&group, Type::TEXT), (&paused, Type::BOOL), (&share, Type::INT4)];
     session.query(&sql, &params).await.map(drop)
+}
+
+pub(crate) async fn list_groups(
+    session: &Session,
+    schema: &Schema,
+    queue: Option<&str>,
+) -> Result<Vec<GroupSummary>> {
+    let sql = schema.sql("select * from ambo.list_groups($1)");
+    let rows = session.query(&sql, &[(&queue, Type::TEXT)]).await?;
+    all(&rows, |row| {
+        Ok(GroupSummary {
+            queue: row.try_get(0)?,
+            group: row.try_get(1)?,
+            paused: row.try_get(2)?,
+            draining: row.try_get(3)?,
+            share: row.try_get(4)?,
+            blocked_by: row.try_get::<_, Option<Uuid>>(5)?.map(Into::into),
+        })
+    })
 }
 
 pub(crate) async fn blocked_groups(

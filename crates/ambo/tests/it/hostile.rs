@@ -320,6 +320,7 @@ async fn a_nul_in_any_name_reason_or_filter_is_refused_as_a_name() {
         Filter { text: text(), ..Filter::default() },
         Filter { workflow: text(), ..Filter::default() },
         Filter { queue: text(), ..Filter::default() },
+        Filter { group: text(), ..Filter::default() },
         Filter { state: text(), ..Filter::default() },
         Filter { attributes: Some(serde_json::json!({"a": nul})), ..Filter::default() },
     ];

@@ -1,7 +1,7 @@
 //! Search: every filter, stable pages, attributes from inside, and plans that do not read what they need not.
 
 use ambo::admin::Filter;
-use ambo::{Code, Ctx, Enqueue, Error, Result, RunId, Untyped, Worker};
+use ambo::{Code, Ctx, Enqueue, Error, QueueSettings, Result, RunId, Untyped, Worker};
 use serde_json::json;
 
 use crate::harness::{Database, database};
@@ -70,6 +70,43 @@ async fn runs_are_found_by_each_of_their_properties() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn runs_and_the_dead_are_found_by_their_group() {
+    let db = database().await;
+    for queue in ["mail", "other"] {
+        db.client.set_queue(queue, &QueueSettings::default().groups()).await.unwrap();
+    }
+    let enqueue = async |queue: &str, group: Option<&str>| {
+        let run = Enqueue::<Untyped>::named("send", &1).queue(queue);
+        let run = if let Some(group) = group { run.group(group) } else { run };
+        run.on(&db.client).await.unwrap().run
+    };
+    let (first, second) = (enqueue("mail", Some("a")).await, enqueue("mail", Some("b")).await);
+    let (none, elsewhere) = (enqueue("mail", None).await, enqueue("other", Some("a")).await);
+    let group = |group: &str| Filter { group: Some(group.into()), ..Filter::default() };
+    let of_mail = |filter| Filter { queue: Some("mail".into()), ..filter };
+    let ready = |filter| Filter { state: Some("ready".into()), ..filter };
+    assert_eq!(ids(&db, group("a")).await, newest([first, elsewhere]));
+    assert_eq!(ids(&db, of_mail(group("a"))).await, [first]);
+    assert_eq!(ids(&db, ready(group("b"))).await, [second]);
+    assert_eq!(ids(&db, group("c")).await, []);
+    let listed = db.client.list_runs(&of_mail(Filter::default())).await.unwrap();
+    let groups: Vec<_> = listed.iter().map(|run| (run.id, run.group.as_deref())).collect();
+    for of in [(first, Some("a")), (second, Some("b")), (none, None)] {
+        assert!(groups.contains(&of), "{groups:?}");
+    }
+    assert_eq!(db.client.show_run(second).await.unwrap().summary.group.as_deref(), Some("b"));
+
+    let die = "with gone as (delete from ambo.ready where queue = 'mail' returning run_id)
+        insert into ambo.outcome (run_id, attempt, status, error) select run_id, 1, 'dead', '{\"code\": \"AMBO026\"}' from gone";
+    db.sql.batch_execute(die).await.unwrap();
+    let dead = db.client.dead_letters(&group("a")).await.unwrap();
+    assert_eq!(
+        dead.iter().map(|letter| (letter.id, letter.group.as_deref())).collect::<Vec<_>>(),
+        [(first, Some("a"))]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_hold_every_run_once_while_others_come() {
     let db = database().await;
     let mut wanted = Vec::new();
@@ -119,7 +156,7 @@ async fn what_cannot_be_searched_for_or_set_is_refused() {
 }
 
 /// The plan of a search, with so many runs that a bad one would show.
-async fn plan(db: &Database, source: &str, parameters: [&str; 9]) -> String {
+async fn plan(db: &Database, source: &str, parameters: [&str; 10]) -> String {
     let text: String =
         db.sql.query_one("select ambo.list_query($1)", &[&source]).await.expect("the query").get(0);
     let parameters: Vec<String> = parameters.iter().map(|value| (*value).to_owned()).collect();
@@ -147,8 +184,8 @@ fn most_rows(plan: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_reads_no_more_than_it_needs() {
     let db = database().await;
-    let many = "insert into ambo.run (id, attempts_max, priority, workflow, queue, input, attributes, parent_id)
-            select ambo.new_run_id(), 5, 0, 'many ' || n % 10, 'default', 'null',
+    let many = "insert into ambo.run (id, attempts_max, priority, workflow, queue, group_key, input, attributes, parent_id)
+            select ambo.new_run_id(), 5, 0, 'many ' || n % 10, 'default', 'tenant ' || n % 10, 'null',
                    jsonb_build_object('customer', n), case when n % 1000 = 0 then '01a20a30-0ad4-79e9-9264-fe77f57dd4f6'::uuid end
             from generate_series(1, 30000) n;
         insert into ambo.outcome (run_id, attempt, status)
@@ -172,7 +209,7 @@ async fn a_search_reads_no_more_than_it_needs() {
     let settings: String = db.sql.query_one(settings, &[]).await.unwrap().get(0);
     db.sql.batch_execute(&settings).await.unwrap();
     let null = "null::text";
-    let open = [null, null, null, "null::uuid", "50", "null::uuid", "null::jsonb", "null::uuid", null];
+    let open = [null, null, null, "null::uuid", "50", "null::uuid", "null::jsonb", "null::uuid", null, null];
     let with = |at: usize, value| {
         let mut parameters = open;
         parameters[at - 1] = value;
@@ -183,6 +220,8 @@ async fn a_search_reads_no_more_than_it_needs() {
         ("run", with(1, "'many 7'"), 4000),
         ("rare", with(1, "'nowhere'"), 2000),
         ("rare", with(2, "'nowhere'"), 2000),
+        ("run", with(10, "'tenant 7'"), 4000),
+        ("rare", with(10, "'nobody'"), 2000),
         ("failed", with(3, "'failed'"), 20),
         ("succeeded", with(3, "'succeeded'"), 60),
         ("running", with(3, "'running'"), 30),
@@ -192,8 +231,9 @@ async fn a_search_reads_no_more_than_it_needs() {
         ("attributes", with(7, "'{\"customer\": 4711}'::jsonb"), 10),
         ("parent", with(8, "'01a20a30-0ad4-79e9-9264-fe77f57dd4f6'::uuid"), 60),
     ] {
-        let is_rare = format!("select ambo.is_rare({}, {}, 50)", parameters[0], parameters[1]);
-        if parameters[0] != null || parameters[1] != null {
+        let [workflow, queue, .., group] = parameters;
+        let is_rare = format!("select ambo.is_rare({workflow}, {queue}, 50, {group})");
+        if [workflow, queue, group].iter().any(|given| *given != null) {
             let is_rare: bool = db.sql.query_one(&is_rare, &[]).await.unwrap().get(0);
             assert_eq!(is_rare, source == "rare", "{parameters:?}");
         }

@@ -4,6 +4,7 @@ use ambo::ScheduleSummary;
 use serde::Serialize;
 
 use super::figures::Figures;
+use super::held;
 use crate::output::length;
 
 /// The oldest snapshot that is nothing to speak of, in seconds.
@@ -56,11 +57,11 @@ pub(super) struct Check {
     pub(super) is_final: bool,
 }
 
-fn ok(name: &'static str, message: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, message: impl Into<String>) -> Check {
     Check { name, status: Status::Ok, message: message.into(), advice: None, is_final: false }
 }
 
-fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Check {
+pub(super) fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Check {
     Check { status: Status::Warn, advice: Some(advice.into()), ..ok(name, message) }
 }
 
@@ -128,8 +129,20 @@ pub(super) fn schedules(schedules: &[ScheduleSummary]) -> Check {
 
 /// Everything else.
 pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
-    let checks =
-        [adoption, partitions, retention, workers, keeper, unserved_runs, paused_queues, oldest_snapshot];
+    let checks = [
+        adoption,
+        partitions,
+        retention,
+        workers,
+        keeper,
+        unserved_runs,
+        held::paused_queues,
+        held::paused_groups,
+        held::blocked_groups,
+        held::draining,
+        held::dead_letters,
+        oldest_snapshot,
+    ];
     let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
     checks.extend([dead_rows(figures), fsync(figures), synchronous_commit(figures)]);
     checks
@@ -271,18 +284,6 @@ fn unserved_runs(figures: &Figures<'_>) -> Check {
     )
 }
 
-fn paused_queues(figures: &Figures<'_>) -> Check {
-    let queues: Vec<String> = figures.all("paused_queue").map(str::to_owned).collect();
-    if queues.is_empty() {
-        return ok("paused_queues", "none");
-    }
-    warn(
-        "paused_queues",
-        format!("paused: {}", listed(&queues)),
-        "`ambo queue resume NAME` lets their runs be claimed again",
-    )
-}
-
 fn oldest_snapshot(figures: &Figures<'_>) -> Check {
     let seconds = figures.number("oldest_snapshot_seconds").unwrap_or(0);
     if seconds <= SNAPSHOT_SECONDS_MAX {
@@ -345,7 +346,7 @@ fn synchronous_commit(figures: &Figures<'_>) -> Check {
 }
 
 /// Up to five names, and how many more there are.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
 }
@@ -405,10 +406,34 @@ mod tests {
             ok keeper: at work
             ok unserved_runs: none: every run that waits has a worker that knows it
             ok paused_queues: none
+            ok paused_groups: none
+            ok blocked_groups: none
+            ok draining: none
+            ok dead_letters: none
             ok oldest_snapshot: 0s
             ok dead_rows: 12 on the hot tables
             ok fsync: on
             ok synchronous_commit: on"#]],
+        );
+    }
+
+    #[test]
+    fn what_somebody_holds_up_is_named() {
+        check(
+            &[
+                ("paused_group", r#"["mail","a"]"#),
+                ("paused_group", r#"["mail","b"]"#),
+                ("blocked_group", r#"["ledger","7"]"#),
+                ("draining_queue", "slow"),
+                ("draining_group", r#"["mail","c"]"#),
+            ],
+            expect![[r#"
+            warn paused_groups: paused: a (queue mail), b (queue mail)
+              `ambo queue resume QUEUE --group GROUP` lets their runs be claimed again; `ambo queue groups` shows them all
+            warn blocked_groups: they stand still because a run of theirs failed: 7 (queue ledger)
+              `ambo queue blocked` shows which run: retry it, or let the group go on without it (`ambo queue unblock`)
+            warn draining: take no new runs (AMBO009): queue slow, group c (queue mail)
+              `ambo queue resume NAME`, with `--group GROUP` for a group, lets them take runs again"#]],
         );
     }
 

@@ -51,9 +51,10 @@ pub(crate) async fn act(act: &Act, targets: &Targets, client: &Client, output: O
 }
 
 fn is_selective(filter: &Filter) -> bool {
-    let Filter { workflow, queue, state, since, until, attributes, parent, text, .. } = filter;
+    let Filter { workflow, queue, group, state, since, until, attributes, parent, text, .. } = filter;
     workflow.is_some()
         || queue.is_some()
+        || group.is_some()
         || state.is_some()
         || since.is_some()
         || until.is_some()

@@ -119,6 +119,9 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     field("run", &summary.id.to_string())?;
     field("workflow", &summary.workflow)?;
     field("queue", &summary.queue)?;
+    if let Some(group) = &summary.group {
+        field("group", group)?;
+    }
     if summary.priority != 0 {
         field("priority", &summary.priority.to_string())?;
     }

@@ -1,0 +1,76 @@
+//! What somebody, or a failure, holds up: queues and groups of which nothing is claimed or which take nothing, and the dead.
+
+use super::check::{Check, listed, ok, warn};
+use super::figures::Figures;
+
+/// How far the dead are counted: see `doctor.sql`.
+const DEAD_RUNS_COUNTED: i64 = 10_000;
+
+pub(super) fn paused_queues(figures: &Figures<'_>) -> Check {
+    let queues: Vec<String> = figures.all("paused_queue").map(str::to_owned).collect();
+    if queues.is_empty() {
+        return ok("paused_queues", "none");
+    }
+    warn(
+        "paused_queues",
+        format!("paused: {}", listed(&queues)),
+        "`ambo queue resume NAME` lets their runs be claimed again",
+    )
+}
+
+/// Groups of which a figure says something.
+fn groups(figures: &Figures<'_>, name: &str) -> Vec<String> {
+    (figures.all(name))
+        .filter_map(|group| serde_json::from_str::<(String, String)>(group).ok())
+        .map(|(queue, group)| format!("{group} (queue {queue})"))
+        .collect()
+}
+
+pub(super) fn paused_groups(figures: &Figures<'_>) -> Check {
+    let groups = groups(figures, "paused_group");
+    if groups.is_empty() {
+        return ok("paused_groups", "none");
+    }
+    warn(
+        "paused_groups",
+        format!("paused: {}", listed(&groups)),
+        "`ambo queue resume QUEUE --group GROUP` lets their runs be claimed again; `ambo queue groups` shows them all",
+    )
+}
+
+pub(super) fn blocked_groups(figures: &Figures<'_>) -> Check {
+    let groups = groups(figures, "blocked_group");
+    if groups.is_empty() {
+        return ok("blocked_groups", "none");
+    }
+    warn(
+        "blocked_groups",
+        format!("they stand still because a run of theirs failed: {}", listed(&groups)),
+        "`ambo queue blocked` shows which run: retry it, or let the group go on without it (`ambo queue unblock`)",
+    )
+}
+
+pub(super) fn draining(figures: &Figures<'_>) -> Check {
+    let queues = figures.all("draining_queue").map(|queue| format!("queue {queue}"));
+    let groups = groups(figures, "draining_group").into_iter().map(|group| format!("group {group}"));
+    let all: Vec<String> = queues.chain(groups).collect();
+    if all.is_empty() {
+        return ok("draining", "none");
+    }
+    warn(
+        "draining",
+        format!("take no new runs (AMBO009): {}", listed(&all)),
+        "`ambo queue resume NAME`, with `--group GROUP` for a group, lets them take runs again",
+    )
+}
+
+/// A note: that there are some is no fault of the installation.
+pub(super) fn dead_letters(figures: &Figures<'_>) -> Check {
+    let dead = figures.number("dead_runs").unwrap_or(0);
+    if dead == 0 {
+        return ok("dead_letters", "none");
+    }
+    let more = if dead >= DEAD_RUNS_COUNTED { " or more" } else { "" };
+    let advice = "`ambo dead errors` says what they died of; redrive or purge them".to_owned();
+    Check { advice: Some(advice), ..ok("dead_letters", format!("{dead}{more}")) }
+}
