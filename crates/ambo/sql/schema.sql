@@ -372,6 +372,7 @@ table worker
     pinned boolean not null
     queues text[] not null
     workflows text[] not null
+    max_in_flight integer
     UNIQUE index worker_pkey btree (id)
 
 sequence worker_seq
@@ -866,7 +867,7 @@ function refuse_unknown(p_run uuid)
     returns void
     stable
 
-function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, OUT worker_id bigint)
+function register_worker(p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean, p_pinned boolean DEFAULT false, p_max_in_flight integer DEFAULT NULL::integer, OUT worker_id bigint)
     returns bigint
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
@@ -896,6 +897,10 @@ function run_result(p_run uuid)
 
 function run_time(run_id uuid)
     returns timestamp with time zone
+    immutable
+
+function runs_counted(p_count bigint)
+    returns text
     immutable
 
 function schema_version(OUT version integer, OUT tables_version integer, OUT serves_from integer)

@@ -162,8 +162,8 @@ pub struct StepSummary {
 /// A reason why a run is not running. See [`Client::why`](crate::Client::why).
 #[derive(Debug, Serialize)]
 pub struct Reason {
-    /// ended, running, delayed, parked, moving, no worker, queue paused, group paused, group in order, group limit, queue limit,
-    /// rate, group rate, behind others, less urgent, ready.
+    /// ended, running, members, delayed, parked, moving, no worker, queue paused, group paused, group in order, group limit, queue
+    /// limit, worker limit, workers full, rate, group rate, behind others, less urgent, ready.
     pub reason: String,
     /// The same in a sentence, with names and numbers.
     pub explanation: String,

@@ -295,6 +295,7 @@ impl WorkerBuilder {
                 queues: queues.iter().map(|(queue, _)| queue.clone()).collect(),
                 workflows,
                 is_pinned: self.is_pinned,
+                max_in_flight: self.max_in_flight,
             },
             weights: is_weighted.then_some(queues),
             registry,

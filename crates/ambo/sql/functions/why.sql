@@ -8,6 +8,11 @@ language sql immutable
 return format('%s %s of %s in execution', p_whose, coalesce(p_used, 0), p_limit)
        || case when p_weight > 1 then format('; it weighs %s', p_weight) else '' end;
 
+-- How many runs there are, of those that were counted up to 10,000.
+create or replace function ambo.runs_counted(p_count bigint) returns text
+language sql immutable
+return case when p_count = 1 then '1 run' when p_count < 10000 then p_count || ' runs' else '10000 or more runs' end;
+
 -- Why is it not running? Every reason that holds, the first one first. `run_id`: the run that stands in the way; `until`: when
 -- it will be over, as far as that is known.
 create or replace function ambo.why_run(p_run uuid)
@@ -28,6 +33,7 @@ declare
     v_before text;
     v_first uuid;
     v_told boolean := false;
+    v_full record;
 begin
     select * into r from ambo.run k where k.id = p_run;
     if not found then
@@ -47,15 +53,13 @@ begin
         return;
     end if;
     select * into v_timer from ambo.timer t where t.run_id = p_run;
-    if found and exists (select from ambo.fan_in f where f.run_id = p_run) then
-        return query
-        select 'members', format('it begins when its members have ended; run %s has not', c.child_id), c.child_id, null::timestamptz
-        from ambo.fan_in f join ambo.child c on c.run_id = f.run_id and c.child_id >= f.upto
-        where f.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
-        order by c.child_id limit 1;
-        v_told := found;
-    end if;
-    if v_timer.run_id is not null and not v_told then
+    v_told := found;
+    select ambo.living_member(p_run, f.upto) into v_first from ambo.fan_in f where f.run_id = p_run;
+    if v_told and found then
+        return query select 'members', coalesce('it begins when its members have ended; run ' || v_first || ' has not',
+                                                'its members have ended; it begins when a worker of its queue has seen that'),
+                            v_first, null::timestamptz;
+    elsif v_told then
         return query select
             case when v_timer.attempt = 0 then 'delayed' else 'parked' end,
             case when v_timer.attempt = 0 then 'it is delayed'
@@ -69,24 +73,24 @@ begin
             (select (e.value ->> 'run')::uuid from json_array_elements(v_timer.awaits) with ordinality e (value, n)
              where e.value ->> 'run' is not null order by e.n limit 1),
             nullif(v_timer.due_at, 'infinity');
-        v_told := true;
     end if;
     if v_told then
-        return;
+        v_pin := v_timer.pin;
+    else
+        select w.* into v_ready from (
+            select null as pin union select p.version from ambo.pins() p) p
+        cross join (values (false), (true)) h (goes_on)
+        cross join lateral (
+            select y.* from ambo.ready y
+            where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, p.pin, r.group_key, h.goes_on)
+              and y.priority = r.priority and y.run_id = p_run and not y.wakes limit 1) w;
+        if not found then
+            return query select 'moving', 'it is on its way from one place to another; ask again', null::uuid, null::timestamptz;
+            return;
+        end if;
+        v_pin := nullif(split_part(v_ready.workflow, chr(31), 2), '');
     end if;
     select * into q from ambo.queue k where k.name = r.queue;
-    select w.* into v_ready from (
-        select null as pin union select p.version from ambo.pins() p) p
-    cross join (values (false), (true)) h (goes_on)
-    cross join lateral (
-        select y.* from ambo.ready y
-        where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, p.pin, r.group_key, h.goes_on)
-          and y.priority = r.priority and y.run_id = p_run and not y.wakes limit 1) w;
-    if not found then
-        return query select 'moving', 'it is on its way from one place to another; ask again', null::uuid, null::timestamptz;
-        return;
-    end if;
-    v_pin := nullif(split_part(v_ready.workflow, chr(31), 2), '');
     if not exists (select from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
                    where w.dead_at is null and not h.draining and r.queue = any (w.queues)
                      and r.workflow = any (w.workflows) and (v_pin is null or w.version = v_pin and w.pinned)) then
@@ -106,6 +110,10 @@ begin
         return query select 'group paused', format('the group %s is paused', quote_literal(r.group_key)),
             null::uuid, null::timestamptz;
         v_told := v_told or found;
+    end if;
+    if v_timer.run_id is not null then
+        -- Limits and the order count when it comes.
+        return;
     end if;
     if q.ordered is not null and r.group_key is not null then
         return query
@@ -150,6 +158,20 @@ begin
                (select c.run_id from ambo.claim c where c.queue = q.name and c.slot is not null order by c.slot limit 1), null::timestamptz;
         v_told := v_told or found;
     end if;
+    -- As of their last heartbeats.
+    select count(*) as workers, sum(h.in_flight) as held, sum(w.max_in_flight) as most,
+           bool_and(coalesce(h.in_flight >= w.max_in_flight, false)) as all_full into v_full
+    from ambo.worker w join ambo.heartbeat h on h.worker_id = w.id
+    where w.dead_at is null and not h.draining and r.queue = any (w.queues) and r.workflow = any (w.workflows)
+      and (v_pin is null or w.version = v_pin and w.pinned);
+    if v_full.all_full then
+        return query
+        select 'workers full', format('each worker that could take it has as many runs in memory as it may (max_in_flight): %s of %s',
+                                      v_full.held, v_full.most)
+                               || case when v_full.workers > 1 then format(' in %s workers', v_full.workers) else '' end,
+               null::uuid, null::timestamptz;
+        v_told := true;
+    end if;
     if q.rate_limit is not null then
         v_tokens := ambo.tokens(q.name, '', q.rate_limit, q.rate_period, q.rate_burst);
         if v_tokens < least(r.weight, q.rate_burst) then
@@ -184,15 +206,29 @@ begin
     select least(count(*), 10000), (select b.run_id from before b order by b.place, b.seq limit 1) into v_count, v_first from before;
     if v_count > 0 then
         return query
-        select 'behind others', format('%s%s runs of its lane come before it', v_count, case when v_count = 10000 then ' or more' else '' end),
+        select 'behind others', format('%s of its lane %s before it', ambo.runs_counted(v_count),
+                                       case when v_count = 1 then 'comes' else 'come' end), v_first, null::timestamptz;
+        v_told := v_told or found;
+    end if;
+    with urgent as materialized (
+        select y.run_id, y.priority, l.goes_on, y.seq from (values (false), (true)) l (goes_on)
+        cross join lateral (
+            select y.* from ambo.ready y
+            where y.queue = r.queue and y.workflow = ambo.lane(r.workflow, v_pin, r.group_key, l.goes_on)
+              and y.priority < r.priority and not y.wakes
+            order by y.priority, y.seq limit 10000) y
+    )
+    select least(count(*), 10000), (select u.run_id from urgent u order by u.priority, u.goes_on desc, u.seq limit 1)
+    into v_count, v_first from urgent;
+    if v_count > 0 then
+        return query
+        select 'less urgent', format('%s of its workflow %s more urgent and %s too', ambo.runs_counted(v_count),
+                                     case when v_count = 1 then 'is' else 'are' end, case when v_count = 1 then 'waits' else 'wait' end),
                v_first, null::timestamptz;
         v_told := v_told or found;
     end if;
-    if exists (select from ambo.ready y where y.queue = r.queue and y.workflow = v_ready.workflow
-                 and y.priority < r.priority and not y.wakes) then
-        return query select 'less urgent', 'more urgent runs of its workflow wait too', null::uuid, null::timestamptz;
-        v_told := v_told or found;
-    end if;
-    return query select 'ready', 'it waits for its turn: workers claim it when they have room', null::uuid, null::timestamptz
+    return query
+    select 'ready', 'it waits for its turn: a worker claims it when it has room (how many runs each holds is known to the second)',
+           null::uuid, null::timestamptz
     where not v_told;
 end $$;

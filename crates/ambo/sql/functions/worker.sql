@@ -23,7 +23,7 @@ end $$;
 
 create or replace function ambo.register_worker(
     p_name text, p_version text, p_pid integer, p_queues text[], p_workflows text[], p_session boolean,
-    p_pinned boolean default false, out worker_id bigint)
+    p_pinned boolean default false, p_max_in_flight integer default null, out worker_id bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -31,8 +31,8 @@ begin
     perform ambo.create_queue(q) from unnest(p_queues) q
     where not exists (select from ambo.queue k where k.name = q);
     worker_id := nextval('ambo.worker_seq');
-    insert into ambo.worker (id, name, version, pid, queues, workflows, session, pinned)
-    values (worker_id, p_name, p_version, p_pid, p_queues, p_workflows, p_session, p_pinned);
+    insert into ambo.worker (id, name, version, pid, queues, workflows, session, pinned, max_in_flight)
+    values (worker_id, p_name, p_version, p_pid, p_queues, p_workflows, p_session, p_pinned, p_max_in_flight);
     insert into ambo.heartbeat (worker_id, at) values (worker_id, pg_catalog.clock_timestamp());
 end $$;
 

@@ -355,7 +355,9 @@ create table ambo.worker (
     -- Whether the runs that it claims are pinned to its version.
     pinned boolean not null,
     queues text[] not null,
-    workflows text[] not null
+    workflows text[] not null,
+    -- How many runs it has in memory at most; null: it did not say.
+    max_in_flight integer
 );
 
 -- What workers said of their workflows when they registered; the last one stands.

@@ -19,6 +19,8 @@ pub(crate) struct Registration {
     pub(crate) workflows: Vec<String>,
     /// Whether the runs that it claims go on in workers of its version only.
     pub(crate) is_pinned: bool,
+    /// How many runs it has in memory at most.
+    pub(crate) max_in_flight: usize,
 }
 
 impl Registration {
@@ -48,7 +50,7 @@ pub(crate) async fn register(
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let row = session
         .query_one(
-            &schema.sql("select * from ambo.register_worker($1, $2, $3, $4, $5, $6, $7)"),
+            &schema.sql("select * from ambo.register_worker($1, $2, $3, $4, $5, $6, $7, $8)"),
             &[
                 (&registration.name, Type::TEXT),
                 (&registration.version, Type::TEXT),
@@ -57,6 +59,7 @@ pub(crate) async fn register(
                 (&registration.workflows, Type::TEXT_ARRAY),
                 (&holds_session, Type::BOOL),
                 (&registration.is_pinned, Type::BOOL),
+                (&i32::try_from(registration.max_in_flight).unwrap_or(i32::MAX), Type::INT4),
             ],
         )
         .await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ambo::admin::Purge;
 use ambo::{Enqueue, Ordered, QueueSettings, Rate, RunId, Untyped};
 
 use crate::harness::{Database, database};
@@ -14,6 +15,11 @@ async fn run(db: &Database, group: Option<&str>) -> RunId {
 
 async fn why(db: &Database, run: RunId) -> Vec<String> {
     db.client.why(run).await.unwrap().into_iter().map(|reason| reason.reason).collect()
+}
+
+/// What is said in words, with the run that it is of.
+async fn said(db: &Database, run: RunId) -> Vec<(String, Option<RunId>)> {
+    db.client.why(run).await.unwrap().into_iter().map(|reason| (reason.explanation, reason.run)).collect()
 }
 
 /// Claims, as a worker does, so many runs of the lanes of `groups`.
@@ -91,11 +97,91 @@ async fn each_reason_why_a_run_is_not_running_is_told() {
 
     let delayed = Enqueue::<Untyped>::named("w", &1).delay(Duration::from_secs(60));
     let delayed = delayed.on(&db.client).await.unwrap().run;
-    assert_eq!(why(&db, delayed).await, ["delayed"]);
+    assert_eq!(why(&db, delayed).await, ["delayed", "no worker"]);
     db.client.cancel(delayed, "no more").await.unwrap();
     assert_eq!(why(&db, delayed).await, ["ended"]);
     let unknown: RunId = "0199c1a0-0000-7000-8000-000000000001".parse().unwrap();
     assert_eq!(db.client.why(unknown).await.unwrap_err().code(), ambo::Code::UnknownRun);
+}
+
+#[tokio::test]
+async fn what_comes_before_a_run_is_counted() {
+    let db = database().await;
+    db.client.create_queue("q").await.unwrap();
+    worker(&db).await;
+    let enqueue = async |priority| {
+        let run = Enqueue::<Untyped>::named("w", &1).queue("q").priority(priority);
+        run.on(&db.client).await.unwrap().run
+    };
+    let first = enqueue(5).await;
+    let second = enqueue(5).await;
+    assert_eq!(said(&db, second).await, [("1 run of its lane comes before it".to_owned(), Some(first))]);
+    let third = enqueue(5).await;
+    assert_eq!(said(&db, third).await, [("2 runs of its lane come before it".to_owned(), Some(first))]);
+    let urgent = enqueue(3).await;
+    let of_its_workflow = |text: &str, run| [(text.to_owned(), Some(run))];
+    let text = "1 run of its workflow is more urgent and waits too";
+    assert_eq!(said(&db, first).await, of_its_workflow(text, urgent));
+    let most_urgent = enqueue(0).await;
+    let text = "2 runs of its workflow are more urgent and wait too";
+    assert_eq!(said(&db, first).await, of_its_workflow(text, most_urgent));
+}
+
+#[tokio::test]
+async fn workers_that_are_full_are_named() {
+    let db = database().await;
+    db.client.create_queue("q").await.unwrap();
+    let run = run(&db, None).await;
+    let register = "select ambo.register_worker('host', '1', 1, '{q}', '{w}', false, p_max_in_flight => $1)";
+    for most in [2, 3] {
+        db.sql.query(register, &[&most]).await.unwrap();
+    }
+    assert_eq!(why(&db, run).await, ["ready"]);
+    db.sql.batch_execute("update ambo.heartbeat set in_flight = 2").await.unwrap();
+    assert_eq!(why(&db, run).await, ["ready"], "one of them has room");
+    db.sql.batch_execute("update ambo.heartbeat set in_flight = 3 where worker_id = 2").await.unwrap();
+    let text = "each worker that could take it has as many runs in memory as it may (max_in_flight): 5 of 5 in 2 workers";
+    assert_eq!(said(&db, run).await, [(text.to_owned(), None)]);
+    worker(&db).await;
+    assert_eq!(why(&db, run).await, ["ready"], "one does not say how many it may have");
+}
+
+#[tokio::test]
+async fn a_run_that_comes_later_is_told_what_will_hold_it_up_too() {
+    let db = database().await;
+    db.client.set_queue("q", &QueueSettings::default().groups()).await.unwrap();
+    worker(&db).await;
+    let delayed = Enqueue::<Untyped>::named("w", &1).queue("q").group("a").delay(Duration::from_secs(60));
+    let delayed = delayed.on(&db.client).await.unwrap().run;
+    assert_eq!(why(&db, delayed).await, ["delayed"]);
+    db.client.pause_queue("q", true).await.unwrap();
+    db.client.pause_group("q", "a", true).await.unwrap();
+    assert_eq!(why(&db, delayed).await, ["delayed", "queue paused", "group paused"]);
+    db.sql.batch_execute("update ambo.timer set attempt = 1").await.unwrap();
+    assert_eq!(why(&db, delayed).await, ["parked", "queue paused", "group paused"]);
+    db.sql.batch_execute("update ambo.worker set dead_at = now()").await.unwrap();
+    assert_eq!(why(&db, delayed).await, ["parked", "no worker", "queue paused", "group paused"]);
+}
+
+#[tokio::test]
+async fn a_fan_in_whose_members_are_gone_is_told_so() {
+    let db = database().await;
+    db.client.create_queue("q").await.unwrap();
+    worker(&db).await;
+    let sql = "select (ambo.enqueue_fan_in('[{\"workflow\": \"m\", \"queue\": \"q\"}, {\"workflow\": \"m\", \"queue\": \"q\"}]',
+                   '{\"workflow\": \"w\", \"queue\": \"q\"}') -> 'then' ->> 'run')::uuid";
+    let last: RunId = db.sql.query_one(sql, &[]).await.unwrap().get::<_, uuid::Uuid>(0).into();
+    assert_eq!(why(&db, last).await, ["members"]);
+    db.client.pause_queue("q", true).await.unwrap();
+    let members = Purge { queue: "q".into(), workflow: Some("m".into()), ..Purge::default() };
+    assert_eq!(db.client.purge_queue(&members).await.unwrap(), 2);
+    let reasons = db.client.why(last).await.unwrap();
+    assert_eq!(reasons.iter().map(|reason| &*reason.reason).collect::<Vec<_>>(), ["members", "queue paused"]);
+    assert_eq!(
+        reasons[0].explanation,
+        "its members have ended; it begins when a worker of its queue has seen that"
+    );
+    assert_eq!((reasons[0].run, reasons[0].until), (None, None));
 }
 
 #[tokio::test]
@@ -133,6 +219,8 @@ async fn settings_that_make_no_sense_are_refused() {
     }
     let plain = db.client.pause_group("default", "a", true).await.unwrap_err();
     assert_eq!(plain.code(), ambo::Code::NoGroups);
+    let unfit = db.client.pause_group("q", "a\u{1f}b", true).await.unwrap_err();
+    assert_eq!(unfit.code(), ambo::Code::InvalidName, "no run can be in it");
     let nowhere = db.client.pause_group("nowhere", "a", true).await.unwrap_err();
     assert_eq!(nowhere.code(), ambo::Code::UnknownQueue);
     db.client.set_queue("q", &QueueSettings::default().groups()).await.unwrap();
