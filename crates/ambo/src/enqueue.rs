@@ -119,6 +119,18 @@ impl<W> Enqueue<W> {
         Enqueue { run, workflow: PhantomData }
     }
 
+    /// What PostgreSQL could not hold as an integer is refused with the number that was given; the rest it refuses itself.
+    fn count(mut self, what: &str, most: u32, given: u32, change: impl FnOnce(&mut NewRun, i32)) -> Self {
+        match i32::try_from(given) {
+            Ok(given) => self.set(|run| change(run, given)),
+            Err(_) => {
+                let text = format!("{what} is from 1 to {most}, not {given}");
+                self.run = self.run.and(Err(Error::new(Code::InvalidOption, text)));
+                self
+            }
+        }
+    }
+
     fn set(mut self, change: impl FnOnce(&mut NewRun)) -> Self {
         if let Ok(run) = &mut self.run {
             change(run);
@@ -206,7 +218,7 @@ impl<W> Enqueue<W> {
     /// How much the run counts towards the limits of its queue: 1 to 10,000. Default: 1. One that weighs more than a limit
     /// counts as much as that.
     pub fn weight(self, weight: u32) -> Self {
-        self.set(|run| run.terms.weight = Some(i32::try_from(weight).unwrap_or(i32::MAX)))
+        self.count("weight", 10_000, weight, |run, weight| run.terms.weight = Some(weight))
     }
 
     /// Lower is claimed first, -32768 to 32767. Default: 0.
@@ -233,7 +245,7 @@ impl<W> Enqueue<W> {
 
     /// How many workers may die with the run, without progress, before it is dead-lettered: 1 to 1000. Default: 5.
     pub fn attempts(self, attempts: u32) -> Self {
-        self.set(|run| run.attempts = i32::try_from(attempts).unwrap_or(i32::MAX))
+        self.count("attempts", 1000, attempts, |run, attempts| run.attempts = attempts)
     }
 
     /// Attributes to find the run by: a JSON object, up to 64 KiB. They are stored as `jsonb`.
@@ -272,7 +284,9 @@ impl<W> Enqueue<W> {
 
 /// Seconds.
 const YEAR: u64 = 365 * 86_400;
-/// How long a run may take, or be delayed.
+/// The period of a throttle, or the quiet that a debounce waits for.
+const QUIET_MAX: Duration = Duration::from_secs(YEAR);
+/// How long a run may take, or wait.
 const TIMEOUT_MAX: Duration = Duration::from_secs(10 * YEAR);
 const SPAN_MAX: Duration = Duration::from_secs(100 * YEAR);
 
@@ -302,14 +316,18 @@ impl NewRun {
             ("timeout", self.timeout, TIMEOUT_MAX),
             ("delay", self.delay, TIMEOUT_MAX),
             ("key_lifetime", self.key_lifetime, SPAN_MAX),
-            ("throttle", terms.throttle, SPAN_MAX),
-            ("debounce", terms.debounce, SPAN_MAX),
+            ("throttle", terms.throttle, QUIET_MAX),
+            ("debounce", terms.debounce, QUIET_MAX),
             ("debounce_max", terms.debounce_max, SPAN_MAX),
-            ("start_within", terms.start_within, SPAN_MAX),
+            ("start_within", terms.start_within, TIMEOUT_MAX),
         ];
         for (what, span, most) in spans {
-            if span.is_some_and(|span| span > most) {
-                let text = format!("{what} is {} years at most", most.as_secs() / YEAR);
+            if let Some(span) = span.filter(|span| *span > most) {
+                let most = match most.as_secs() / YEAR {
+                    1 => "a year".to_owned(),
+                    years => format!("{years} years"),
+                };
+                let text = format!("{what} is above zero and {most} at most, not {span:?}");
                 return Err(Error::new(Code::InvalidOption, text));
             }
         }

@@ -86,8 +86,8 @@ impl QueueSettings {
         self
     }
 
-    /// Runs of a priority that were passed over for so long are claimed as if of the priority before their own; twice as long,
-    /// of the one before that. So each priority has its turn in the end. Above zero, up to a year. Default: not.
+    /// A priority of which a worker has claimed nothing for so long is claimed as if it were the one before it; after twice as long, the one
+    /// before that. When it has had a turn it waits anew. Above zero, up to a year. Default: not.
     pub fn ageing(mut self, ageing: impl Into<Option<std::time::Duration>>) -> Self {
         self.ageing = Some(ageing.into().map(Span));
         self

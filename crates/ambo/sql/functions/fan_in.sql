@@ -103,6 +103,13 @@ begin
         raise exception 'AMBO005: a run in a fan-in has no %', quote_literal(left(v_name, 100)) using errcode = 'AM005',
             hint = 'There are: ' || array_to_string(p_names, ', ') || '.';
     end if;
+    begin
+        perform from json_array_elements(p_runs) e cross join lateral json_to_record(e)
+            as r (priority integer, delay interval, at timestamptz, timeout interval, attempts integer, key_lifetime interval,
+                  start_by timestamptz, start_within interval, weight integer);
+    exception when data_exception then
+        raise exception 'AMBO005: an option of a run in a fan-in cannot be read: %', sqlerrm using errcode = 'AM005';
+    end;
 end $$;
 
 -- The first member, from p_from on, that has not ended; null: there is none.

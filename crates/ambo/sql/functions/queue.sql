@@ -175,9 +175,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-    if group_key is null or octet_length(group_key) not between 1 and 200 then
-        raise exception 'AMBO001: a group_key has 1 to 200 bytes, not %', coalesce(octet_length(group_key)::text, 'null')
-            using errcode = 'AM001';
+    if group_key is null or octet_length(group_key) not between 1 and 200 or strpos(group_key, chr(31)) > 0 then
+        raise exception 'AMBO001: a group_key has 1 to 200 bytes, none of them U+001F, not %',
+            coalesce(octet_length(group_key)::text, 'null') using errcode = 'AM001';
     elsif share not between 1 and 100 then
         raise exception 'AMBO005: share is from 1 to 100, not %', share using errcode = 'AM005';
     elsif not exists (select from ambo.queue q where q.name = queue) then

@@ -8,7 +8,7 @@ use super::connect::{Session, from_driver};
 use super::schema::Schema;
 use super::types::JsonText;
 use crate::admin::{GroupSummary, Purge, QueueSummary};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::payload;
 use crate::queue::{BlockedGroup, QueueSettings};
 
@@ -79,7 +79,10 @@ pub(crate) async fn set_group(
     paused: Option<bool>,
     share: Option<u32>,
 ) -> Result<()> {
-    let share = share.map(|share| i32::try_from(share).unwrap_or(i32::MAX));
+    let share = share.map(i32::try_from).transpose().map_err(|_| {
+        let text = format!("share is from 1 to 100, not {}", share.unwrap_or_default());
+        Error::new(Code::InvalidOption, text)
+    })?;
     let sql = schema.sql("select ambo.set_group($1, $2, $3, $4)::text");
     let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
         [(&queue, Type::TEXT), (&group, Type::TEXT), (&paused, Type::BOOL), (&share, Type::INT4)];

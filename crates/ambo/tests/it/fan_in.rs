@@ -154,10 +154,16 @@ async fn a_fan_in_refuses_what_it_does_not_know() {
     }
     let nowhere = FanIn::of(parts(1)).then(then().queue("nowhere")).on(&db.client).await;
     assert_eq!(nowhere.unwrap_err().code(), Code::UnknownQueue);
-    let misspelt =
-        r#"select ambo.enqueue_fan_in('[{"workflow": "part", "prority": 1}]', '{"workflow": "whole"}')"#;
-    let error = db.sql.query(misspelt, &[]).await.unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "AM005");
+    for wrong in [
+        r#"'[{"workflow": "part", "prority": 1}]', '{"workflow": "whole"}'"#,
+        r#"'[{"workflow": "part", "priority": "x"}]', '{"workflow": "whole"}'"#,
+        r#"'[{"workflow": "part", "at": "soon"}]', '{"workflow": "whole"}'"#,
+        r#"'[]', '{"workflow": "whole", "timeout": "long"}'"#,
+        r#"'[]', '{"workflow": "whole", "weight": 99999999999}'"#,
+    ] {
+        let error = db.sql.query(&format!("select ambo.enqueue_fan_in({wrong})"), &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "AM005", "{wrong}: {error:?}");
+    }
     assert_eq!(db.number("select count(*) from ambo.run").await, 1);
     // What comes last is cancelled: the members are not there for its sake.
     let all = FanIn::of(parts(2)).then(then()).on(&db.client).await.unwrap();

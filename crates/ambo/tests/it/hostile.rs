@@ -241,11 +241,39 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
             "AM033",
         ),
         ("select * from ambo.list_runs(p_state => 'sleepy')", "AM005"),
+        ("select ambo.redrive_dead('{}', null, 0)", "AM005"),
+        ("select ambo.redrive_dead('{}', null, 'NaN')", "AM005"),
+        ("select ambo.redrive_dead('{}', null, 'Infinity')", "AM005"),
+        ("select ambo.redrive_dead(array_fill(gen_random_uuid(), '{2}'), null, 1e-300)", "AM005"),
+        ("select ambo.redrive_dead('{}', p_done => -1)", "AM005"),
+        ("select ambo.redrive_dead(null)", "AM005"),
     ] {
         let error = db.sql.batch_execute(sql).await.expect_err(sql);
         assert_eq!(error.code().map(|code| code.code()), Some(state), "{sql}: {error:?}");
     }
     assert_eq!(db.number("select count(*) from ambo.run").await, 0);
+}
+
+#[tokio::test]
+async fn a_number_that_is_too_large_is_refused_as_it_was_given() {
+    let db = database().await;
+    let run = || Enqueue::named("a", &1);
+    let year = Duration::from_secs(366 * 86_400);
+    for (run, text) in [
+        (run().weight(u32::MAX), "weight is from 1 to 10000, not 4294967295"),
+        (run().attempts(u32::MAX), "attempts is from 1 to 1000, not 4294967295"),
+        (run().start_within(year * 10), "start_within is above zero and 10 years at most, not 316224000s"),
+        (run().key("k").debounce(year), "debounce is above zero and a year at most, not 31622400s"),
+        (run().key("k").throttle(year), "throttle is above zero and a year at most, not 31622400s"),
+    ] {
+        let error = run.on(&db.client).await.unwrap_err();
+        assert_eq!((error.code(), error.to_string()), (Code::InvalidOption, format!("AMBO005: {text}")));
+    }
+    let error = db.client.share_group("default", "a", u32::MAX).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.to_string()),
+        (Code::InvalidOption, "AMBO005: share is from 1 to 100, not 4294967295".to_owned())
+    );
 }
 
 #[tokio::test]
