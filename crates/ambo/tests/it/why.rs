@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ambo::admin::Purge;
-use ambo::{Enqueue, Ordered, QueueSettings, Rate, RunId, Untyped};
+use ambo::{Ctx, Enqueue, Ordered, QueueSettings, Rate, Result, RunId, Untyped, Worker};
 
 use crate::harness::{Database, database};
 
@@ -144,6 +144,27 @@ async fn workers_that_are_full_are_named() {
     assert_eq!(said(&db, run).await, [(text.to_owned(), None)]);
     worker(&db).await;
     assert_eq!(why(&db, run).await, ["ready"], "one does not say how many it may have");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_says_how_many_runs_it_takes() {
+    let db = database().await;
+    let body = async |cx: Ctx<'_>, _: i64| -> Result<()> {
+        while !cx.is_cancelled() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    };
+    let builder = Worker::builder(&db.client).queue("q").workflow_fn("w", body).max_in_flight(2);
+    let _worker = builder.start().await.unwrap();
+    for _ in 0..2 {
+        run(&db, None).await;
+    }
+    db.until("select in_flight = 2 from ambo.heartbeat").await;
+    let third = run(&db, None).await;
+    let text = "each worker that could take it has as many runs in memory as it may (max_in_flight): 2 of 2";
+    assert_eq!(said(&db, third).await, [(text.to_owned(), None)]);
+    db.sql.batch_execute("select ambo.cancel_run(run_id) from ambo.claim").await.unwrap();
 }
 
 #[tokio::test]
