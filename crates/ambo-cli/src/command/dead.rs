@@ -15,7 +15,7 @@ const LETTERS: &[Column] = &[
     Column::text("GROUP").if_any(),
     Column::whole("CODE"),
     Column::number("ATTEMPTS"),
-    Column::number("TRIES"),
+    Column::number("RETRIES"),
     Column::number("DIED"),
     Column::text("MESSAGE"),
 ];
