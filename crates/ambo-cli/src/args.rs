@@ -243,6 +243,16 @@ pub(crate) struct RunEvents {
 /// Which runs: what is given must all be true of them.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
+    #[command(flatten)]
+    pub(crate) marks: Marks,
+    /// Only runs in this state
+    #[arg(long, value_enum)]
+    pub(crate) state: Option<State>,
+}
+
+/// The same, whatever state they are in.
+#[derive(Debug, Args)]
+pub(crate) struct Marks {
     /// Only runs of this workflow
     #[arg(long, value_name = "NAME")]
     pub(crate) workflow: Option<String>,
@@ -252,9 +262,6 @@ pub(crate) struct Selection {
     /// Only runs of this group
     #[arg(long, value_name = "KEY")]
     pub(crate) group: Option<String>,
-    /// Only runs in this state
-    #[arg(long, value_enum)]
-    pub(crate) state: Option<State>,
     /// Only runs with this attribute: KEY=VALUE, where VALUE is JSON or a text; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = attribute)]
     pub(crate) attribute: Vec<(String, serde_json::Value)>,

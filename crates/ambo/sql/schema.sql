@@ -479,7 +479,7 @@ function database_time()
     returns timestamp with time zone
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function dead_errors(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone)
+function dead_errors(p_workflow text DEFAULT NULL::text, p_queue text DEFAULT NULL::text, p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_before uuid DEFAULT NULL::uuid, p_attributes jsonb DEFAULT NULL::jsonb, p_parent uuid DEFAULT NULL::uuid, p_text text DEFAULT NULL::text, p_group text DEFAULT NULL::text)
     returns TABLE(workflow text, queue text, code text, message text, runs bigint, first_at timestamp with time zone, last_at timestamp with time zone, newest uuid, is_capped boolean)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_hashjoin=off, enable_mergejoin=off
 

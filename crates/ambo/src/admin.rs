@@ -329,7 +329,7 @@ pub struct DeadError {
     pub last_at: Timestamp,
     /// The newest of them.
     pub newest: RunId,
-    /// There are more dead than the newest 100,000, which were looked at.
+    /// There are more of them than the newest 100,000, which were looked at.
     pub is_capped: bool,
 }
 

@@ -465,21 +465,23 @@ impl Client {
         Ok(acted.into_iter().map(|(_, acted)| acted).collect())
     }
 
-    /// The dead, newest first, with why, when and how often; the state of the filter is not looked at. To run them again or throw
-    /// them away: [`act`](Client::act) with [`Act::Redrive`] or [`Act::PurgeDead`].
+    /// The dead, newest first, with why, when and how often. To run them again or throw them away: [`act`](Client::act) with
+    /// [`Act::Redrive`] or [`Act::PurgeDead`].
     ///
     /// # Errors
-    /// `AMBO005` for attributes that are not an object, `AMBO040` if the database is away.
+    /// `AMBO005` for attributes that are not an object, and for a state other than dead; `AMBO040` if the database is away.
     pub async fn dead_letters(&self, filter: &Filter) -> Result<Vec<DeadLetter>> {
+        refuse_the_living(filter)?;
         admin::dead_letters(&self.session().await?, self.schema(), filter).await
     }
 
-    /// The dead by what they died of, the most frequent first; of the filter, workflow, queue, since and until count. Looks at
-    /// the newest 100,000.
+    /// The dead by what they died of, the most frequent first. Looks at the newest 100,000 that the filter leaves, whose limit means
+    /// nothing here.
     ///
     /// # Errors
-    /// `AMBO040` if the database is away.
+    /// As [`dead_letters`](Client::dead_letters).
     pub async fn dead_errors(&self, filter: &Filter) -> Result<Vec<DeadError>> {
+        refuse_the_living(filter)?;
         admin::dead_errors(&self.session().await?, self.schema(), filter).await
     }
 
@@ -558,6 +560,17 @@ impl sealed::Enqueue for &Client {
     #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
     async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
         self.inner.enqueuer.enqueue(run).await
+    }
+}
+
+/// Of the dead: what is in another state is none of them.
+fn refuse_the_living(filter: &Filter) -> Result<()> {
+    match filter.state.as_deref() {
+        None | Some("dead") => Ok(()),
+        Some(state) => Err(Error::new(
+            Code::InvalidOption,
+            format!("the dead are looked for, and not what is {state:?}"),
+        )),
     }
 }
 

@@ -170,7 +170,7 @@ impl Client {
     }
 
     /// Lets a queue take no new runs (`AMBO009`) while those that wait are worked off; or, with `false`, lets it take runs again.
-    /// What runs themselves start there, and what is retried, is taken all the same.
+    /// What runs themselves start there is taken all the same; of what had ended only a run that blocks its group may be retried there.
     ///
     /// # Errors
     /// `AMBO002` if there is no such queue.

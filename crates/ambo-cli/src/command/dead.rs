@@ -4,8 +4,8 @@ use ambo::Client;
 use ambo::admin::{Act, Filter};
 use anyhow::Result;
 
-use super::run::{act, filter};
-use crate::args::{Dead, DeadList, Selection, State, Targets};
+use super::run::{act, marked};
+use crate::args::{Dead, DeadList, Marks};
 use crate::database::Database;
 use crate::output::{Cell, Column, Output, Table, age};
 
@@ -33,25 +33,17 @@ pub(crate) async fn dead(wanted: Dead, database: &Database, output: Output) -> R
     let client = database.connect().await?;
     match wanted {
         Dead::List(wanted) => list(&wanted, &client, output).await,
-        Dead::Errors(wanted) => errors(&wanted.selection, &client, output).await,
+        Dead::Errors(wanted) => errors(&wanted.marks, &client, output).await,
         Dead::Redrive(wanted) => {
             let redrive = Act::Redrive { queue: wanted.to_queue, per_second: wanted.rate };
-            act::act(&redrive, &among_the_dead(wanted.targets), &client, output).await
+            act::act(&redrive, &wanted.targets.into(), &client, output).await
         }
-        Dead::Purge(targets) => act::act(&Act::PurgeDead, &among_the_dead(targets), &client, output).await,
+        Dead::Purge(targets) => act::act(&Act::PurgeDead, &targets.into(), &client, output).await,
     }
-}
-
-/// What is not named is looked for among the dead.
-fn among_the_dead(mut targets: Targets) -> Targets {
-    if targets.ids.is_empty() {
-        targets.selection.state = Some(State::Dead);
-    }
-    targets
 }
 
 async fn list(wanted: &DeadList, client: &Client, output: Output) -> Result<()> {
-    let filter = Filter { before: wanted.before, limit: wanted.limit, ..filter(&wanted.selection) };
+    let filter = Filter { before: wanted.before, limit: wanted.limit, ..marked(&wanted.marks) };
     let letters = client.dead_letters(&filter).await?;
     if output.is_json {
         return Ok(letters.iter().try_for_each(|letter| output.json(letter))?);
@@ -77,8 +69,8 @@ async fn list(wanted: &DeadList, client: &Client, output: Output) -> Result<()> 
     Ok(output.table(&table)?)
 }
 
-async fn errors(selection: &Selection, client: &Client, output: Output) -> Result<()> {
-    let errors = client.dead_errors(&filter(selection)).await?;
+async fn errors(marks: &Marks, client: &Client, output: Output) -> Result<()> {
+    let errors = client.dead_errors(&marked(marks)).await?;
     if output.is_json {
         return Ok(errors.iter().try_for_each(|error| output.json(error))?);
     }

@@ -12,7 +12,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::args::{
-    self, Input, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunShow, RunSignal, RunUpdate,
+    self, Input, Marks, Run, RunDropSignal, RunEnqueue, RunEvents, RunList, RunShow, RunSignal, RunUpdate,
     Selection, State,
 };
 use crate::database::Database;
@@ -200,7 +200,7 @@ async fn list(wanted: &RunList, client: &Client, output: Output) -> Result<()> {
         output.say("no such runs");
         return Ok(());
     }
-    table(&runs, wanted.selection.parent, client, output).await?;
+    table(&runs, wanted.selection.marks.parent, client, output).await?;
     if let Some(last) = runs.last().filter(|_| u32::try_from(runs.len()) == Ok(wanted.limit)) {
         output.say(&format!("there may be more: --before {}", last.id));
     }
@@ -211,17 +211,21 @@ pub(super) fn attributes(given: &[(String, serde_json::Value)]) -> Option<serde_
     (!given.is_empty()).then(|| given.iter().cloned().collect::<serde_json::Map<_, _>>().into())
 }
 
-pub(super) fn filter(selection: &Selection) -> Filter {
+fn filter(selection: &Selection) -> Filter {
+    Filter { state: selection.state.and_then(State::name), ..marked(&selection.marks) }
+}
+
+/// Whatever state they are in.
+pub(super) fn marked(marks: &Marks) -> Filter {
     Filter {
-        workflow: selection.workflow.clone(),
-        queue: selection.queue.clone(),
-        group: selection.group.clone(),
-        state: selection.state.and_then(State::name),
-        since: selection.since,
-        until: selection.until,
-        attributes: attributes(&selection.attribute),
-        parent: selection.parent,
-        text: selection.text.clone(),
+        workflow: marks.workflow.clone(),
+        queue: marks.queue.clone(),
+        group: marks.group.clone(),
+        since: marks.since,
+        until: marks.until,
+        attributes: attributes(&marks.attribute),
+        parent: marks.parent,
+        text: marks.text.clone(),
         ..Filter::default()
     }
 }

@@ -30,6 +30,12 @@ fn the_dead_are_listed_grouped_redriven_and_purged() {
         errors.contains("3  mail      default  AMBO027") && errors.contains("mailbox # is full"),
         "{errors}"
     );
+    let errors = db.ambo(&["dead", "errors", "--text", "zzzznotthere"]).shown();
+    assert!(errors.contains("no dead"), "{errors}");
+    for command in ["list", "errors", "redrive", "purge"] {
+        let refused = db.ambo(&["dead", command, "--state", "failed"]).shown();
+        assert!(refused.contains("unexpected argument '--state'"), "{refused}");
+    }
     // A dry run first.
     let dry = db.ambo(&["dead", "redrive", "--to-queue", "slow", "--rate", "0.5"]).shown();
     assert!(dry.contains("nothing was done; add --yes to redrive 3 runs"), "{dry}");

@@ -16,29 +16,28 @@ as $$
     from ambo.list_runs(p_workflow, p_queue, 'dead', p_before, p_limit, p_since, p_until, p_attributes, p_parent, p_text, p_group) r
 $$;
 
--- The dead by what they died of, the most frequent first: numbers and ids in a message are taken for the same. Looks at the
--- newest 100,000; `is_capped` says that there are more.
+-- The dead by what they died of, the most frequent first: numbers and ids in a message are taken for the same. The filters are those
+-- of list_runs. Looks at the newest 100,000 that they leave; `is_capped` says that there are more.
 create or replace function ambo.dead_errors(
     p_workflow text default null, p_queue text default null, p_since timestamptz default null,
-    p_until timestamptz default null)
+    p_until timestamptz default null, p_before uuid default null, p_attributes jsonb default null,
+    p_parent uuid default null, p_text text default null, p_group text default null)
 returns table (workflow text, queue text, code text, message text, runs bigint, first_at timestamptz, last_at timestamptz,
                newest uuid, is_capped boolean)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set jit = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
     with dead as materialized (
-        select o.run_id, o.ended_at, o.error from ambo.outcome o
-        where o.status = 'dead' and (p_since is null or o.run_id >= ambo.run_id_floor(p_since))
-          and (p_until is null or o.run_id < ambo.run_id_floor(p_until))
-        order by o.run_id desc limit 100000
+        select r.id, r.workflow, r.queue, r.ended_at, r.error
+        from ambo.list_runs(p_workflow, p_queue, 'dead', p_before, 100000, p_since, p_until, p_attributes, p_parent, p_text,
+                            p_group) r
     )
-    select r.workflow, r.queue, d.error ->> 'code',
+    select d.workflow, d.queue, d.error ->> 'code',
            regexp_replace(left(d.error ->> 'message', 200),
                           '[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9]+', '#', 'g') as message,
-           count(*), min(d.ended_at), max(d.ended_at), (array_agg(d.run_id order by d.run_id desc))[1],
+           count(*), min(d.ended_at), max(d.ended_at), (array_agg(d.id order by d.id desc))[1],
            (select count(*) from dead) >= 100000
-    from dead d cross join lateral (select r.* from ambo.run r where r.id = d.run_id offset 0) r
-    where (p_workflow is null or r.workflow = p_workflow) and (p_queue is null or r.queue = p_queue)
+    from dead d
     group by 1, 2, 3, 4
     order by 5 desc, 7 desc
 $$;

@@ -272,14 +272,22 @@ pub(crate) async fn dead_errors(
     schema: &Schema,
     filter: &Filter,
 ) -> Result<Vec<DeadError>> {
+    let before = filter.before.map(crate::RunId::as_uuid);
+    let parent = filter.parent.map(crate::RunId::as_uuid);
+    let attributes = filter.attributes.as_ref().map(|attributes| JsonText(attributes.to_string()));
     let rows = session
         .query(
-            &schema.sql("select * from ambo.dead_errors($1, $2, $3, $4)"),
+            &schema.sql("select * from ambo.dead_errors($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
             &[
                 (&filter.workflow, Type::TEXT),
                 (&filter.queue, Type::TEXT),
                 (&filter.since, Type::TIMESTAMPTZ),
                 (&filter.until, Type::TIMESTAMPTZ),
+                (&before, Type::UUID),
+                (&attributes, Type::JSONB),
+                (&parent, Type::UUID),
+                (&filter.text, Type::TEXT),
+                (&filter.group, Type::TEXT),
             ],
         )
         .await?;

@@ -72,6 +72,23 @@ async fn the_dead_are_listed_and_grouped_by_what_they_died_of() {
     assert_eq!(errors[0].newest, runs[4]);
     let none = Filter { workflow: Some("other".into()), ..Filter::default() };
     assert!(db.client.dead_errors(&none).await.unwrap().is_empty());
+    let some = [
+        Filter { text: Some("mailbox 3".into()), ..Filter::default() },
+        Filter { attributes: Some(serde_json::json!({"n": 3})), ..Filter::default() },
+        Filter { before: Some(runs[1]), state: Some("dead".into()), ..Filter::default() },
+    ];
+    for filter in some {
+        let errors = db.client.dead_errors(&filter).await.unwrap();
+        assert_eq!((errors.len(), errors[0].runs), (1, 1), "{filter:?}");
+    }
+    let of_nobody = Filter { parent: Some(runs[0]), ..Filter::default() };
+    let of_no_group = Filter { group: Some("g".into()), ..Filter::default() };
+    for filter in [of_nobody, of_no_group] {
+        assert!(db.client.dead_errors(&filter).await.unwrap().is_empty(), "{filter:?}");
+    }
+    let living = Filter { state: Some("failed".into()), ..Filter::default() };
+    assert_eq!(db.client.dead_errors(&living).await.unwrap_err().code(), Code::InvalidOption);
+    assert_eq!(db.client.dead_letters(&living).await.unwrap_err().code(), Code::InvalidOption);
 }
 
 #[tokio::test(flavor = "multi_thread")]
