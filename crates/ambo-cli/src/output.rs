@@ -32,6 +32,8 @@ pub(crate) struct Output {
     pub(crate) is_json: bool,
     /// How many columns a line may have.
     pub(crate) width: usize,
+    /// A terminal shows it.
+    pub(crate) is_terminal: bool,
 }
 
 impl Output {
@@ -39,7 +41,7 @@ impl Output {
     pub(crate) fn new(is_json: bool) -> Self {
         let terminal = terminal_size::terminal_size_of(io::stdout());
         let width = terminal.map_or(WIDTH, |(width, _)| usize::from(width.0).max(60));
-        Output { is_json, width }
+        Output { is_json, width, is_terminal: terminal.is_some() }
     }
 
     /// A line of data.
@@ -55,10 +57,11 @@ impl Output {
         self.line(&line)
     }
 
-    /// A table, or its lines as JSON.
+    /// A table; one with a message is whole for whoever reads on.
     pub(crate) fn table(self, table: &Table) -> io::Result<()> {
         let mut stdout = anstream::stdout().lock();
-        for line in table.lines(self.width) {
+        let width = if table.is_message() && !self.is_terminal { usize::MAX } else { self.width };
+        for line in table.lines(width) {
             writeln!(stdout, "{line}")?;
         }
         Ok(())

@@ -12,20 +12,20 @@ use crate::output::{Cell, Column, Output, Table, age};
 const LETTERS: &[Column] = &[
     Column::whole("RUN"),
     Column::text("WORKFLOW"),
-    Column::text("GROUP").if_any(),
+    Column::text("GROUP").if_any().giving_way(),
     Column::whole("CODE"),
-    Column::number("ATTEMPTS"),
-    Column::number("RETRIES"),
-    Column::number("DIED"),
-    Column::text("MESSAGE"),
+    Column::number("DIED").giving_way(),
+    Column::number("ATTEMPTS").giving_way(),
+    Column::number("RETRIES").giving_way(),
+    Column::message("MESSAGE"),
 ];
 const ERRORS: &[Column] = &[
     Column::number("RUNS"),
     Column::text("WORKFLOW"),
     Column::text("QUEUE"),
     Column::whole("CODE"),
-    Column::number("LAST"),
-    Column::text("MESSAGE"),
+    Column::number("LAST").giving_way(),
+    Column::message("MESSAGE"),
 ];
 
 /// `ambo dead ...`
@@ -60,9 +60,9 @@ async fn list(wanted: &DeadList, client: &Client, output: Output) -> Result<()> 
             (&letter.workflow).into(),
             cell(letter.group.as_deref()),
             cell(letter.code.as_deref()),
+            age(now, letter.died_at).into(),
             letter.attempts.to_string().into(),
             letter.tries.to_string().into(),
-            age(now, letter.died_at).into(),
             cell(letter.message.as_deref()),
         ]);
     }

@@ -25,6 +25,12 @@ fn the_dead_are_listed_grouped_redriven_and_purged() {
     let list = db.ambo(&["dead", "list", "--json", "--workflow", "mail"]).done();
     assert_eq!(list.lines().count(), 3);
     assert!(list.contains("\"code\":\"AMBO027\"") && list.contains("\"attempts\":2"), "{list}");
+    db.sql.run("update ambo.outcome set error = json_build_object('code', 'AMBO027', 'message', (error ->> 'message') || repeat(' indeed', 20))");
+    assert_eq!(
+        db.ambo(&["dead", "list"]).shown().matches(&" indeed".repeat(20)).count(),
+        3,
+        "whole when piped"
+    );
     let errors = db.ambo(&["dead", "errors"]).shown();
     assert!(
         errors.contains("3  mail      default  AMBO027") && errors.contains("mailbox # is full"),
