@@ -6,6 +6,7 @@ mod fuzz;
 #[cfg(test)]
 mod help;
 mod queue;
+mod retention;
 mod schedule;
 mod terms;
 mod workflow;
@@ -20,6 +21,7 @@ use serde_json::value::RawValue;
 
 pub(crate) use self::dead::{Dead, DeadList};
 pub(crate) use self::queue::{Queue, QueuePause, QueuePurge};
+pub(crate) use self::retention::Keep;
 pub(crate) use self::schedule::{Overlap, Schedule, ScheduleBackfill, ScheduleSet};
 pub(crate) use self::terms::Terms;
 pub(crate) use self::workflow::{Workflow, WorkflowShow};
@@ -93,6 +95,10 @@ pub(crate) enum Command {
     /// List, group, redrive and purge dead runs
     #[command(subcommand)]
     Dead(Dead),
+    /// Say how long history, the dead and keys are kept, or set it
+    ///
+    /// What is not named stays as it is. Then what holds is printed.
+    Retention(Keep),
     /// List the workers
     #[command(subcommand)]
     Worker(Worker),

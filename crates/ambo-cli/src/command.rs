@@ -8,6 +8,7 @@ mod doctor;
 mod migrate;
 mod queue;
 mod replay_check;
+mod retention;
 mod run;
 mod schedule;
 mod worker;
@@ -43,6 +44,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
                 Command::Queue(wanted) => queue::queue(wanted, &database, output).await,
                 Command::Schedule(wanted) => schedule::schedule(wanted, &database, output).await,
                 Command::Dead(wanted) => dead::dead(wanted, &database, output).await,
+                Command::Retention(wanted) => retention::retention(&wanted, &database, output).await,
                 Command::Worker(wanted) => worker::worker(&wanted, &database, output).await,
                 Command::Workflow(wanted) => workflow::workflow(&wanted, &database, output).await,
                 Command::ReplayCheck(wanted) => {

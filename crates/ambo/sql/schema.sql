@@ -811,7 +811,7 @@ function read_setting(p_settings jsonb, p_name text, p_least integer, p_old inte
     returns integer
     stable
 
-function read_span(p_value jsonb, p_name text)
+function read_span(p_value jsonb, p_name text, p_most interval DEFAULT '1 year'::interval)
     returns interval
     stable
 
@@ -879,6 +879,10 @@ function restore_attributes(p_run uuid)
     returns void
     volatile
 
+function retention(OUT history text, OUT dead text, OUT keys text)
+    returns record
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+
 function retry_run(p_run uuid, p_due timestamp with time zone DEFAULT NULL::timestamp with time zone)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -928,6 +932,10 @@ function set_group(queue text, group_key text, paused boolean DEFAULT NULL::bool
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
 function set_queue(queue text, settings jsonb)
+    returns void
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function set_retention(settings jsonb)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

@@ -333,6 +333,17 @@ pub struct DeadError {
     pub is_capped: bool,
 }
 
+/// How long what has ended is kept; spans are as PostgreSQL writes them. See [`Client::retention`](crate::Client::retention).
+#[derive(Debug, Serialize)]
+pub struct RetentionSummary {
+    /// History, from a day on which all of it has ended.
+    pub history: String,
+    /// The dead; none: as long as other history.
+    pub dead: Option<String>,
+    /// For how long an idempotency key names its run at least.
+    pub keys: String,
+}
+
 /// What can be done to many runs at once. See [`Client::act`](crate::Client::act).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

@@ -129,7 +129,7 @@ pub enum Ordered {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span(std::time::Duration);
+pub(crate) struct Span(pub(crate) std::time::Duration);
 
 impl Serialize for Span {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -14,6 +14,7 @@ pub(crate) mod object;
 #[cfg(test)]
 mod predecessors;
 pub(crate) mod queue;
+pub(crate) mod retention;
 pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod signal;

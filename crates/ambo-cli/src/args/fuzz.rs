@@ -5,7 +5,7 @@ mod mutation;
 
 use clap::Parser as _;
 
-use super::queue::{Ageing, Policy, Setting, Speed};
+use super::queue::{Length, Policy, Setting, Speed};
 use super::*;
 use crate::database::Database;
 use crate::output::{clean, cut, one_line, wrap};
@@ -50,7 +50,7 @@ fn a_hostile_value_is_refused_or_read_as_what_it_is() {
             assert_eq!(json.get(), text.trim_matches([' ', '\t', '\r', '\n']));
         }
         let _ = input(text);
-        let _ = (text.parse::<Setting<Speed>>(), text.parse::<Policy>(), text.parse::<Setting<Ageing>>());
+        let _ = (text.parse::<Setting<Speed>>(), text.parse::<Policy>(), text.parse::<Setting<Length>>());
     });
 }
 

@@ -130,7 +130,7 @@ pub(crate) struct QueueSet {
     pub(crate) ordered: Option<Setting<Policy>>,
     /// A priority that was passed over for so long is as urgent as the one before it
     #[arg(long, value_name = "TIME|none")]
-    pub(crate) ageing: Option<Setting<Ageing>>,
+    pub(crate) ageing: Option<Setting<Length>>,
 }
 
 impl QueueSet {
@@ -167,7 +167,7 @@ impl QueueSet {
 
 /// A value, or `none`, which takes a limit away.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Setting<T>(Option<T>);
+pub(crate) struct Setting<T>(pub(crate) Option<T>);
 
 impl<T: FromStr<Err: std::fmt::Display>> FromStr for Setting<T> {
     type Err = String;
@@ -217,12 +217,12 @@ impl FromStr for Policy {
 
 /// A span of time.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ageing(Duration);
+pub(crate) struct Length(pub(crate) Duration);
 
-impl FromStr for Ageing {
+impl FromStr for Length {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        span(text).map(Ageing)
+        span(text).map(Length)
     }
 }

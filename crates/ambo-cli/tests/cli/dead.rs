@@ -100,3 +100,23 @@ fn a_group_is_drained_purged_and_resumed() {
     db.ambo(&["queue", "resume", "mail", "--group", "a"]).done();
     enqueue("a").done();
 }
+
+#[test]
+fn how_long_what_has_ended_is_kept_is_said_and_set() {
+    let db = Database::migrated();
+    expect![[r#"
+        history  30 days
+        dead     as long as other history
+        keys     30 days
+    "#]]
+    .assert_eq(&db.ambo(&["retention"]).shown());
+    expect![[r#"
+        history  90 days
+        dead     365 days
+        keys     30 days
+    "#]]
+    .assert_eq(&db.ambo(&["retention", "--history", "90d", "--dead", "365d"]).shown());
+    let json = db.ambo(&["retention", "--dead", "none", "--json"]).done();
+    assert_eq!(json.trim(), r#"{"history":"90 days","dead":null,"keys":"30 days"}"#);
+    assert!(db.ambo(&["retention", "--history", "1m"]).shown().contains("AMBO005"));
+}

@@ -57,7 +57,7 @@ begin
 end $$;
 
 -- A span of time out of a setting, as PostgreSQL writes it: '1 minute'.
-create or replace function ambo.read_span(p_value jsonb, p_name text) returns interval
+create or replace function ambo.read_span(p_value jsonb, p_name text, p_most interval default '1 year') returns interval
 language plpgsql stable
 as $$
 declare
@@ -68,8 +68,8 @@ begin
     exception when others then
         v_span := null;
     end;
-    if v_span is null or v_span <= interval '0' or v_span > interval '1 year' then
-        raise exception 'AMBO005: % is a span of time above zero and up to a year, such as "1 minute"', p_name
+    if v_span is null or v_span <= interval '0' or v_span > p_most then
+        raise exception 'AMBO005: % is a span of time above zero and up to %, such as "1 minute"', p_name, p_most
             using errcode = 'AM005';
     end if;
     return v_span;

@@ -48,12 +48,12 @@ as $$
         ('list_queues', 'observer operator'), ('list_groups', 'observer operator'), ('list_workers', 'observer operator'),
         ('list_schedules', 'observer operator'), ('list_workflows', 'observer operator'),
         ('dead_letters', 'observer operator'), ('dead_errors', 'observer operator'), ('vital_signs', 'observer operator'),
-        ('privileges', 'observer operator'),
+        ('privileges', 'observer operator'), ('retention', 'observer operator'),
         -- What is to be done about it.
         ('act_on_runs', 'operator'), ('retry_run', 'operator'), ('rewind_run', 'operator'), ('fork_run', 'operator'), ('drop_signal', 'operator'),
         ('create_queue', 'operator'), ('pause_queue', 'operator'), ('drain_queue', 'operator'), ('purge_queue', 'operator'),
         ('set_queue', 'operator'), ('set_group', 'operator'), ('unblock_group', 'operator'),
-        ('purge_dead', 'operator'), ('redrive_dead', 'operator'), ('adopt', 'operator'),
+        ('purge_dead', 'operator'), ('redrive_dead', 'operator'), ('set_retention', 'operator'), ('adopt', 'operator'),
         ('set_schedule', 'operator'), ('pause_schedule', 'operator'), ('delete_schedule', 'operator'),
         ('trigger_schedule', 'operator'), ('backfill_schedule', 'operator'),
         -- Parts of the others.

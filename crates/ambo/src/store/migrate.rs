@@ -55,6 +55,7 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/keeper.sql"),
     include_str!("../../sql/functions/timer.sql"),
     include_str!("../../sql/functions/partition.sql"),
+    include_str!("../../sql/functions/retention.sql"),
     include_str!("../../sql/functions/admin.sql"),
     include_str!("../../sql/functions/list.sql"),
     include_str!("../../sql/functions/why.sql"),

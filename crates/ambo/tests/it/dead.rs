@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ambo::admin::{Act, Filter};
 use ambo::{
-    Code, Ctx, Enqueue, Error, Failure, Ordered, QueueSettings, Result, Retry, RunId, Untyped, Worker,
+    Code, Ctx, Enqueue, Error, Failure, Ordered, QueueSettings, Result, Retention, Retry, RunId, Untyped,
+    Worker,
 };
 
 use crate::harness::{Database, database};
@@ -177,7 +178,7 @@ async fn what_is_purged_of_the_dead_leaves_nothing() {
     );
     // A lifetime of their own, shorter than that of other history.
     assert_eq!(db.number("select ambo.expire_dead(10)::int8").await, 0);
-    db.sql.batch_execute("update ambo.installation set dead_lifetime = '1 microsecond'").await.unwrap();
+    db.client.set_retention(&Retention::default().dead(Duration::from_micros(1))).await.unwrap();
     assert_eq!(db.number("select ambo.expire_dead(10)::int8").await, 4);
     assert_eq!(db.number("select count(*) from ambo.run").await, 1);
 }
@@ -201,4 +202,35 @@ async fn the_dead_may_be_kept_longer_than_other_history() {
     let live = "select ambo.live_runs(p.starts_at, p.ends_at, 10) from ambo.history_partition p order by 1 desc limit 1";
     let row = db.sql.query_one(live, &[]).await.unwrap();
     assert_eq!(row.get::<_, Vec<uuid::Uuid>>(0), [kept.as_uuid()]);
+}
+
+#[tokio::test]
+async fn how_long_what_has_ended_is_kept_is_set_by_whoever_operates() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let db = database().await;
+    let kept = async || {
+        let kept = db.client.retention().await.unwrap();
+        (kept.history, kept.dead, kept.keys)
+    };
+    let days = |days: u32| format!("{days} days");
+    assert_eq!(kept().await, (days(30), None, days(30)));
+    let retention = Retention::default().dead(365 * DAY).keys(7 * DAY);
+    db.client.set_retention(&retention).await.unwrap();
+    assert_eq!(kept().await, (days(30), Some(days(365)), days(7)), "what is not named stays");
+    db.client.set_retention(&Retention::default().history(90 * DAY).dead(None)).await.unwrap();
+    assert_eq!(kept().await, (days(90), None, days(7)));
+    for wrong in [
+        r#"{"history": "59 minutes"}"#,
+        r#"{"history": null}"#,
+        r#"{"dead": "0"}"#,
+        r#"{"keys": "101 years"}"#,
+        r#"{"dead_lifetime": "1 day"}"#,
+        "[]",
+        "null",
+    ] {
+        let sql = format!("select ambo.set_retention('{wrong}')");
+        let refused = db.sql.batch_execute(&sql).await.unwrap_err();
+        assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("AM005"), "{wrong}");
+    }
+    assert_eq!(kept().await, (days(90), None, days(7)));
 }
