@@ -226,7 +226,7 @@ impl<W> Enqueue<W> {
         self.set(|run| run.priority = priority)
     }
 
-    /// The run is claimed this long after the enqueue at the earliest, up to 10 years.
+    /// The run is claimed this long after the enqueue at the earliest, up to 10 years. It takes its place in a group then.
     pub fn delay(self, delay: Duration) -> Self {
         self.set(|run| run.delay = Some(delay))
     }
