@@ -49,10 +49,12 @@ begin
     if not found then
         return;
     end if;
-    -- Its open transaction steps hold row locks that would stall the heir.
+    -- Its open transaction steps hold row locks that would stall the heir. A worker of another installation in this database may have
+    -- the same number: its steps have left no marker here.
     perform pg_terminate_backend(a.pid) from pg_stat_activity a
     where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
-      and pg_has_role(current_user, a.usesysid, 'member');
+      and pg_has_role(current_user, a.usesysid, 'member')
+      and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'ambo.transaction_marker'::regclass);
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
             select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))

@@ -1,5 +1,6 @@
 //! Fencing: a worker that lost its lease records nothing, however long it was paused and whatever it had open.
 
+use ambo::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::child::Child;
@@ -242,6 +243,25 @@ async fn the_keeper_ends_what_holds_the_lock_of_a_worker_that_has_long_been_sile
     assert_eq!((buried.get(0), buried.get(1), buried.get(2)), (1, true, false));
     assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 0, "what it held was rolled back");
     assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 1);
+}
+
+#[tokio::test]
+async fn a_burial_ends_the_steps_of_its_own_worker_and_of_none_with_that_number_in_another_schema() {
+    let db = database().await;
+    Client::connect_unchecked(&db.url, "beside").await.unwrap().migrate().await.unwrap();
+    let (first, second, run) = two_workers(&db).await;
+    let mut steps = Vec::new();
+    for schema in ["ambo", "beside"] {
+        let step = connect(&db.url).await;
+        step.batch_execute("begin").await.unwrap();
+        let begin = format!("select {schema}.begin_step($1, $2, 1, '1', 15000)");
+        step.execute(&begin, &[&first, &run]).await.unwrap();
+        steps.push(step);
+    }
+    let buried = db.sql.query_one(BURY, &[&second, &first]).await.unwrap();
+    assert!(buried.get::<_, bool>(1));
+    assert!(steps[0].batch_execute("commit").await.is_err(), "its step was ended");
+    steps[1].batch_execute("commit").await.expect("it is somebody else's");
 }
 
 #[tokio::test]
