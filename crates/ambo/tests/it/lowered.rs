@@ -11,22 +11,28 @@ fn settings() -> QueueSettings {
     QueueSettings::default()
 }
 
-/// Three run, of one group or of three; the limit is lowered to one; as long as one of the three is left nobody begins, and after
-/// that one runs at a time.
+/// Three run, of one group or of three; the limit is lowered to one.
 async fn assert_lowered(before: QueueSettings, after: QueueSettings, groups: [&str; 3]) {
     let bench = Bench::new(before, 2, 0).await;
     bench.enqueue((0..12).map(|n| job(groups[n as usize % 3], n))).await;
     bench.begun(3).await;
     bench.db.client.set_queue("q", &after).await.unwrap();
+    assert_kept(&bench, &after).await;
+}
+
+/// Three of twelve are in execution, under a limit of one: as long as one of the three is left nobody begins, and after that one
+/// runs at a time.
+async fn assert_kept(bench: &Bench, limit: &QueueSettings) {
     bench.let_go(2);
     bench.db.until("select count(*) = 1 from ambo.claim").await;
+    assert_eq!(bench.gauge.begun.lock().unwrap().len(), 3, "{limit:?}");
     bench.let_go(1);
     bench.begun(4).await;
     // What was in execution at the fourth beginning and after: the first three are gone.
     bench.gauge.forget();
     bench.let_go(9);
     bench.all_ended(12).await;
-    assert_eq!(bench.gauge.most(), 1, "{after:?}");
+    assert_eq!(bench.gauge.most(), 1, "{limit:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,8 +53,7 @@ async fn a_lowered_limit_of_an_ordered_queue_lets_nobody_in_until_it_is_kept() {
     assert_lowered(before, settings().concurrency(1), ["a", "b", "c"]).await;
 }
 
-/// Three run that were claimed while there was no limit: they count to the one that is set then. Nobody begins until the last of
-/// them has ended, and after that one runs at a time.
+/// Three run that were claimed while there was no limit: they count to the one that is set then.
 async fn assert_counted(before: &[QueueSettings], after: QueueSettings, groups: [&str; 3], workers: usize) {
     let bench = Bench::new(before[0].clone(), workers, 0).await;
     for next in &before[1..] {
@@ -58,15 +63,7 @@ async fn assert_counted(before: &[QueueSettings], after: QueueSettings, groups: 
     bench.begun(3).await;
     bench.db.client.set_queue("q", &after).await.unwrap();
     bench.enqueue((3..12).map(|n| job(groups[n as usize % 3], n))).await;
-    bench.let_go(2);
-    bench.db.until("select count(*) = 1 from ambo.claim").await;
-    assert_eq!(bench.gauge.begun.lock().unwrap().len(), 3, "{after:?}");
-    bench.let_go(1);
-    bench.begun(4).await;
-    bench.gauge.forget();
-    bench.let_go(9);
-    bench.all_ended(12).await;
-    assert_eq!(bench.gauge.most(), 1, "{after:?}");
+    assert_kept(&bench, &after).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
