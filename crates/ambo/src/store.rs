@@ -19,6 +19,8 @@ pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod signal;
 pub(crate) mod start;
+#[cfg(test)]
+mod test_server;
 #[cfg(feature = "testing")]
 pub(crate) mod testing;
 pub(crate) mod timer;

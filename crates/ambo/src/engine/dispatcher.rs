@@ -121,13 +121,13 @@ impl Dispatcher {
             seen: self.seen,
         };
         let mut answer = claim_queue::claim_queue(session, schema, &question).await?;
-        let mut runs = if answer.given.is_empty() {
+        let runs = if answer.given.is_empty() {
             Vec::new()
         } else {
             claim_queue::claimed_runs(session, schema, &answer.given).await?
         };
         let arrived = self.learn(&mut answer, &choices, bases);
-        self.count_in(&answer, &choices, &mut runs, life);
+        let runs = self.count_in(&answer, &choices, runs, life);
         let waits = runs.is_empty() && !self.turns.is_empty();
         self.patience = waits.then(|| answer.wait.unwrap_or(OTHERS));
         life.slots.blocked.fetch_or(waits, Ordering::AcqRel);
@@ -195,12 +195,16 @@ impl Dispatcher {
         arrived
     }
 
-    /// Counts the runs that were given.
-    fn count_in(&mut self, answer: &Answer, choices: &[Choice], runs: &mut [ClaimedRun], life: &Life) {
-        let by_run: HashMap<Uuid, usize> =
-            answer.given.iter().enumerate().map(|(n, given)| (given.run, n)).collect();
-        for run in runs {
-            let Some(given) = by_run.get(&run.id).map(|n| &answer.given[*n]) else { continue };
+    /// Counts the runs that were given, each of which comes with its place among what was.
+    fn count_in(
+        &self,
+        answer: &Answer,
+        choices: &[Choice],
+        runs: Vec<(usize, ClaimedRun)>,
+        life: &Life,
+    ) -> Vec<ClaimedRun> {
+        let counted = runs.into_iter().map(|(place, run)| {
+            let given = &answer.given[place];
             let group = choices.get(given.lane).and_then(|choice| group(&choice.lane));
             let slot = Slot {
                 queue: self.queue.clone(),
@@ -210,7 +214,8 @@ impl Dispatcher {
                 ordered: self.ordered.clone(),
             };
             life.slots.take(&slot);
-            run.slot = Some(slot);
-        }
+            ClaimedRun { slot: Some(slot), ..run }
+        });
+        counted.collect()
     }
 }

@@ -193,23 +193,24 @@ where
     Ok(row.try_get::<_, Option<Vec<T>>>(column)?.unwrap_or_default())
 }
 
-/// What is needed, besides, to execute runs that were given.
+/// What is needed, besides, to execute runs that were given; each with its place among those.
 pub(crate) async fn claimed_runs(
     session: &Session,
     schema: &Schema,
     given: &[Given],
-) -> Result<Vec<ClaimedRun>> {
+) -> Result<Vec<(usize, ClaimedRun)>> {
     let ids: Vec<Uuid> = given.iter().map(|given| given.run).collect();
     let rows = session
         .query(&schema.sql("select * from ambo.claimed_runs($1)"), &[(&ids, Type::UUID_ARRAY)])
         .await?;
-    let given: HashMap<Uuid, &Given> = given.iter().map(|given| (given.run, given)).collect();
-    let mut runs = rows
+    let by_run: HashMap<Uuid, usize> = given.iter().map(|given| given.run).zip(0..).collect();
+    let (places, mut runs): (Vec<usize>, Vec<ClaimedRun>) = rows
         .iter()
         .map(|row| {
             let id: Uuid = row.try_get(0)?;
-            let given = given[&id];
-            Ok(ClaimedRun {
+            let place = by_run[&id];
+            let given = &given[place];
+            let run = ClaimedRun {
                 id,
                 workflow: row.try_get(1)?,
                 queue: row.try_get(2)?,
@@ -225,12 +226,13 @@ pub(crate) async fn claimed_runs(
                 undo_left: row.try_get::<_, Option<i64>>(9)?.map(left),
                 slot: None,
                 history: Vec::new(),
-            })
+            };
+            Ok((place, run))
         })
-        .collect::<Result<Vec<_>, tokio_postgres::Error>>()
+        .collect::<Result<_, tokio_postgres::Error>>()
         .map_err(from_driver)?;
     add_history(session, schema, &mut runs).await?;
-    Ok(runs)
+    Ok(places.into_iter().zip(runs).collect())
 }
 
 /// All lanes of a queue that hold something, each with the mark below it.

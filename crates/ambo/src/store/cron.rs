@@ -1,8 +1,8 @@
 //! Cron patterns: SQL lets in what Rust can read, and nothing else.
 
-use ambo_postgres::{Cluster, Place};
 use tokio_postgres::NoTls;
 
+use super::test_server::server;
 use crate::fuzz::{Random, attack};
 use crate::schedule::Timing;
 
@@ -77,14 +77,7 @@ fn pattern(random: &mut Random) -> String {
 
 #[tokio::test]
 async fn sql_reads_the_cron_patterns_that_rust_reads() {
-    let (url, _cluster) = match std::env::var("AMBO_TEST_URL") {
-        Ok(url) => (url, None),
-        Err(_) => {
-            let cluster =
-                Cluster::builder().temporary(Place::Memory).durable(false).start().expect("a server");
-            (cluster.url("postgres"), Some(cluster))
-        }
-    };
+    let (url, _cluster) = server();
     let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("connect");
     tokio::spawn(connection);
     // Functions of this session alone.

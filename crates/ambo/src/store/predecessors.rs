@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use ambo_postgres::{Cluster, Place};
-
 use super::connect::{Backend, Link, Session, Target};
 use super::schema::Schema;
+use super::test_server::server;
 
 async fn is_alive(session: &Session) -> bool {
     session.query_one("select 1", &[]).await.is_ok()
@@ -14,14 +13,7 @@ async fn is_alive(session: &Session) -> bool {
 /// A server that was restarted gives out its process ids anew.
 #[tokio::test]
 async fn a_backend_with_the_process_id_of_an_earlier_one_is_left_alone() {
-    let (url, _cluster) = match std::env::var("AMBO_TEST_URL") {
-        Ok(url) => (url, None),
-        Err(_) => {
-            let cluster =
-                Cluster::builder().temporary(Place::Memory).durable(false).start().expect("a server");
-            (cluster.url("postgres"), Some(cluster))
-        }
-    };
+    let (url, _cluster) = server();
     let target = Target::parse(&url, Schema::new("ambo").unwrap()).unwrap();
     let role = "ambo test of predecessors";
     let (lost, another) = (target.open(role, None).await.unwrap(), target.open(role, None).await.unwrap());
