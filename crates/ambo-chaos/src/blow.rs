@@ -12,6 +12,11 @@ use crate::proxy::{Fate, Proxy};
 use crate::round::blocking;
 use crate::staff::Staff;
 
+/// How long a worker is stopped at most, where nobody buries it: a lease, a grace, a beat, and room.
+const UNBURIED: Duration = Duration::from_secs(10);
+/// How slow the network is while a worker that was buried wakes.
+const WAKING: Duration = Duration::from_millis(60);
+
 /// What there is to hit.
 #[derive(Debug)]
 pub(crate) struct Field {
@@ -34,7 +39,9 @@ const END_BACKEND: &str = "select a.application_name || ' ' || coalesce(a.wait_e
 pub(crate) async fn land(field: &Arc<Field>, blow: &Blow) -> Result<()> {
     let fell = field.began.elapsed();
     let words = match blow {
-        Blow::KillWorker { .. } | Blow::StopWorker { .. } | Blow::Upgrade => on_worker(field, blow).await?,
+        Blow::KillWorker { .. } | Blow::StopWorker { .. } | Blow::BuryWorker { .. } | Blow::Upgrade => {
+            on_worker(field, blow).await?
+        }
         Blow::CrashDatabase | Blow::LosePrimary | Blow::FillVolume { .. } => on_server(field, blow).await?,
         Blow::EndBackends { times } => end_backends(field, *times).await?,
         Blow::Connections { fate, of, time } => Some(on_connections(field, *fate, *of, *time).await),
@@ -80,6 +87,20 @@ async fn on_worker(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
             staff.signal(desk, "CONT");
             Ok(stopped.then(|| format!("at desk {desk}")))
         }
+        Blow::BuryWorker { desk, late } => {
+            let Some(pid) = staff.pid(desk).filter(|_| staff.signal(desk, "STOP")) else { return Ok(None) };
+            let buried = burial(field, pid).await;
+            tokio::time::sleep(late).await;
+            // It shall not hear that it is dead before it has sent what it has to record.
+            field.proxy.delay(WAKING);
+            staff.signal(desk, "CONT");
+            tokio::time::sleep(2 * WAKING).await;
+            field.proxy.delay(Duration::ZERO);
+            Ok(Some(match buried {
+                Some(after) => format!("at desk {desk}, buried after {:.2} s", after.as_secs_f64()),
+                None => format!("at desk {desk}, and nobody buried it"),
+            }))
+        }
         _ => {
             let url = field.pair.lock().await.url();
             let migrating = tokio::spawn(async move {
@@ -97,6 +118,22 @@ async fn on_worker(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
             Ok((renewed > 0).then(|| format!("of {renewed} workers, schema migrated: {migrated}")))
         }
     }
+}
+
+/// Waits until a worker process that is stopped has no row any more; says how long that took, if no longer than it may.
+async fn burial(field: &Arc<Field>, pid: u32) -> Option<Duration> {
+    let began = Instant::now();
+    let sql = format!("select count(*) from ambo.worker where pid = {pid}");
+    while began.elapsed() < UNBURIED {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Whoever does something to the servers has them; they may be down too.
+        let Ok(pair) = field.pair.clone().try_lock_owned() else { continue };
+        let sql = sql.clone();
+        if blocking(move || pair.ask(&sql)).await.is_ok_and(|rows| rows.as_deref() == Some("0")) {
+            return Some(began.elapsed());
+        }
+    }
+    None
 }
 
 async fn on_server(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result};
 
 use crate::client::Receipts;
 use crate::pair::Pair;
-use crate::witness::Effect;
+use crate::witness::{Effect, Testimony};
 
 /// What is counted in the database: each must be 0.
-const COUNTS: [(&str, &str); 16] = [
+const COUNTS: [(&str, &str); 18] = [
     (
         "money is not conserved in the tables of pgbench",
         "select (a <> t)::int + (t <> b)::int + (b <> h)::int from
@@ -77,6 +77,20 @@ const COUNTS: [(&str, &str); 16] = [
         "select count(*) from ambo.run r where (r.workflow = 'partner' or r.workflow = 'settle' and (r.input ->> 'pair')::bool) and
              1 <> (select count(*) from ambo.signal s where s.run_id = r.id)",
     ),
+    (
+        // All facts are dated by the beginning of the transaction that wrote them. It has committed before its claim could be taken
+        // away, and the next attempt begins after that: nothing is exempt, and not even the same moment is right.
+        "facts were recorded by an attempt after those of a later one",
+        "select count(*) from (
+             select f.attempt < max(f.attempt) over (partition by f.run_id order by f.at, f.attempt desc) as stale
+             from (select run_id, attempt, recorded_at as at from ambo.checkpoint
+                   union all select run_id, attempt, ended_at from ambo.outcome) f) f
+         where f.stale",
+    ),
+    (
+        "facts were recorded after their run had ended",
+        "select count(*) from ambo.checkpoint c join ambo.outcome o on o.run_id = c.run_id where c.recorded_at > o.ended_at",
+    ),
     ("things are left over", LEFT),
     ("dead workers are not buried", "select count(*) from ambo.worker where dead_at is not null"),
     (
@@ -108,7 +122,13 @@ impl Findings {
 }
 
 /// Looks at everything.
-pub(crate) fn check(pair: &Pair, receipts: &Receipts, effects: &[Effect], folder: &Path) -> Result<Findings> {
+pub(crate) fn check(
+    pair: &Pair,
+    receipts: &Receipts,
+    testimony: &Testimony,
+    folder: &Path,
+) -> Result<Findings> {
+    let effects = &testimony.effects;
     let mut findings = Findings::default();
     let number = |sql: &str| -> Result<u64> {
         let answer = pair.ask(sql)?.context("no answer")?;
@@ -119,6 +139,7 @@ pub(crate) fn check(pair: &Pair, receipts: &Receipts, effects: &[Effect], folder
     }
     check_receipts(pair, receipts, &mut findings)?;
     check_effects(pair, effects, &mut findings)?;
+    check_fence(pair, testimony, &mut findings)?;
     check_logs(folder, &mut findings)?;
     for (what, sql) in [
         ("runs", "select count(*) from ambo.run"),
@@ -200,6 +221,22 @@ fn check_effects(pair: &Pair, effects: &[Effect], findings: &mut Findings) -> Re
     Ok(())
 }
 
+/// No attempt has recorded anything since a later one of its run was seen at work. That one was claimed before it was seen,
+/// and whatever the earlier one recorded has committed before that, and is dated by the beginning of its transaction.
+fn check_fence(pair: &Pair, testimony: &Testimony, findings: &mut Findings) -> Result<()> {
+    let facts = "select run_id::text, attempt, (extract(epoch from recorded_at) * 1000000)::bigint from ambo.checkpoint
+        union all select run_id::text, attempt, (extract(epoch from ended_at) * 1000000)::bigint from ambo.outcome";
+    let mut stale = 0;
+    for row in &pair.rows(facts)? {
+        let [Some(run), Some(attempt), Some(at)] = &row[..] else { continue };
+        let (attempt, at): (u32, i64) = (attempt.parse()?, at.parse()?);
+        let Some(seen) = testimony.seen.get(run) else { continue };
+        stale += u64::from(seen.range(attempt + 1..).any(|(_, first)| *first <= at));
+    }
+    findings.violation(stale, "facts were recorded by an attempt after a later one was seen at work");
+    Ok(())
+}
+
 /// What the workers said of themselves.
 fn check_logs(folder: &Path, findings: &mut Findings) -> Result<()> {
     for entry in fs::read_dir(folder)?.flatten() {
@@ -211,6 +248,9 @@ fn check_logs(folder: &Path, findings: &mut Findings) -> Result<()> {
         let log = fs::read(&path)?;
         let log = String::from_utf8_lossy(&log);
         for line in log.lines() {
+            if line.contains("this worker was declared dead") {
+                *findings.figures.entry("workers that woke and were dead").or_default() += 1;
+            }
             if line.contains(" ERROR ") || line.contains("panicked at") {
                 findings.violations.push(format!("{name}: {line}"));
             }

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) small_volume: bool,
     /// The workers have a clock that can jump.
     pub(crate) wrong_clock: bool,
+    /// The lease is as short as it may be, and workers are stopped until it has run out.
+    pub(crate) short_lease: bool,
     /// What happens, by the time since the beginning.
     pub(crate) blows: Vec<(Duration, Blow)>,
 }
@@ -32,6 +34,8 @@ pub(crate) enum Blow {
     KillWorker { desk: usize, vacant: Duration },
     /// SIGSTOP, and SIGCONT after a while.
     StopWorker { desk: usize, time: Duration },
+    /// SIGSTOP, and SIGCONT so long after it was buried: it wakes with claims that others have by now.
+    BuryWorker { desk: usize, late: Duration },
     /// An immediate stop of the primary, and a start.
     CrashDatabase,
     /// The primary is killed and gone; the standby is promoted, and gets a standby of its own.
@@ -69,8 +73,17 @@ impl Plan {
             let fill = Blow::FillVolume { time: random.time(300..1500) };
             blows.push((random.time(500..2500), fill));
         }
+        // Drawn last: what a seed meant before there was this, it still means.
+        let short_lease = random.once_in(2);
+        if short_lease {
+            // Somebody has to be left who buries them; and late, where less comes between a worker and its database.
+            for desk in 0..WORKERS as usize - 1 {
+                let at = random.time(length.as_millis() as u64 / 2..length.as_millis() as u64);
+                blows.push((at, Blow::BuryWorker { desk, late: random.time(0..150) }));
+            }
+        }
         blows.sort_by_key(|(at, _)| *at);
-        Plan { seed, length, pooled, small_volume, wrong_clock, blows }
+        Plan { seed, length, pooled, small_volume, wrong_clock, short_lease, blows }
     }
 }
 
@@ -109,6 +122,7 @@ impl Blow {
         match self {
             Blow::KillWorker { .. } => "workers killed",
             Blow::StopWorker { .. } => "workers stopped for a while",
+            Blow::BuryWorker { .. } => "workers stopped for longer than the lease",
             Blow::CrashDatabase => "immediate stops of the primary",
             Blow::LosePrimary => "primaries lost, standbys promoted",
             Blow::EndBackends { .. } => "backends ended",
@@ -130,6 +144,7 @@ impl fmt::Display for Plan {
             (self.pooled, "pgbouncer in between"),
             (self.small_volume, "WAL on a small volume"),
             (self.wrong_clock, "wrong clocks"),
+            (self.short_lease, "a lease of 2 s"),
         ] {
             if is {
                 write!(f, ", {what}")?;

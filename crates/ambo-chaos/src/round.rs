@@ -20,6 +20,8 @@ use crate::witness::Witness;
 
 /// Customers in Rust.
 const CUSTOMERS: u64 = 4;
+/// How long the world outside takes to answer at most, in a round with a short lease.
+const SLOWNESS: Duration = Duration::from_millis(300);
 /// How long nothing may happen, once there is peace, while there is something to do: a lease, a grace, and room.
 const STILLNESS: Duration = Duration::from_secs(30);
 /// How long the last runs may take to end in all.
@@ -46,7 +48,8 @@ pub(crate) async fn play(plan: &Plan, binaries: &Binaries, folder: &Path) -> Res
     let pooler = if plan.pooled { Some(Pooler::start(folder, proxy.port)?) } else { None };
     let port = pooler.as_ref().map_or(proxy.port, Pooler::port);
     let url = format!("postgres://postgres@127.0.0.1:{port}/chaos?sslmode=disable");
-    let witness = Witness::open().await?;
+    // Then most runs that a stopped worker has in memory are in the midst of a step, and have something to record as it wakes.
+    let witness = Witness::open(if plan.short_lease { SLOWNESS } else { Duration::ZERO }).await?;
     let (staff, clients) = {
         let (kept, target, address) = (folder.to_owned(), url.clone(), witness.address);
         let wrong_clock = plan.wrong_clock;
@@ -68,16 +71,16 @@ pub(crate) async fn play(plan: &Plan, binaries: &Binaries, folder: &Path) -> Res
     let recovered_in = calm.elapsed();
 
     let (staff, folder_of_evidence) = (field.staff.clone(), folder.to_owned());
-    let effects = witness.effects();
+    let testimony = witness.testimony();
     let mut findings = blocking(move || {
         let fallen = staff.fallen();
         drop(staff);
         let pair = field.pair.blocking_lock();
         pair.keep_logs()?;
-        let mut findings = check(&pair, &receipts, &effects, &folder_of_evidence)?;
+        let mut findings = check(&pair, &receipts, &testimony, &folder_of_evidence)?;
         findings.violations.extend(fallen);
         if !findings.violations.is_empty() {
-            keep_evidence(&pair, &receipts, &effects, &folder_of_evidence)?;
+            keep_evidence(&pair, &receipts, &testimony, &folder_of_evidence)?;
         }
         Ok(findings)
     })
@@ -109,9 +112,13 @@ async fn found(plan: &Plan, binaries: &Binaries, folder: &Path) -> Result<(Pair,
     let client = ambo::Client::connect_unchecked(&pair.url(), "ambo").await?;
     client.migrate().await?;
     drop(client);
+    let short_lease = plan.short_lease;
     let pair = blocking(move || {
         let mut pair = pair;
         pair.rows(include_str!("schema.sql"))?;
+        if short_lease {
+            pair.rows("update ambo.installation set lease = '2 seconds'")?;
+        }
         pair.follow()?;
         Ok(pair)
     })
@@ -142,13 +149,13 @@ async fn storm(plan: &Plan, field: &Arc<Field>) -> Result<()> {
             land(&field, &blow).await.with_context(|| format!("{blow:?}"))
         });
     }
-    while field.began.elapsed() < plan.length {
+    while field.began.elapsed() < plan.length || !falling.is_empty() {
         let clients = field.clients.clone();
         blocking(move || clients.all_at_the_counter()).await?;
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    while let Some(landed) = falling.join_next().await {
-        landed??;
+        while let Some(landed) = falling.try_join_next() {
+            landed??;
+        }
     }
     Ok(())
 }
@@ -207,12 +214,13 @@ async fn settle_down(pair: &Arc<tokio::sync::Mutex<Pair>>, staff: &Arc<Staff>) -
 fn keep_evidence(
     pair: &Pair,
     receipts: &crate::client::Receipts,
-    effects: &[crate::witness::Effect],
+    testimony: &crate::witness::Testimony,
     folder: &Path,
 ) -> Result<()> {
     fs::write(folder.join("receipts.txt"), format!("{receipts:#?}"))?;
-    let lines: Vec<String> = effects.iter().map(|effect| format!("{effect:?}")).collect();
+    let lines: Vec<String> = testimony.effects.iter().map(|effect| format!("{effect:?}")).collect();
     fs::write(folder.join("witness.txt"), lines.join("\n"))?;
+    fs::write(folder.join("seen.txt"), format!("{:#?}", testimony.seen))?;
     let tables = "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'p') and not c.relispartition
           and (n.nspname = 'ambo' or c.relname in ('placed', 'posting', 'pgbench_history', 'pgbench_branches'))";

@@ -98,6 +98,11 @@ impl Staff {
         desks.workers[desk].as_ref().is_some_and(|worker| send(&worker.process, name))
     }
 
+    /// The process at a desk.
+    pub(crate) fn pid(&self, desk: usize) -> Option<u32> {
+        self.desks().workers[desk].as_ref().map(|worker| worker.process.id())
+    }
+
     /// SIGKILL; the desk is empty.
     pub(crate) fn kill(&self, desk: usize) -> bool {
         let worker = self.desks().workers[desk].take();

@@ -39,6 +39,12 @@ struct Desk {
     is_newer: bool,
 }
 
+/// Shows the witness that this attempt is at work, in each replay too: from now on no earlier one may record anything.
+async fn arrive(cx: &Ctx<'_>) -> Result<()> {
+    witness::arrive(cx.state::<Desk>()?.witness, format!("{} {}\n", cx.run_id(), cx.attempt())).await;
+    Ok(())
+}
+
 /// An effect on the outside, in a step.
 async fn effect(cx: &mut Ctx<'_>, name: &'static str) -> Result<()> {
     let desk = cx.state::<Desk>()?;
@@ -46,7 +52,7 @@ async fn effect(cx: &mut Ctx<'_>, name: &'static str) -> Result<()> {
     cx.step_with(name, |step| async move {
         let (key, number) = (step.idempotency_key(), step.number());
         let position = key.rsplit('/').next().unwrap_or_default();
-        let line = format!("{run} {position} {attempt} {number} {}\n", desk.process);
+        let line = format!("{run} {attempt} {position} {number} {}\n", desk.process);
         witness::tell(desk.witness, line).await
     })
     .retry(Retry::fixed(Duration::from_millis(20)).max_attempts(5))
@@ -88,6 +94,7 @@ async fn send(cx: &mut Ctx<'_>, to: RunId, topic: &'static str) -> Result<()> {
 #[ambo::workflow]
 pub(crate) async fn settle(cx: Ctx, order: Order) -> Result<i64> {
     let is_newer = cx.state::<Desk>()?.is_newer;
+    arrive(&cx).await?;
     effect(&mut cx, "notify").await?;
     post(&mut cx, order).await?;
     if order.nap > 0 {
@@ -122,6 +129,7 @@ pub(crate) async fn settle(cx: Ctx, order: Order) -> Result<i64> {
 
 #[ambo::workflow]
 async fn leg(cx: Ctx, order: Order) -> Result<i64> {
+    arrive(&cx).await?;
     post(&mut cx, Order { aid: order.aid.rem_euclid(100_000) + 1, ..order }).await?;
     effect(&mut cx, "leg").await?;
     Ok(i64::from(order.delta))
@@ -129,6 +137,7 @@ async fn leg(cx: Ctx, order: Order) -> Result<i64> {
 
 #[ambo::workflow]
 async fn partner(cx: Ctx, parent: RunId) -> Result<()> {
+    arrive(&cx).await?;
     send(&mut cx, parent, "hello").await?;
     let _: RunId = cx.signal("go").await?;
     effect(&mut cx, "went").await
