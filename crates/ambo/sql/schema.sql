@@ -282,7 +282,7 @@ table run_key
     run_id uuid not null
     input_digest bytea not null
     expires_at timestamp with time zone not null
-    CHECK ((rule = ANY (ARRAY['k'::"char", 'd'::"char", 't'::"char", 'b'::"char"])))
+    CHECK ((rule = ANY (ARRAY['k'::"char", 's'::"char", 'd'::"char", 't'::"char", 'b'::"char"])))
     index run_key_expiry btree (expires_at)
     UNIQUE index run_key_pkey btree (workflow, key, rule)
 
@@ -437,7 +437,7 @@ function cancel_reason(p_run uuid)
 
 function cancel_run(p_run uuid, p_reason text DEFAULT NULL::text, p_grace interval DEFAULT NULL::interval)
     returns text
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function check_installation()
     returns void
@@ -651,6 +651,10 @@ function is_rare(p_workflow text, p_queue text, p_limit integer, p_group text DE
     returns boolean
     volatile
 
+function is_request(p_key text, p_payload json)
+    returns boolean
+    immutable
+
 function is_same_payload(p_one json, p_other json)
     returns boolean
     immutable
@@ -673,7 +677,7 @@ function lead_groups(p_runs uuid[], p_ended boolean)
 
 function leave_wakes(p_runs uuid[])
     returns void
-    volatile
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function leave(p_worker bigint)
     returns integer
@@ -789,7 +793,7 @@ function privileges()
 
 function publish(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
     returns void
-    volatile
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function purge_dead(p_runs uuid[])
     returns TABLE(run_id uuid, answer text, code text)
@@ -817,7 +821,7 @@ function read_span(p_value jsonb, p_name text, p_most interval DEFAULT '1 year':
 
 function readmit_run(p_run uuid, p_attempt integer, p_due timestamp with time zone DEFAULT NULL::timestamp with time zone)
     returns void
-    volatile
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function recorded(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, attempt integer)
@@ -897,7 +901,7 @@ function run_id_floor(at timestamp with time zone)
 
 function run_result(p_run uuid)
     returns TABLE(state text, output json, error json)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function run_time(run_id uuid)
     returns timestamp with time zone
@@ -913,7 +917,7 @@ function schema_version(OUT version integer, OUT tables_version integer, OUT ser
 
 function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)
     returns boolean
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function send_update(run_id uuid, topic text, payload json, key text)
     returns text
@@ -925,7 +929,7 @@ function send_wakes(p_runs uuid[])
 
 function set_attributes(p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_values json[])
     returns void
-    volatile
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function set_group(queue text, group_key text, paused boolean DEFAULT NULL::boolean, share integer DEFAULT NULL::integer, draining boolean DEFAULT NULL::boolean)
     returns void

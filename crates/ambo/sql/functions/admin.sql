@@ -4,21 +4,26 @@
 -- States: ready, delayed, running, parked, then succeeded, failed, cancelled or dead.
 create or replace function ambo.run_result(p_run uuid)
 returns table (state text, output json, error json)
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+-- Who polls asks often: planning it over all partitions takes longer than to look.
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
+begin
+    return query
     select coalesce(o.status::text, ambo.live_state(r.id)), o.output, o.error
     from ambo.run r left join ambo.outcome o on o.run_id = r.id
-    where r.id = p_run
-$$;
+    where r.id = p_run;
+end $$;
 
 create or replace function ambo.live_state(p_run uuid) returns text
-language sql stable
+language plpgsql stable
 as $$
-    select case when exists (select from ambo.claim c where c.run_id = p_run) then 'running'
+begin
+    return case when exists (select from ambo.claim c where c.run_id = p_run) then 'running'
                 when exists (select from ambo.timer t where t.run_id = p_run and t.attempt = 0) then 'delayed'
                 when exists (select from ambo.timer t where t.run_id = p_run) then 'parked'
-                else 'ready' end
-$$;
+                else 'ready' end;
+end $$;
 
 -- The outcomes, so far, of the runs that somebody waits for. Of those in p_new it also says which do not exist
 -- (status 'unknown'): whoever waits for one of them would wait for ever.
@@ -47,6 +52,7 @@ end $$;
 create or replace function ambo.cancel_run(p_run uuid, p_reason text default null, p_grace interval default null)
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_run record;
@@ -154,6 +160,7 @@ end $$;
 -- would not be worked off otherwise.
 create or replace function ambo.readmit_run(p_run uuid, p_attempt integer, p_due timestamptz default null) returns void
 language plpgsql volatile
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_holder record;

@@ -23,6 +23,7 @@ create or replace function ambo.set_attributes(
     p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_values json[])
 returns void
 language plpgsql volatile
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_run uuid;

@@ -71,8 +71,8 @@ declare
 begin
     if (p_per_second > 0 and p_per_second < 'Infinity') is false then
         raise exception 'AMBO005: a rate is above zero a second, not %', p_per_second using errcode = 'AM005';
-    elsif p_runs is null or (p_done >= 0) is not true then
-        raise exception 'AMBO005: runs are an array of ids, and p_done is from 0' using errcode = 'AM005';
+    elsif p_runs is null or (p_done between 0 and 1000000000) is not true then
+        raise exception 'AMBO005: runs are an array of ids, and p_done is from 0 to 1000000000' using errcode = 'AM005';
     elsif p_done + cardinality(p_runs) > p_per_second * 315360000 then
         raise exception 'AMBO005: at % a second the last of them would go on in more than 10 years', p_per_second
             using errcode = 'AM005';

@@ -1,7 +1,8 @@
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
 -- true of: paused_queue, draining_queue, and of groups (as JSON: queue, group) paused_group, draining_group, blocked_group; unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
 -- pinned to a version of which no worker lives. standing_partition is of one that is older than the retention (as JSON: name, runs
--- alive, runs awaited, the parent of most of these, how many are its).
+-- alive, runs awaited, the parent of most of these, how many are its). blocked is of a session of Ambo's that waits for a lock (as JSON:
+-- what it is for, who holds the lock): everybody who may connect may take such locks.
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -37,6 +38,16 @@ as $$
             from pg_prepared_xacts p where p.database = current_database()
         ) s
         order by s.since limit 1
+    ), blocked as (
+        select distinct w.application_name as waits,
+               concat_ws(', ', 'process ' || h.pid, 'user ' || h.usename, nullif(h.application_name, ''), h.state) as holder
+        from pg_locks l
+        join pg_stat_activity w on w.pid = l.pid and w.datname = current_database() and w.application_name like 'ambo %'
+        cross join unnest(pg_blocking_pids(l.pid)) b (pid)
+        join pg_stat_activity h on h.pid = b.pid
+        -- Ours wait for each other for a moment, and give up after two seconds, to come again.
+        where not l.granted and l.waitstart < pg_catalog.clock_timestamp() - interval '200 ms'
+        limit 20
     )
     select 'schema_version', i.schema_version::text from ambo.installation i
     union all select 'server_version', current_setting('server_version')
@@ -47,6 +58,7 @@ as $$
           and d.datname = current_database())::text
     union all select 'oldest_snapshot_seconds', coalesce((select o.seconds from oldest o), 0)::text
     union all select 'oldest_snapshot_holder', o.holder from oldest o
+    union all select 'blocked', json_build_array(b.waits, b.holder)::text from blocked b
     union all select 'dead_rows_' || s.relname, s.n_dead_tup::text
         from pg_stat_user_tables s
         where s.schemaname = 'ambo' and s.relname in ('ready', 'claim', 'timer', 'heartbeat', 'keeper')

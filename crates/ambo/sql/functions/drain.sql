@@ -75,6 +75,7 @@ begin
         raise exception 'AMBO002: there is no queue %', coalesce(quote_literal(left(p_queue, 200)), 'null')
             using errcode = 'AM002';
     end if;
+    p_limit := greatest(p_limit, 1);
     if v_at is null or v_at[1] = 'ready' then
         -- From lane to lane, and into those that are wanted: what waits elsewhere is not read.
         with recursive lane as (

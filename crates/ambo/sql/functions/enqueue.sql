@@ -58,11 +58,16 @@ begin
     end if;
 end $$;
 
--- What makes two inputs the same input: the JSON value, not its spelling.
+-- What makes two inputs the same input: the JSON value, not its spelling; that of what jsonb cannot hold: half a surrogate pair,
+-- a number with a million digits.
 create or replace function ambo.input_digest(p_input json) returns bytea
-language sql immutable
-return sha256(convert_to(
-    case when strpos(p_input::text, '\u0000') > 0 then p_input::text else p_input::jsonb::text end, 'UTF8'));
+language plpgsql immutable
+as $$
+begin
+    return sha256(convert_to(p_input::jsonb::text, 'UTF8'));
+exception when data_exception or program_limit_exceeded then
+    return sha256(convert_to(p_input::text, 'UTF8'));
+end $$;
 
 -- The same of what an enqueue may be given besides: the rule of its key, and by when it is to start.
 create or replace function ambo.refuse_terms(
@@ -72,7 +77,8 @@ returns void
 language plpgsql stable
 as $$
 declare
-    v_due timestamptz := coalesce(p_at, now() + p_delay, now() + p_debounce, now());
+    v_due timestamptz := coalesce(p_at, now() + p_delay,
+                                    now() + case when p_debounce between interval '0' and interval '1 year' then p_debounce end, now());
     v_rules integer := coalesce(p_dedup, false)::integer + num_nonnulls(p_throttle, p_debounce);
 begin
     if v_rules > 1 then
@@ -86,8 +92,8 @@ begin
             coalesce(p_throttle, p_debounce) using errcode = 'AM005';
     elsif p_debounce is not null and (p_delay is not null or p_at is not null) then
         raise exception 'AMBO005: debounce is a delay already: give neither delay nor at' using errcode = 'AM005';
-    elsif p_debounce_max is not null and (p_debounce_max >= p_debounce) is not true then
-        raise exception 'AMBO005: debounce_max goes with debounce and is not below it' using errcode = 'AM005';
+    elsif p_debounce_max is not null and (p_debounce_max >= p_debounce and p_debounce_max <= interval '100 years') is not true then
+        raise exception 'AMBO005: debounce_max goes with debounce, is not below it and 100 years at most' using errcode = 'AM005';
     elsif p_start_by is not null and p_start_within is not null then
         raise exception 'AMBO005: give start_by or start_within, not both' using errcode = 'AM005';
     elsif p_start_within <= interval '0' or p_start_within > interval '10 years' then
@@ -150,7 +156,9 @@ create or replace function ambo.enqueue(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_due timestamptz := coalesce(p_at, now() + p_delay);
+    -- What is beyond all bounds is refused below; here it must not be added.
+    v_due timestamptz := coalesce(p_at, now() + case when p_delay between interval '0' and interval '11 years' then p_delay
+                                                    when p_delay is not null then interval '11 years' end);
     v_good boolean;
     v_managed boolean;
     v_xid xid8;
@@ -175,10 +183,11 @@ begin
                                     p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
         perform ambo.refuse_draining(array[p_queue]);
     end if;
-    if p_group is not null and exists (
-        select from ambo.queue_group g where g.queue = p_queue and g.group_key = p_group and g.draining)
-    then
-        perform ambo.refuse_draining(array[p_queue], array[p_group]);
+    -- Two conditions, not one: as one it would be a statement, planned anew each time because a null makes it cheap.
+    if p_group is not null then
+        if exists (select from ambo.queue_group g where g.queue = p_queue and g.group_key = p_group and g.draining) then
+            perform ambo.refuse_draining(array[p_queue], array[p_group]);
+        end if;
     end if;
     run_id := ambo.new_run_id();
     is_new := true;

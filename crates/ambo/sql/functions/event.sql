@@ -5,6 +5,7 @@ create or replace function ambo.publish(
     p_worker bigint, p_runs uuid[], p_attempts integer[], p_keys text[], p_numbers integer[], p_values json[])
 returns void
 language plpgsql volatile
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 begin
     insert into ambo.event (run_id, key, number, value)
@@ -29,7 +30,7 @@ begin
     return query
     select e.number, e.value, e.published_at from ambo.event e
     where e.run_id = p_run and e.key = p_key and e.number > p_after
-    order by e.number limit p_limit;
+    order by e.number limit greatest(least(p_limit, 1000000), 0);
     if not found then
         perform ambo.refuse_unknown(p_run);
     end if;

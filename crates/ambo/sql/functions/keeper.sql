@@ -277,7 +277,7 @@ begin
         select k.ctid as place, k.rule = 't' or exists (select from ambo.outcome o where o.run_id = k.run_id)
                or not exists (select from ambo.run r where r.id = k.run_id) as free
         from ambo.run_key k where k.expires_at < now()
-          and (k.rule <> 'k' or exists (select from ambo.outcome o where o.run_id = k.run_id)
+          and (k.rule in ('d', 't', 'b') or exists (select from ambo.outcome o where o.run_id = k.run_id)
                or not exists (select from ambo.run r where r.id = k.run_id))
         order by k.expires_at limit p_limit for update skip locked
     ), released as (

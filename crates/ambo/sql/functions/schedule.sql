@@ -111,6 +111,10 @@ begin
         begin
             v_run := ambo.enqueue_tick(p_name, p_tick, p_tick + v_schedule.jitter * random());
         exception when others then
+            -- A disk that is full, a lock, a conflict: that passes, and the tick is not lost by it.
+            if left(sqlstate, 2) in ('08', '25', '40', '53', '55', '57', '58') then
+                raise;
+            end if;
             -- The queue was dropped, a limit was changed: one schedule must not keep the others from their ticks.
             update ambo.schedule s set error = sqlerrm where s.name = p_name;
             v_did := 'refused';
@@ -131,24 +135,31 @@ as $$
     update ambo.schedule s set paused = true, error = p_reason where s.name = p_name and s.next_at = p_tick
 $$;
 
--- The run of a tick: there is one, however often this is asked, also where the schedule has another input since.
+-- The run of a tick: there is one, however often this is asked, also where the schedule has another input since. Its key has a rule of its
+-- own: who may enqueue cannot take that of a tick to come.
 create or replace function ambo.enqueue_tick(p_name text, p_tick timestamptz, p_at timestamptz) returns uuid
 language plpgsql volatile
 as $$
 declare
     v_key text := p_name || '@' || to_char(p_tick at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
-    v_run uuid := (select k.run_id from ambo.schedule s join ambo.run_key k on k.workflow = s.workflow
-                   where s.name = p_name and k.key = v_key and k.rule = 'k');
+    v_run uuid;
 begin
-    if v_run is not null then
-        return v_run;
+    insert into ambo.run_key (workflow, key, rule, run_id, input_digest, expires_at)
+    select s.workflow, v_key, 's', ambo.new_run_id(), '', now() + i.key_lifetime
+    from ambo.schedule s cross join ambo.installation i where s.name = p_name
+    on conflict do nothing;
+    if not found then
+        return (select k.run_id from ambo.schedule s join ambo.run_key k on k.workflow = s.workflow
+                where s.name = p_name and k.key = v_key and k.rule = 's');
     end if;
-    return (
-        select (ambo.enqueue(
-            s.workflow, s.input, s.queue, v_key, s.priority, null,
-            case when p_at > clock_timestamp() then p_at end,
-            coalesce(s.attributes, '{}') || jsonb_build_object('schedule', s.name), s.timeout, s.attempts, null)).run_id
-        from ambo.schedule s where s.name = p_name);
+    select (ambo.enqueue(
+        s.workflow, s.input, s.queue, null, s.priority, null, case when p_at > clock_timestamp() then p_at end,
+        coalesce(s.attributes, '{}') || jsonb_build_object('schedule', s.name), s.timeout, s.attempts, null)).run_id
+    into v_run from ambo.schedule s where s.name = p_name;
+    update ambo.run r set key = v_key where r.id = v_run;
+    update ambo.run_key k set run_id = v_run from ambo.run r
+    where r.id = v_run and k.workflow = r.workflow and k.key = v_key and k.rule = 's';
+    return v_run;
 end $$;
 
 -- Enqueues a run of a schedule now, beside its ticks, also of one that is paused.
@@ -172,6 +183,8 @@ as $$
 begin
     if not exists (select from ambo.schedule s where s.name = p_name) then
         perform ambo.refuse_schedule(p_name);
+    elsif not (select coalesce(bool_and(isfinite(t) is true), true) from unnest(p_ticks) t) then
+        raise exception 'AMBO005: a tick is a time, neither null nor infinite' using errcode = 'AM005';
     end if;
     return array(select ambo.enqueue_tick(p_name, t, null) from unnest(p_ticks) with ordinality as u (t, n) order by n);
 end $$;

@@ -7,6 +7,7 @@ create or replace function ambo.send_signal(
     run_id uuid, topic text, payload json default 'null', key text default null)
 returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
@@ -22,10 +23,7 @@ begin
     elsif payload is null then
         raise exception 'AMBO005: the payload is null' using errcode = 'AM005',
             hint = 'Pass JSON; the JSON value null is written ''null''.';
-    elsif starts_with(key, 'ambo:')
-          and ('ambo:answer ' || (payload ->> 'key') = key or starts_with(key, 'ambo:answer ') and starts_with(payload::text, '{"ambo:'))
-              is not true
-    then
+    elsif coalesce(starts_with(key, 'ambo:'), false) and not ambo.is_request(key, payload) then
         raise exception 'AMBO001: keys that begin with "ambo:" are Ambo''s own' using errcode = 'AM001',
             hint = 'To send a request that is answered: ambo.send_update.';
     elsif octet_length(payload::text) > 2097152 then
@@ -69,6 +67,16 @@ begin
     return false;
 end $$;
 
+-- Whether a payload is a request under this key: as send_update writes it, as a program does, or in an envelope. A NUL in the value
+-- keeps PostgreSQL from reading the whole.
+create or replace function ambo.is_request(p_key text, p_payload json) returns boolean
+language sql immutable
+return starts_with(p_key, 'ambo:answer ') and case
+    when starts_with(p_payload::text, '{"ambo:') then true
+    when right(p_payload::text, 8 + length(to_json(substr(p_key, 13))::text)) = ',"key":' || to_json(substr(p_key, 13))::text || '}' then true
+    when strpos(p_payload::text, '\u0000') > 0 then false
+    else coalesce(p_payload ->> 'key' = substr(p_key, 13), false) end;
+
 -- Sends a request that the run answers, once for each key of 1 to 180 bytes. Answers the key of the event that will be the
 -- answer: ambo.read_events(run_id, that) has it once the run has given it. One that begins with {"ambo:refused": holds the
 -- error of a request that the run could not take.
@@ -104,7 +112,7 @@ begin
           select (c.output ->> 'seq')::bigint from ambo.checkpoint c
           where c.run_id = p_run and starts_with(c.name, 'ambo:signal ') and c.output ->> 'seq' is not null
             and (c.error is null or not exists (select from ambo.outcome o where o.run_id = p_run))))
-    order by s.seq limit p_limit;
+    order by s.seq limit greatest(least(p_limit, 1000000), 0);
 end $$;
 
 -- Takes a signal back, by its number: one that the run has not taken, or that did not fit the type that it waited for. Its key

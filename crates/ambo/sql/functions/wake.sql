@@ -24,6 +24,8 @@ end $$;
 -- lane of what goes on; in a managed queue in one of its own, for there those may have to wait for room.
 create or replace function ambo.leave_wakes(p_runs uuid[]) returns void
 language plpgsql volatile
+-- Or one run in the array would look cheaper each time by less than it costs to plan that.
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
     v_xid xid8 := pg_current_xact_id();

@@ -63,6 +63,8 @@ declare
     v_server text;
     v_lease interval := (select i.lease from ambo.installation i);
     v_silence constant interval := interval '2.5 seconds';
+    -- By so much the time of a beat may be ahead of ours though nobody touched the clock.
+    v_skew constant interval := interval '1 second';
     r record;
 begin
     is_keeper := false;
@@ -82,11 +84,19 @@ begin
     if not found or (p_draining and v_keeper.worker_id is distinct from p_worker) then
         return;
     end if;
-    -- A keeper that has missed a beat is relieved: two who both believe to be it do no harm, and the dead wait for one that acts.
-    if v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_alive - v_silence / 2 then
+    -- A keeper that has missed a beat is relieved: two who both believe to be it do no harm, and the dead wait for one that acts. One
+    -- whose beat is to come has beaten before the clock went back.
+    if v_keeper.worker_id <> p_worker and v_keeper.renewed_at > v_alive - v_silence / 2
+       and v_keeper.renewed_at <= v_alive + v_skew
+    then
         return;
     end if;
     is_keeper := true;
+    -- Signs of life that are to come count from now on: who lives beats within a second.
+    update ambo.heartbeat h set at = v_alive
+    where h.worker_id = any (array(
+        select f.worker_id from ambo.heartbeat f where f.at > v_alive + v_skew for update skip locked));
+    v_keeper.grace_until := least(v_keeper.grace_until, v_alive + v_lease);
     schedules_due := exists (select from ambo.schedule s where s.next_at <= v_now and not s.paused);
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);

@@ -212,7 +212,7 @@ create table ambo.event (
 create table ambo.run_key (
     workflow text collate "C" not null,
     key text collate "C" not null,
-    rule "char" not null default 'k' check (rule in ('k', 'd', 't', 'b')),
+    rule "char" not null default 'k' check (rule in ('k', 's', 'd', 't', 'b')),
     run_id uuid not null,
     input_digest bytea not null,
     expires_at timestamptz not null,

@@ -12,7 +12,7 @@ use crate::store::connect::Session;
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::timer;
-use crate::store::worker::{self, Pin, Pulse};
+use crate::store::worker::{self, House, Pin, Pulse};
 use crate::telemetry;
 
 /// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
@@ -27,11 +27,16 @@ const TICK_ROUNDS: u32 = 20;
 const PINS: Duration = Duration::from_secs(5);
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
+/// The same where something was left to do. Where a lock was not to be had it is doubled each time, up to the most, since each try
+/// may keep others from a table for 50 ms.
+const HOUSE_AGAIN: Duration = Duration::from_secs(2);
+const HOUSE_BUSY_MAX: Duration = Duration::from_secs(64);
 
 /// What the keeper remembers between heartbeats.
 #[derive(Debug, Default)]
 pub(crate) struct Duties {
-    kept_house: Option<Instant>,
+    /// When partitions and keys were last looked at, and how long until the next look.
+    kept_house: Option<(Instant, Duration)>,
     /// Where the looks for due timers go on, and how long until the next.
     timer_mark: Option<String>,
     next_timer: Option<Duration>,
@@ -66,15 +71,8 @@ impl Duties {
             made_ready |= self.release_pins(session, schema).await?;
             self.looked_at_pins = Some(Instant::now());
         }
-        if self.kept_house.is_none_or(|at| at.elapsed() > HOUSE) {
-            match worker::keep_house(session, schema).await {
-                // The heartbeat must not end for it: a disk that is full, a right that was taken away.
-                Err(error) if !error.is_unavailable() => {
-                    tracing::error!(%error, "the keeper could not do its chores")
-                }
-                done => done?,
-            }
-            self.kept_house = Some(Instant::now());
+        if self.kept_house.is_none_or(|(at, pause)| at.elapsed() > pause) {
+            self.keep_house(session, schema).await?;
         }
         Ok(made_ready)
     }
@@ -97,6 +95,24 @@ impl Duties {
                 return Ok(());
             }
         }
+    }
+
+    async fn keep_house(&mut self, session: &Session, schema: &Schema) -> Result<()> {
+        let before = self.kept_house.map_or(HOUSE, |(_, pause)| pause);
+        let pause = match worker::keep_house(session, schema).await {
+            Ok(House::InOrder) => HOUSE,
+            Ok(House::More) => HOUSE_AGAIN,
+            Ok(House::Busy) if before == HOUSE => HOUSE_AGAIN,
+            Ok(House::Busy) => HOUSE_BUSY_MAX.min(2 * before),
+            // The heartbeat must not end for it: a disk that is full, a right that was taken away.
+            Err(error) if !error.is_unavailable() => {
+                tracing::error!(%error, "the keeper could not do its chores");
+                HOUSE
+            }
+            Err(error) => return Err(error),
+        };
+        self.kept_house = Some((Instant::now(), pause));
+        Ok(())
     }
 
     /// The duties fell to another worker.
@@ -167,7 +183,14 @@ async fn tick_schedules(session: &Session, schema: &Schema) -> Result<bool> {
                 schedule::stop(session, schema, &name, tick, &reason).await?;
                 continue;
             };
-            let did = schedule::tick(session, schema, &name, tick, next).await?;
+            let did = match schedule::tick(session, schema, &name, tick, next).await {
+                Ok(did) => did,
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(schedule = name, %tick, %error, "the tick could not be made; it is tried again");
+                    continue;
+                }
+            };
             tracing::debug!(schedule = name, %tick, did, "a tick");
             if did == "refused" {
                 tracing::warn!(schedule = name, %tick, "its run was refused; `ambo schedule list` says why");

@@ -257,10 +257,21 @@ async fn of_versions(session: &Session, sql: &str, versions: &[String], limit: i
     session.query_one(sql, &params).await?.try_get(0).map_err(from_driver)
 }
 
+/// What the rare duties have left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum House {
+    /// Nothing.
+    InOrder,
+    /// One of them may have more to do.
+    More,
+    /// What somebody else had a lock on.
+    Busy,
+}
+
 /// The rare duties: partitions ahead, partitions past retention, keys past their lifetime. Each is a statement of
 /// its own, so that one that cannot get its lock does not keep the others from being done.
-pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()> {
-    let mut first_error = None;
+pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<House> {
+    let (mut left, mut first_error) = (House::InOrder, None);
     for sql in [
         "select ambo.make_partitions()::text",
         "select ambo.drop_partition()::text",
@@ -268,25 +279,29 @@ pub(crate) async fn keep_house(session: &Session, schema: &Schema) -> Result<()>
         "select ambo.expire_heads(10000)::text",
         "select ambo.expire_dead(10000)::text",
     ] {
-        if let Err(error) = chore(session, &schema.sql(sql)).await {
-            // 55P03: a lock was not to be had within its 50 ms; it is tried again next time.
-            if error.sqlstate() != Some("55P03") {
+        match chore(session, &schema.sql(sql)).await {
+            Ok(more) => left = left.max(if more { House::More } else { House::InOrder }),
+            // A lock was not to be had within its 50 ms.
+            Err(error) if error.sqlstate() == Some("55P03") => left = House::Busy,
+            Err(error) => {
                 first_error.get_or_insert(error);
             }
         }
     }
-    first_error.map_or(Ok(()), Err)
+    first_error.map_or(Ok(left), Err)
 }
 
-/// One duty, again while it finds a full batch to do.
-async fn chore(session: &Session, sql: &str) -> Result<()> {
+/// One duty, again while it finds a full batch to do. Says whether there may be more: partitions are dropped one at a time, for
+/// everybody waits meanwhile.
+async fn chore(session: &Session, sql: &str) -> Result<bool> {
     for _ in 0..CHORE_ROUNDS {
         let row = session.query_one(sql, &[]).await?;
-        if row.try_get::<_, Option<String>>(0).map_err(from_driver)?.as_deref() != Some("10000") {
-            break;
+        match row.try_get::<_, Option<String>>(0).map_err(from_driver)?.as_deref() {
+            Some("10000") => {}
+            answer => return Ok(answer == Some("true")),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 pub(crate) async fn leave(session: &Session, schema: &Schema, worker: i64) -> Result<i32> {

@@ -66,6 +66,21 @@ async fn a_partition_past_retention_is_dropped_and_its_living_run_carried_over()
     assert_eq!(db.number("select count(*) from ambo.outcome_carried").await, 1);
 }
 
+/// An open transaction has enqueued: the lock on the table of runs is not to be had. The keeper comes back for it soon, not in a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_was_in_use_is_dropped_soon_after() {
+    let db = database().await;
+    db.sql.batch_execute(&old_partition(41, 35)).await.unwrap();
+    let user = crate::harness::connect(&db.url).await;
+    user.batch_execute("begin; select ambo.enqueue_workflow('wait')").await.unwrap();
+    let _worker = Worker::builder(&db.client).workflow_fn("wait", wait).start().await.unwrap();
+    let tried = "select exists (select from pg_locks where relation = 'ambo.run'::regclass and not granted)";
+    db.until(tried).await;
+    user.batch_execute("rollback").await.unwrap();
+    let stands = "select count(*) = 0 from ambo.history_partition where ends_at < now() - interval '30 days'";
+    db.until(stands).await;
+}
+
 /// The partition alone, from so many days ago to so many.
 fn old_partition(from: u32, to: u32) -> String {
     let (partition, _) = OLD_PARTITION.split_once("insert into ambo.run (").unwrap();

@@ -113,6 +113,23 @@ async fn the_runs_of_a_killed_keeper_are_claimed_again_within_five_seconds() {
     assert_ne!(db.number("select worker_id from ambo.keeper").await, keeper, "there is another keeper");
 }
 
+/// The server's clock was an hour ahead, and is right again: what was written meanwhile lies in the future.
+#[tokio::test]
+async fn a_database_clock_that_went_back_keeps_no_keeper_and_no_dead_worker_alive() {
+    let db = database().await;
+    let mut workers = three_under_load(&db).await;
+    let keeper = db.number("select worker_id from ambo.keeper").await;
+    let at = workers.iter().position(|(_, id)| *id == keeper).expect("the keeper");
+    let (mut victim, id) = workers.swap_remove(at);
+    victim.kill().await;
+    let ahead = "update ambo.keeper set renewed_at = renewed_at + interval '1 hour', grace_until = now() + interval '1 hour';
+        update ambo.heartbeat set at = at + interval '1 hour'";
+    db.sql.batch_execute(ahead).await.unwrap();
+    db.until(&format!("select not exists (select from ambo.worker where id = {id})")).await;
+    db.until(&format!("select count(*) = {RUNS} from ambo.outcome where status = 'succeeded'")).await;
+    db.until("select count(*) = 2 from ambo.worker where dead_at is null").await;
+}
+
 /// Keeps a worker alive until the test is over: a new one for each that ends.
 pub(crate) async fn revive(url: String) {
     loop {

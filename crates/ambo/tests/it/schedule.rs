@@ -103,6 +103,38 @@ async fn what_was_missed_for_too_long_is_not_made_up_for() {
     assert!(lost.error.as_deref().unwrap().starts_with("AMBO002"), "{lost:?}");
 }
 
+/// A lock that is not to be had, a full disk: that passes.
+#[tokio::test]
+async fn a_tick_that_cannot_be_made_just_now_is_made_later() {
+    let db = database().await;
+    due(&db, "nightly", "1 s", Schedule::cron("nightly", "* * * * *", report())).await;
+    let user = crate::harness::connect(&db.url).await;
+    user.batch_execute("begin; lock table ambo.run").await.unwrap();
+    db.sql.batch_execute("set lock_timeout = '50ms'").await.unwrap();
+    let tick_now = "select ambo.tick_schedule(name, next_at, now() + interval '1 h') from ambo.schedule";
+    let error = db.sql.query_one(tick_now, &[]).await.unwrap_err();
+    assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("55P03"), "{error}");
+    user.batch_execute("rollback").await.unwrap();
+    assert_eq!(tick(&db, "nightly").await, "ran");
+    assert_eq!(db.number("select skipped from ambo.schedule").await, 0);
+}
+
+/// Who may enqueue knows how the keys of ticks are written.
+#[tokio::test]
+async fn nobody_takes_the_key_of_a_tick_to_come() {
+    let db = database().await;
+    due(&db, "nightly", "1 s", Schedule::cron("nightly", "* * * * *", report())).await;
+    let forged = "select ambo.enqueue_workflow('report', '\"forged\"', delay => '10 years',
+            key => 'nightly@' || to_char(next_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'))
+        from ambo.schedule";
+    let forged: uuid::Uuid = db.sql.query_one(forged, &[]).await.unwrap().get(0);
+    assert_eq!(tick(&db, "nightly").await, "ran");
+    let ran = "select r.id from ambo.schedule s join ambo.run r on r.id = s.last_run
+        where r.key like 'nightly@%' and r.input::text = '\"daily\"'";
+    let ran: uuid::Uuid = db.sql.query_one(ran, &[]).await.unwrap().get(0);
+    assert_ne!(ran, forged, "the tick has a run of its own");
+}
+
 async fn tell(cx: Ctx<'_>, _: String) -> Result<Option<String>> {
     Ok(cx.scheduled_at().map(|at| at.to_string()))
 }
