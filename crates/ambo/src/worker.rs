@@ -208,7 +208,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many runs are in memory at once, at least 1. Default: 1000.
+    /// How many runs are in memory at once, at least 1. Default: 1000. Fewer where those there are came with more than 128 MiB of inputs
+    /// and records: then nothing is claimed until some have ended.
     pub fn max_in_flight(mut self, runs: usize) -> Self {
         self.max_in_flight = runs.max(1);
         self
@@ -285,6 +286,17 @@ impl WorkerBuilder {
                 Code::Configuration,
                 format!("the weight of queue {queue} is from 1 to 1000, not {weight}"),
             ));
+        }
+        for (what, text) in [("name", &self.name), ("version", &self.version)] {
+            if text.len() > 200 || text.contains('\0') {
+                return Err(Error::new(
+                    Code::Configuration,
+                    format!(
+                        "the {what} of a worker has at most 200 bytes and no NUL among them, not {}",
+                        text.len()
+                    ),
+                ));
+            }
         }
         let is_weighted = queues.iter().any(|(_, weight)| *weight > 1);
         let engine = Engine {

@@ -20,6 +20,11 @@ use crate::telemetry;
 
 /// Runs in one claim: a bigger batch is no cheaper by the run and holds its locks longer.
 const BATCH: usize = 500;
+/// Bytes of inputs and records in memory above which nothing is claimed until some runs have ended, however few they are.
+const BYTES_MAX: usize = 128 * 1024 * 1024;
+/// What one claim is to bring at most, as far as the ones before tell; of the first nothing is known, and it is a small one.
+const CLAIM_BYTES: usize = 16 * 1024 * 1024;
+const FIRST_BYTES: usize = CLAIM_BYTES / 64;
 /// Lanes that a claimer keeps marks for; beyond it the one that was empty longest is forgotten and found anew.
 const LANES_MAX: usize = 1000;
 /// Pauses between claims that find nothing, before the claimer goes to sleep.
@@ -54,6 +59,8 @@ struct Claimer {
     turn: usize,
     /// Where queues have weights, they say it.
     shares: Option<Shares>,
+    /// The bytes of a run, as of those that were claimed lately.
+    run_bytes: usize,
     /// Since when suspects have waited to be alone.
     suspected: Option<Instant>,
     /// The suspect that runs alone, and since when.
@@ -82,6 +89,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         discovered: None,
         dispatchers: Vec::new(),
         turn: 0,
+        run_bytes: FIRST_BYTES,
         suspected: None,
         alone: None,
         marked_by: None,
@@ -138,7 +146,9 @@ impl Claimer {
                     self.life.adopt(&self.engine, suspect);
                     continue;
                 }
-                if self.life.in_flight() < self.engine.max_in_flight && self.suspected.is_none() {
+                let has_room =
+                    self.life.in_flight() < self.engine.max_in_flight && self.life.bytes() < BYTES_MAX;
+                if has_room && self.suspected.is_none() {
                     return;
                 }
                 self.suspected.map(|since| since + SUSPENSE)
@@ -182,7 +192,8 @@ impl Claimer {
         if self.marked_by.replace(session) != Some(session) {
             self.unlearn();
         }
-        let room = self.engine.max_in_flight.saturating_sub(self.life.in_flight()).min(BATCH);
+        let places = self.engine.max_in_flight.saturating_sub(self.life.in_flight());
+        let room = places.min(BATCH).min((CLAIM_BYTES / self.run_bytes).max(1));
         let found = self.claim_all(room, empty).await?;
         if found >= room.min(BATCH / 2) {
             return Ok(true);
@@ -311,6 +322,10 @@ impl Claimer {
             run.nudge();
         }
         let found = runs.len().max(usize::from(!nudged.is_empty()));
+        if !runs.is_empty() {
+            let bytes: usize = runs.iter().map(ClaimedRun::bytes).sum();
+            self.run_bytes = (bytes / runs.len()).max(self.run_bytes / 2).max(1);
+        }
         let doubtful = |run: &&ClaimedRun| run.losses > 0 && !run.is_suspect();
         let doubtful: Vec<Uuid> = runs.iter().filter(doubtful).map(|run| run.id).collect();
         if !doubtful.is_empty() {

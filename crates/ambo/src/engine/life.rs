@@ -34,6 +34,8 @@ pub(crate) struct Life {
     pub(crate) slots: Slots,
     /// Runs claimed or started and not yet ended, including those whose outcome is on its way.
     in_flight: AtomicUsize,
+    /// Bytes of the inputs and records that these came with.
+    bytes: AtomicUsize,
     /// A run ended: there is room for another.
     pub(crate) room: Notify,
     /// Something may be waiting: a notification came.
@@ -52,6 +54,11 @@ impl Life {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    /// Bytes of the inputs and records that the runs in memory came with.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
     /// The runs in memory.
     pub(crate) fn run_ids(&self) -> Vec<Uuid> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
@@ -60,6 +67,7 @@ impl Life {
     /// Takes a run into memory and runs it on the users' runtime.
     pub(crate) fn adopt(self: &Arc<Self>, engine: &Arc<Engine>, claimed: ClaimedRun) {
         let identity = Identity {
+            bytes: claimed.bytes(),
             id: claimed.id,
             attempt: claimed.attempt,
             workflow: claimed.workflow,
@@ -77,6 +85,7 @@ impl Life {
             run.cancel(engine.clock.now().saturating_add(left).ok());
         }
         self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(run.bytes, Ordering::AcqRel);
         let earlier = self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.id, run.clone());
         if let Some(earlier) = earlier {
             // Claimed again before this worker learned that its park had committed: the answer is late, or lost.
@@ -163,6 +172,7 @@ impl Life {
             self.hint.notify_one();
         }
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(run.bytes, Ordering::AcqRel);
         self.room.notify_one();
     }
 }
@@ -218,6 +228,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
         suspects: Mutex::default(),
         slots: Slots::default(),
         in_flight: AtomicUsize::new(0),
+        bytes: AtomicUsize::new(0),
         room: Notify::new(),
         hint: Notify::new(),
         control: watch::channel(Some(session)).0,
@@ -358,6 +369,7 @@ impl Life {
             suspects: Mutex::default(),
             slots: Slots::default(),
             in_flight: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             room: Notify::new(),
             hint: Notify::new(),
             control: watch::channel(None).0,

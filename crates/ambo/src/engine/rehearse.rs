@@ -79,6 +79,7 @@ impl Stage {
             deadline: None,
             too_late: false,
             slot: None,
+            bytes: 0,
         };
         let mut run = Run::new(identity, history.checkpoints(), false, &self.life, &self.engine);
         run.history.rehearse();

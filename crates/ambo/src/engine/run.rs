@@ -68,6 +68,8 @@ pub(crate) struct Run {
     pub(crate) too_late: bool,
     /// What it takes of the limits of its queue.
     pub(crate) slot: Option<Slot>,
+    /// Of the input and the records that it came with.
+    pub(crate) bytes: usize,
     pub(crate) worker: i64,
     pub(crate) journal: Journal,
     pub(crate) states: States,
@@ -80,9 +82,7 @@ pub(crate) struct Run {
     pub(crate) rig: Rig,
     /// Those in this process who wait for outcomes and events.
     pub(crate) waiter: Arc<Waiter>,
-    /// What becomes of payloads.
     pub(crate) vault: Vault,
-    /// Where user code runs.
     pub(crate) runtime: tokio::runtime::Handle,
     /// The worker's session for questions; `None` while it is cut.
     sessions: watch::Receiver<Option<Session>>,
@@ -149,6 +149,7 @@ pub(crate) struct Identity {
     pub(crate) deadline: Option<jiff::Timestamp>,
     pub(crate) too_late: bool,
     pub(crate) slot: Option<Slot>,
+    pub(crate) bytes: usize,
 }
 
 impl Run {
@@ -174,6 +175,7 @@ impl Run {
             deadline: identity.deadline,
             too_late: identity.too_late,
             slot: identity.slot,
+            bytes: identity.bytes,
             worker: life.worker,
             journal: life.journal.clone(),
             states: engine.states.clone(),

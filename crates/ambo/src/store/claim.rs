@@ -60,6 +60,12 @@ impl ClaimedRun {
     pub(crate) fn is_suspect(&self) -> bool {
         self.losses > 0 && self.losses + 1 >= self.attempts_max
     }
+
+    /// Of its input and records, as they came.
+    pub(crate) fn bytes(&self) -> usize {
+        let records = self.history.iter().flat_map(|call| [&call.output, &call.error]).flatten();
+        self.input.len() + records.map(|json| json.len()).sum::<usize>()
+    }
 }
 
 /// A recorded call of a run.

@@ -34,6 +34,12 @@ impl Target {
             )
             .with_source(error)
         })?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(Error::new(
+                Code::Configuration,
+                "the database URL names no host; expected postgres://user@host/database",
+            ));
+        }
         // A peer that vanished must show in seconds, not in hours.
         config
             .keepalives(true)
@@ -69,8 +75,25 @@ impl Target {
         }
         if self.pooled {
             tracing::info!("a pooler stands before the database: polling, no notifications");
+            self.refuse_defaults().await?;
         }
         Ok(())
+    }
+
+    /// Behind a pooler nothing can be pinned: what the role or the database has for defaults holds.
+    async fn refuse_defaults(&self) -> Result<()> {
+        let row = self.open("ambo probe", None).await?.query_one(UNFIT_DEFAULTS, &[]).await?;
+        let unfit: Option<String> = row.try_get(0).map_err(from_driver)?;
+        match unfit {
+            None => Ok(()),
+            Some(unfit) => Err(Error::new(
+                Code::Configuration,
+                format!(
+                    "behind a transaction pooler Ambo cannot set what it rests on, and by default this role has {unfit}; give it what is \
+                     safe (`alter role NAME set SETTING = VALUE`), or connect to the server itself"
+                ),
+            )),
+        }
     }
 
     /// Opens a connection. `role` says in `pg_stat_activity` what it is for; notifications go to `notices`.
@@ -104,8 +127,16 @@ impl Target {
 const SETTINGS: &str = "set statement_timeout = '60s'; set lock_timeout = '2s';
     set idle_in_transaction_session_timeout = '10s'; set default_transaction_isolation = 'read committed';
     set default_transaction_read_only = off; set jit = off;
+    set standard_conforming_strings = on;
     select set_config('synchronous_commit', 'on', false)
     where current_setting('synchronous_commit') in ('off', 'local')";
+
+/// Defaults under which nothing that is acknowledged is safe, or nothing works.
+const UNFIT_DEFAULTS: &str =
+    "select string_agg(format('%s = %s', s.name, s.setting), ', ' order by s.name) from pg_settings s
+    where s.name = 'synchronous_commit' and s.setting in ('off', 'local')
+       or s.name = 'default_transaction_isolation' and s.setting <> 'read committed'
+       or s.name = 'default_transaction_read_only' and s.setting = 'on'";
 
 /// Who serves this connection: see [`Backend`].
 const BACKEND: &str = "select a.pid, (extract(epoch from a.backend_start) * 1000000)::int8

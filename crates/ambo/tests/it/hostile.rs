@@ -72,6 +72,53 @@ async fn amid_innocents<T>(db: &Database, act: impl Future<Output = T>) -> T {
     answer
 }
 
+/// Works until the gate opens.
+async fn gated(cx: Ctx<'_>, input: Value) -> Result<usize> {
+    let gate = cx.state::<Arc<tokio::sync::Semaphore>>()?;
+    let _pass = gate.acquire().await;
+    Ok(input.as_str().map_or(0, str::len))
+}
+
+/// However few runs they are: what is in memory is bounded by their bytes as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_no_more_bytes_into_memory_than_it_can_hold() {
+    let db = database().await;
+    let many =
+        "select ambo.enqueue_workflow('gated', to_json(repeat('x', 2000000))) from generate_series(1, 120)";
+    db.sql.batch_execute(many).await.unwrap();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let _worker =
+        Worker::builder(&db.client).workflow_fn("gated", gated).state(gate.clone()).start().await.unwrap();
+    // 128 MiB are 67.1 of these.
+    db.until("select count(*) >= 68 from ambo.claim").await;
+    // It looks for work until it beats again, and again.
+    for _ in 0..2 {
+        let beat: String =
+            db.sql.query_one("select max(at)::text from ambo.heartbeat", &[]).await.unwrap().get(0);
+        db.until(&format!("select max(at) > '{beat}' from ambo.heartbeat")).await;
+    }
+    let held = db.number("select count(*) from ambo.claim").await;
+    assert!(
+        (68..68 + 2 * 9).contains(&held),
+        "{held} are held: a claim brings 16 MiB at most, once it knows how large they are"
+    );
+    gate.add_permits(120);
+    db.until("select count(*) = 120 from ambo.outcome where status = 'succeeded'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_and_its_url_are_called_is_checked() {
+    let db = database().await;
+    let long = "v".repeat(201);
+    let builder = || Worker::builder(&db.client).workflow_fn("any", any);
+    for worker in [builder().name(&long), builder().version(&long), builder().name("a\0b")] {
+        assert_eq!(worker.start().await.unwrap_err().code(), Code::Configuration);
+    }
+    for url in ["", "postgres://", "postgres:///shop", "not a url"] {
+        assert_eq!(Client::connect(url).await.unwrap_err().code(), Code::Configuration, "{url:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_recorded_is_a_permanent_coded_failure_and_hurts_nobody() {
     let db = database().await;
