@@ -179,16 +179,6 @@ impl Client {
         &self.inner.target.schema
     }
 
-    pub(crate) async fn enqueue_all(&self, runs: Vec<NewRun>) -> Result<Vec<Enqueued>> {
-        if runs.is_empty() {
-            return Ok(Vec::new());
-        }
-        let session = self.session().await?;
-        let answers =
-            crate::store::enqueue::enqueue(&session, self.schema(), &runs.iter().collect::<Vec<_>>()).await?;
-        Ok(answers.into_iter().map(|(run, is_new)| Enqueued { run: run.into(), is_new }).collect())
-    }
-
     /// A handle to a run, to await its result. No question is asked of the database yet.
     pub fn handle<W>(&self, run: RunId) -> Handle<W> {
         Handle::new(self.clone(), run)
@@ -560,6 +550,14 @@ impl sealed::Enqueue for &Client {
     #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
     async fn enqueue(self, run: NewRun) -> Result<Enqueued> {
         self.inner.enqueuer.enqueue(run).await
+    }
+
+    #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+    async fn enqueue_many(self, runs: Vec<NewRun>) -> Result<Vec<Enqueued>> {
+        let session = self.session().await?;
+        let answers =
+            crate::store::enqueue::enqueue(&session, self.schema(), &runs.iter().collect::<Vec<_>>()).await?;
+        Ok(answers.into_iter().map(|(run, is_new)| Enqueued { run: run.into(), is_new }).collect())
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::client::Client;
 use crate::context::attribute;
 use crate::error::{Code, Error, Result};
 use crate::handle::Handle;
@@ -63,6 +62,16 @@ impl Enqueued {
             [Some(run), Some(is_new)] => Ok(Enqueued { run: run.parse()?, is_new: is_new == "true" }),
             _ => Err(Error::new(Code::Database, "the enqueue gave no answer")),
         }
+    }
+
+    /// The same for many: a JSON array of pairs of the two.
+    pub(crate) fn read_many(row: &[Option<String>]) -> Result<Vec<Self>> {
+        let pairs: Option<Vec<(uuid::Uuid, bool)>> =
+            row.first().and_then(|text| serde_json::from_str(text.as_deref()?).ok());
+        let Some(pairs) = pairs else {
+            return Err(Error::new(Code::Database, "the enqueue gave no answer"));
+        };
+        Ok(pairs.into_iter().map(|(run, is_new)| Enqueued { run: run.into(), is_new }).collect())
     }
 }
 
@@ -348,19 +357,30 @@ impl NewRun {
 
 /// Enqueues many runs in one call, each with its own options; answers in their order. For up to 100,000 runs.
 ///
+/// On a connection or transaction of the caller's the runs exist if and only if that commits, as with [`Enqueue::on`].
+///
 /// # Errors
-/// As [`Enqueue::on`]; one refused run refuses all.
+/// As [`Enqueue::on`]; one refused run refuses all. `AMBO005` for runs of different [schemas](Enqueue::schema).
+///
+/// # Cancel safety
+/// If the future is dropped the runs may have been enqueued: all or none.
 pub async fn enqueue_all<W>(
-    client: &Client,
+    connection: impl On,
     runs: impl IntoIterator<Item = Enqueue<W>>,
 ) -> Result<Vec<Enqueued>> {
-    let mut new = Vec::new();
+    let mut new: Vec<NewRun> = Vec::new();
     for run in runs {
         let mut run = run.into_run()?;
-        run.seal(client.vault()).await?;
+        run.seal(&connection.vault()).await?;
+        if new.first().is_some_and(|first| first.schema != run.schema) {
+            return Err(Error::new(Code::InvalidOption, "the runs of one call go into one schema"));
+        }
         new.push(run);
     }
-    client.enqueue_all(new).await
+    if new.is_empty() {
+        return Ok(Vec::new());
+    }
+    connection.enqueue_many(new).await
 }
 
 impl<W> fmt::Debug for Enqueue<W> {

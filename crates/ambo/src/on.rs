@@ -35,7 +35,7 @@ impl<C: sealed::Enqueue + Send> On for C {}
 #[diagnostic::on_unimplemented(
     message = "Ambo cannot run a transaction step in `{Self}`",
     note = "pass the pool of the driver, with the feature of its name: `sqlx::PgPool`, `sea_orm::DatabaseConnection`, \
-            `diesel_async::pooled_connection::deadpool::Pool`, or `ambo::TokioPostgres`"
+            `diesel_async::pooled_connection::deadpool::Pool`, or `std::sync::Arc<ambo::TokioPostgres>`"
 )]
 pub trait Database: Clone + Send + Sync + 'static {
     /// What the body of the step works with.
@@ -195,6 +195,10 @@ pub(crate) mod sealed {
         /// Enqueues one run.
         #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
         fn enqueue(self, run: NewRun) -> impl Future<Output = Result<Enqueued>> + Send;
+
+        /// Enqueues many runs, at least one, in one call.
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        fn enqueue_many(self, runs: Vec<NewRun>) -> impl Future<Output = Result<Vec<Enqueued>>> + Send;
     }
 
     impl<C: Call + Send> Enqueue for C {
@@ -208,6 +212,13 @@ pub(crate) mod sealed {
             let (sql, args) = run.call();
             let row = self.call(&run.schema.sql(sql), &args).await.map_err(missing)?;
             Enqueued::read(&row)
+        }
+
+        #[allow(private_interfaces, reason = "sealed: nobody outside calls it")]
+        async fn enqueue_many(self, runs: Vec<NewRun>) -> Result<Vec<Enqueued>> {
+            let (sql, args) = NewRun::call_many(&runs);
+            let row = self.call(&runs[0].schema.sql(sql), &args).await.map_err(missing)?;
+            Enqueued::read_many(&row)
         }
     }
 }

@@ -3,7 +3,7 @@
 use expect_test::expect;
 use serde_json::Value;
 
-use crate::harness::{Database, Ended, command};
+use crate::harness::{Database, Ended, Sql, command};
 
 /// The checks that are not ok, a line each. Whether the tests' server may lose data is its own affair.
 fn faults(ended: &Ended) -> String {
@@ -124,6 +124,33 @@ fn the_holder_of_a_snapshot_is_named() {
     let holder = figures.iter().find(|figure| figure["name"] == "oldest_snapshot_holder").expect("a holder");
     let holder = holder["value"].as_str().expect("text");
     assert!(holder.contains("report") && holder.contains("idle in transaction"), "{holder}");
+}
+
+/// Everybody who may connect may take advisory locks.
+#[test]
+fn who_holds_what_ambo_waits_for_is_named() {
+    let db = Database::migrated();
+    db.sql.run("set application_name = 'report'; select pg_advisory_lock(hashtext('ambo.fence'), 7)");
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            Sql::connect(&db.url).run("set application_name = 'ambo worker claims'; select pg_advisory_lock(hashtext('ambo.fence'), 7)")
+        });
+        let began = std::time::Instant::now();
+        loop {
+            let shown = faults(&db.ambo(&["doctor", "--json"]));
+            if let Some(locks) = shown.lines().find(|line| line.starts_with("warn locks: ")) {
+                assert!(
+                    locks.contains("ambo worker claims for process") && locks.contains("report"),
+                    "{locks}"
+                );
+                break;
+            }
+            assert!(began.elapsed().as_secs() < 20, "{shown}");
+        }
+        db.sql.run("select pg_advisory_unlock(hashtext('ambo.fence'), 7)");
+        waits.join().expect("the lock is free");
+    });
+    assert!(!faults(&db.ambo(&["doctor", "--json"])).contains("locks"));
 }
 
 /// A parent that lives and its children, which ended long ago: more than are carried over when their history is dropped.

@@ -336,7 +336,7 @@ where
 }
 
 /// Whether an error says of itself that to try again is no use.
-fn is_permanent<E: 'static>(error: &E) -> bool {
+pub(crate) fn is_permanent<E: 'static>(error: &E) -> bool {
     (error as &dyn std::any::Any).downcast_ref::<Error>().is_some_and(Error::is_permanent)
 }
 

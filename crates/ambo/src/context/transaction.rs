@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument as _;
 
-use super::step::{replay, scripted};
+use super::step::{is_permanent, replay, scripted};
 use crate::engine::run::Run;
 use crate::engine::wait::Work;
 use crate::engine::{clock, executor};
@@ -86,7 +86,7 @@ impl<'a> TransactionStep<'a> {
     }
 
     /// How an attempt that failed is tried again; default: not at all. Conflicts and outages are tried again in any
-    /// case, for as long as they last.
+    /// case, for as long as they last; an error that is [permanent](Error::permanent) is not.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
@@ -319,9 +319,9 @@ impl<'a> TransactionStep<'a> {
 }
 
 /// Whether the retry policy is asked: not where the same would happen again.
-fn worth_another<E>(failure: &Failure<E>) -> bool {
+fn worth_another<E: ApplicationError>(failure: &Failure<E>) -> bool {
     match failure {
-        Failure::Application(_) => true,
+        Failure::Application(error) => !is_permanent(error),
         Failure::Ambo(error) => matches!(error.code(), Code::StepTimeout | Code::Panicked | Code::Database),
     }
 }

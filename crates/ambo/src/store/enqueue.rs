@@ -58,6 +58,30 @@ const ENQUEUE_ON_TERMS: &str = "select run_id::text, is_new::text from ambo.enqu
      p_start_by => $16::text::timestamptz, p_start_within => $17::text::interval, p_group => $18::text, \
      p_weight => $19::text::int4)";
 
+/// The same for many runs: of each parameter a JSON array, or null where no run has a value of its own.
+const ENQUEUE_MANY: &str =
+    "select json_agg(json_build_array(e.run_id, e.is_new) order by e.n)::text from ambo.enqueue_workflows(
+     (select array_agg(x) from json_array_elements_text($1::text::json) x),
+     (select array_agg(x) from json_array_elements($2::text::json) x),
+     (select array_agg(x) from json_array_elements_text($3::text::json) x),
+     (select array_agg(x) from json_array_elements_text($4::text::json) x),
+     (select array_agg(x::int4) from json_array_elements_text($5::text::json) x),
+     (select array_agg(x::interval) from json_array_elements_text($6::text::json) x),
+     (select array_agg(x::timestamptz) from json_array_elements_text($7::text::json) x),
+     (select array_agg(x::jsonb) from json_array_elements_text($8::text::json) x),
+     (select array_agg(x::interval) from json_array_elements_text($9::text::json) x),
+     (select array_agg(x::int4) from json_array_elements_text($10::text::json) x),
+     (select array_agg(x::interval) from json_array_elements_text($11::text::json) x),
+     dedups => (select array_agg(x::bool) from json_array_elements_text($12::text::json) x),
+     throttles => (select array_agg(x::interval) from json_array_elements_text($13::text::json) x),
+     debounces => (select array_agg(x::interval) from json_array_elements_text($14::text::json) x),
+     debounce_maxes => (select array_agg(x::interval) from json_array_elements_text($15::text::json) x),
+     start_bys => (select array_agg(x::timestamptz) from json_array_elements_text($16::text::json) x),
+     start_withins => (select array_agg(x::interval) from json_array_elements_text($17::text::json) x),
+     group_keys => (select array_agg(x) from json_array_elements_text($18::text::json) x),
+     weights => (select array_agg(x::int4) from json_array_elements_text($19::text::json) x))
+     with ordinality as e (run_id, is_new, n)";
+
 impl NewRun {
     /// As an object with the names of the arguments of the SQL function.
     pub(crate) fn json(&self) -> Result<String> {
@@ -88,6 +112,38 @@ impl NewRun {
         ];
         let given = fields.iter().filter_map(|(name, value)| Some(format!("\"{name}\":{}", value.as_ref()?)));
         Ok(format!("{{{}}}", given.collect::<Vec<_>>().join(",")))
+    }
+
+    /// The statement that enqueues these on a connection of the user's, and its parameters.
+    pub(crate) fn call_many(runs: &[NewRun]) -> (&'static str, Vec<Option<String>>) {
+        let runs: Vec<&NewRun> = runs.iter().collect();
+        let column = |value: &dyn Fn(&NewRun) -> Option<String>| {
+            optional(&runs, value).map(|values| serde_json::json!(values).to_string())
+        };
+        let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));
+        let inputs = runs.iter().map(|run| &*run.input).collect::<Vec<_>>().join(",");
+        let columns = vec![
+            column(&|run| Some(run.workflow.clone())),
+            Some(format!("[{inputs}]")),
+            column(&|run| (run.queue != "default").then(|| run.queue.clone())),
+            column(&|run| run.key.clone()),
+            column(&|run| (run.priority != 0).then(|| run.priority.to_string())),
+            column(&|run| span(run.delay)),
+            column(&|run| run.at.map(|at| at.to_string())),
+            column(&|run| run.attributes.as_deref().map(str::to_owned)),
+            column(&|run| span(run.timeout)),
+            column(&|run| (run.attempts != 5).then(|| run.attempts.to_string())),
+            column(&|run| span(run.key_lifetime)),
+            column(&|run| run.terms.dedup.then(|| "true".to_owned())),
+            column(&|run| span(run.terms.throttle)),
+            column(&|run| span(run.terms.debounce)),
+            column(&|run| span(run.terms.debounce_max)),
+            column(&|run| run.terms.start_by.map(|at| at.to_string())),
+            column(&|run| span(run.terms.start_within)),
+            column(&|run| run.terms.group.clone()),
+            column(&|run| run.terms.weight.map(|weight| weight.to_string())),
+        ];
+        (ENQUEUE_MANY, columns)
     }
 
     /// The statement that enqueues it on a connection of the user's, and its parameters.

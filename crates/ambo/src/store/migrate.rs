@@ -66,6 +66,18 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/role.sql"),
 ];
 
+/// All that stands in the schema is Ambo's: it takes away what the public may do there.
+const REFUSE_OTHERS: &str = "do $$ begin
+    if exists (select from pg_namespace n where n.nspname = 'ambo'
+               and (exists (select from pg_class c where c.relnamespace = n.oid)
+                    or exists (select from pg_proc p where p.pronamespace = n.oid)))
+    then
+        raise exception 'AMBO041: the schema % holds what is not of Ambo', 'ambo' using errcode = 'AM041',
+            hint = 'Install it in a schema of its own: ambo --schema NAME migrate.';
+    end if;
+end $$;
+";
+
 /// The version of this program. The tests of upgrades have one of the version to come.
 fn newest() -> i32 {
     #[cfg(feature = "failpoints")]
@@ -93,10 +105,13 @@ fn everything(schema: &Schema) -> String {
     let mut out = format!(
         "-- Ambo, schema version {}.\n\
          set local client_min_messages = warning;\n\
+         set local standard_conforming_strings = on;\n\
          set local check_function_bodies = off;\n\
          select pg_advisory_xact_lock(hashtext('ambo.migrate'));\n\
+         {}\
          create schema if not exists {};\n\n",
         newest(),
+        schema.sql(REFUSE_OTHERS),
         schema.name()
     );
     for (_, sql) in migrations() {
@@ -109,8 +124,9 @@ fn everything(schema: &Schema) -> String {
 
 /// What brings the functions to this version, and says so. Takes no lock that anyone at work would wait for.
 fn functions(schema: &Schema) -> String {
-    let mut out =
-        "set local client_min_messages = warning;\nset local check_function_bodies = off;\n\n".to_owned();
+    let mut out = "set local client_min_messages = warning;\nset local standard_conforming_strings = on;\n\
+         set local check_function_bodies = off;\n\n"
+        .to_owned();
     for sql in FUNCTIONS {
         out.push_str(&schema.sql(sql));
         out.push('\n');

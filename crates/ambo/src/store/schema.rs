@@ -4,6 +4,15 @@ use std::borrow::Cow;
 
 use crate::error::{Code, Error, Result};
 
+/// The words of SQL that cannot stand before a dot without quotes, and schemas that are somebody else's.
+const TAKEN: &str = " all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation \
+    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time \
+    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze from full \
+    grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit localtime \
+    localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references returning right \
+    select session_user similar some symmetric system_user table tablesample then to trailing true union unique user using \
+    variadic verbose when where window with information_schema public ";
+
 /// The name of the schema: `ambo` unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Schema(Cow<'static, str>);
@@ -19,6 +28,14 @@ impl Schema {
             return Err(Error::new(
                 Code::Configuration,
                 "the name of the schema has 1 to 40 of a-z, 0-9 and _, does not begin with a digit or pg_",
+            ));
+        }
+        if TAKEN.contains(&format!(" {name} ")) {
+            return Err(Error::new(
+                Code::Configuration,
+                format!(
+                    "the schema cannot be called {name}: that is a word of SQL or a schema that is not Ambo's alone; choose another"
+                ),
             ));
         }
         Ok(Schema(Cow::Owned(name.to_owned())))
@@ -80,7 +97,9 @@ mod tests {
 
     #[test]
     fn names_that_would_need_quoting_are_refused() {
-        for name in ["", "Ambo", "a-b", "1a", "pg_x", "a\"; drop", &"x".repeat(41)] {
+        for name in
+            ["", "Ambo", "a-b", "1a", "pg_x", "a\"; drop", &"x".repeat(41), "user", "public", "with", "all"]
+        {
             assert_eq!(Schema::new(name).unwrap_err().code(), Code::Configuration, "{name}");
         }
     }

@@ -43,6 +43,10 @@ impl Caller for AsyncPgConnection {
     async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued> {
         run.on(self).await
     }
+
+    async fn enqueue_all(&mut self, runs: Vec<Enqueue<Untyped>>) -> Result<Vec<Enqueued>> {
+        ambo::enqueue_all(self, runs).await
+    }
 }
 
 conformance!(AsyncPgConnection);

@@ -17,6 +17,8 @@ pub(crate) trait Caller: Sized {
     async fn execute(&mut self, sql: &str) -> Result<()>;
     /// Enqueues, in the open transaction if there is one.
     async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued>;
+    /// The same for many.
+    async fn enqueue_all(&mut self, runs: Vec<Enqueue<Untyped>>) -> Result<Vec<Enqueued>>;
 }
 
 fn run(order: i32) -> Enqueue<Untyped> {
@@ -210,6 +212,51 @@ pub(crate) async fn refusals<C: Caller>() {
     }
     let input = "select input::text from ambo.run";
     assert_eq!(db.sql.query_one(input, &[]).await.unwrap().get::<_, &str>(0), "\"nul \\u0000\"");
+    // Nor is what PostgreSQL could not compare as a value: it is compared as it is written.
+    for odd in [r#""\ud800""#, "1e1000000"] {
+        let json: Box<serde_json::value::RawValue> = serde_json::from_str(odd).unwrap();
+        let odd_run = || Enqueue::named("fulfil", &json).key(odd);
+        let first = caller.enqueue(odd_run()).await.unwrap();
+        assert_eq!(caller.enqueue(odd_run()).await.unwrap().run, first.run);
+        assert_eq!(caller.enqueue(run(1).key(odd).priority(0)).await.unwrap_err().code(), Code::KeyConflict);
+    }
+}
+
+pub(crate) async fn many<C: Caller>() {
+    let db = set_up().await;
+    let mut caller = C::connect(&db.url).await;
+    caller.begin(Isolation::ReadCommitted).await.unwrap();
+    let first = caller.enqueue(run(1).key("order-1")).await.unwrap();
+    let odd = Enqueue::named("it's \"odd\" {, }", &["a\nb", "\\", "ß"])
+        .attributes(&serde_json::json!({"a": "'\"{},"}));
+    let at = "2027-01-01T00:00:00Z".parse().unwrap();
+    let runs =
+        vec![run(1).key("order-1"), odd.priority(-3).at(at), run(3), run(4).key("order-4").attempts(7)];
+    let all = caller.enqueue_all(runs).await.unwrap();
+    assert_eq!(all.iter().map(|run| run.is_new).collect::<Vec<_>>(), [false, true, true, true]);
+    assert_eq!(all[0].run, first.run);
+    assert_eq!(there(&db).await, (0, 0, 0), "nothing is there before the commit");
+    caller.commit().await.unwrap();
+    let stored = "select json_agg(json_build_array(r.id, r.workflow, r.input, r.priority, r.key, r.attempts_max, r.attributes, t.due_at)
+        order by r.id)::text from ambo.run r left join ambo.timer t on t.run_id = r.id";
+    let stored: String = db.sql.query_one(stored, &[]).await.unwrap().get(0);
+    let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
+    let id = |n: usize| all[n].run.to_string();
+    let mut expected = vec![
+        serde_json::json!([id(0), "fulfil", 1, 0, "order-1", 5, null, null]),
+        serde_json::json!([id(1), "it's \"odd\" {, }", ["a\nb", "\\", "ß"], -3, null, 5, {"a": "'\"{},"}, "2027-01-01T00:00:00+00:00"]),
+        serde_json::json!([id(2), "fulfil", 3, 0, null, 5, null, null]),
+        serde_json::json!([id(3), "fulfil", 4, 0, "order-4", 7, null, null]),
+    ];
+    expected.sort_by_key(|row| row[0].as_str().unwrap().to_owned());
+    assert_eq!(stored, serde_json::Value::from(expected));
+
+    assert_eq!(caller.enqueue_all(Vec::new()).await.unwrap(), []);
+    caller.begin(Isolation::ReadCommitted).await.unwrap();
+    let refused = caller.enqueue_all(vec![run(5), run(6).queue("no such queue")]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::UnknownQueue, "one refused run refuses all");
+    caller.rollback().await.unwrap();
+    assert_eq!(db.number("select count(*) from ambo.run").await, 4);
 }
 
 pub(crate) async fn round_trips<C: Caller>() {
@@ -334,6 +381,11 @@ macro_rules! conformance {
         #[tokio::test]
         async fn what_cannot_be_enqueued_is_refused_with_a_code() {
             crate::on_driver::refusals::<$caller>().await;
+        }
+
+        #[tokio::test]
+        async fn many_runs_are_enqueued_in_one_call_and_there_if_and_only_if_the_transaction_commits() {
+            crate::on_driver::many::<$caller>().await;
         }
 
         #[tokio::test]

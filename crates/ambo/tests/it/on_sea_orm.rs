@@ -60,6 +60,13 @@ impl Caller for SeaOrm {
             None => run.on(&self.connection).await,
         }
     }
+
+    async fn enqueue_all(&mut self, runs: Vec<Enqueue<Untyped>>) -> Result<Vec<Enqueued>> {
+        match &self.tx {
+            Some(tx) => ambo::enqueue_all(tx, runs).await,
+            None => ambo::enqueue_all(&self.connection, runs).await,
+        }
+    }
 }
 
 conformance!(SeaOrm);

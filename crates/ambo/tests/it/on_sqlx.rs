@@ -54,6 +54,13 @@ impl Caller for Sqlx {
             None => run.on(&self.pool).await,
         }
     }
+
+    async fn enqueue_all(&mut self, runs: Vec<Enqueue<Untyped>>) -> Result<Vec<Enqueued>> {
+        match &mut self.tx {
+            Some(tx) => ambo::enqueue_all(tx, runs).await,
+            None => ambo::enqueue_all(&self.pool, runs).await,
+        }
+    }
 }
 
 conformance!(Sqlx);

@@ -40,6 +40,10 @@ impl Caller for TokioPostgres {
     async fn enqueue(&mut self, run: Enqueue<Untyped>) -> Result<Enqueued> {
         run.on(&self.0).await
     }
+
+    async fn enqueue_all(&mut self, runs: Vec<Enqueue<Untyped>>) -> Result<Vec<Enqueued>> {
+        ambo::enqueue_all(&self.0, runs).await
+    }
 }
 
 conformance!(TokioPostgres);

@@ -330,6 +330,7 @@ async fn the_defaults_of_a_database_do_not_get_in_the_way() {
         end $$";
     db.sql.batch_execute(defaults).await.unwrap();
     let client = ambo::Client::connect(&db.url).await.unwrap();
+    client.migrate().await.unwrap();
     let worker =
         Worker::builder(&client).workflow_fn("plain", async |mut cx: Ctx<'_>, n: i64| -> Result<i64> {
             Ok(cx.step("double", async || Ok::<_, Error>(2 * n)).await?)
@@ -351,6 +352,21 @@ async fn a_pooler_is_known_by_the_options_that_it_keeps() {
     assert!(ambo::Client::connect(&proxy.url).await.unwrap().is_pooled());
     let with_options = format!("{}?options=-c%20work_mem%3D5MB", db.url);
     assert!(!ambo::Client::connect(&with_options).await.unwrap().is_pooled());
+    // Nothing can be set there: defaults that are not safe are refused.
+    for unsafe_default in ["synchronous_commit = off", "default_transaction_isolation = serializable"] {
+        let name = unsafe_default.split(' ').next().unwrap();
+        let alter = |what: &str| {
+            format!("do $$ begin execute format('alter database %I {what}', current_database()); end $$")
+        };
+        db.sql.batch_execute(&alter(&format!("set {unsafe_default}"))).await.unwrap();
+        let refused = ambo::Client::connect(&proxy.url).await.unwrap_err();
+        assert!(
+            refused.code() == ambo::Code::Configuration && refused.to_string().contains(unsafe_default),
+            "{refused}"
+        );
+        db.sql.batch_execute(&alter(&format!("reset {name}"))).await.unwrap();
+    }
+    ambo::Client::connect(&proxy.url).await.unwrap();
 }
 
 /// As behind a pooler, where nobody can tell when the backend of a lost answer is done: what the first flush recorded may

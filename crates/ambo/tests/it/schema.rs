@@ -82,6 +82,24 @@ async fn another_schema_name_works_from_end_to_end() {
     assert_eq!(result.unwrap(), 8);
 }
 
+/// All that stands in it is taken from the public.
+#[tokio::test]
+async fn a_schema_that_holds_other_things_is_left_alone() {
+    let (url, _name) = empty_database().await;
+    let sql = connect(&url).await;
+    let theirs = "create schema shop; create function shop.price() returns int language sql return 1;
+        create schema empty";
+    sql.batch_execute(theirs).await.unwrap();
+    let client = Client::connect_unchecked(&url, "shop").await.unwrap();
+    let refused = client.migrate().await.unwrap_err();
+    assert_eq!(refused.code(), Code::Configuration, "{refused}");
+    assert!(refused.to_string().contains("the schema shop holds what is not of Ambo"), "{refused}");
+    let still = "select has_function_privilege('public', 'shop.price()', 'execute')";
+    assert!(sql.query_one(still, &[]).await.unwrap().get::<_, bool>(0));
+    Client::connect_unchecked(&url, "empty").await.unwrap().migrate().await.unwrap();
+    Client::connect_unchecked(&url, "empty").await.unwrap().migrate().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_schema_of_another_version_is_refused() {
     let db = database().await;

@@ -269,6 +269,25 @@ async fn a_conflict_within_an_error_of_the_applications_own_is_recognised() {
     assert_eq!(stage.run("conflict").await.unwrap(), 4);
 }
 
+async fn hopeless(mut cx: Ctx<'_>, _: i32) -> Result<()> {
+    let (pool, gate) = held(&cx)?;
+    let retry = Retry::fixed(std::time::Duration::from_millis(1)).max_attempts(3);
+    let step = cx.transaction("hopeless").retry(retry).run(&*pool, async |_tx| {
+        gate.count();
+        Err::<(), _>(Error::message("the card is stolen").permanent())
+    });
+    Ok(step.await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_fails_for_good_is_not_run_again() {
+    let stage = Stage::set().await;
+    let _worker = stage.worker().workflow_fn("hopeless", hopeless).start().await.unwrap();
+    let run = stage.enqueue("hopeless").await;
+    assert!(stage.end(run).await.unwrap_err().is_permanent());
+    assert_eq!(stage.gate.bodies(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_retry_policy_is_asked_for_failures_and_panics() {
     let stage = Stage::set().await;

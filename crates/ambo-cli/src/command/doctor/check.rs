@@ -141,6 +141,7 @@ pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
         held::blocked_groups,
         held::draining,
         held::dead_letters,
+        held::locks,
         oldest_snapshot,
     ];
     let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
@@ -524,6 +525,20 @@ mod tests {
             expect![[r#"
                 warn unserved_runs: runs wait for the version that they are pinned to, of which no worker lives: fulfil of version 1.4 (queue default)
                   start a worker of that version, or wait: after `pin_grace`, a minute by default, any worker may have them"#]],
+        );
+    }
+
+    #[test]
+    fn who_holds_a_lock_that_ambo_waits_for_is_named() {
+        let holder = "process 7, user ann, psql, idle in transaction";
+        check(
+            &[
+                ("blocked", &format!(r#"["ambo worker claims", "{holder}"]"#)),
+                ("blocked", &format!(r#"["ambo worker journal", "{holder}"]"#)),
+            ],
+            expect![[r#"
+                warn locks: sessions of Ambo's wait for locks of others: ambo worker claims and ambo worker journal for process 7, user ann, psql, idle in transaction
+                  end that session, or pg_terminate_backend(its process); whoever may connect to a database may take advisory locks in it"#]],
         );
     }
 

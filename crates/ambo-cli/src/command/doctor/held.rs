@@ -1,5 +1,7 @@
 //! What somebody, or a failure, holds up: queues and groups of which nothing is claimed or which take nothing, and the dead.
 
+use std::collections::BTreeMap;
+
 use super::check::{Check, listed, ok, warn};
 use super::figures::Figures;
 
@@ -73,4 +75,24 @@ pub(super) fn dead_letters(figures: &Figures<'_>) -> Check {
     let more = if dead >= DEAD_RUNS_COUNTED { " or more" } else { "" };
     let advice = "`ambo dead errors` says what they died of; redrive or purge them".to_owned();
     Check { advice: Some(advice), ..ok("dead_letters", format!("{dead}{more}")) }
+}
+
+/// Whether a session of Ambo's waits for a lock of somebody else's.
+pub(super) fn locks(figures: &Figures<'_>) -> Check {
+    let mut by_holder: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for blocked in figures.all("blocked") {
+        if let Ok((waits, holder)) = serde_json::from_str::<(String, String)>(blocked) {
+            by_holder.entry(holder).or_default().push(waits);
+        }
+    }
+    if by_holder.is_empty() {
+        return ok("locks", "Ambo waits for none");
+    }
+    let held: Vec<String> =
+        by_holder.iter().map(|(holder, waits)| format!("{} for {holder}", waits.join(" and "))).collect();
+    warn(
+        "locks",
+        format!("sessions of Ambo's wait for locks of others: {}", listed(&held)),
+        "end that session, or pg_terminate_backend(its process); whoever may connect to a database may take advisory locks in it",
+    )
 }
