@@ -158,7 +158,8 @@ async fn updates(inside: &Client) -> Result<f64> {
 
 async fn tables(inside: &Client) -> Result<Vec<(String, i64, f64, f64)>> {
     let sql = "select schemaname || '.' || relname, n_dead_tup,
-        pg_table_size(relid)::float8 / 1048576, pg_indexes_size(relid)::float8 / 1048576
+        -- Null of a partition that was dropped meanwhile.
+        coalesce(pg_table_size(relid), 0)::float8 / 1048576, coalesce(pg_indexes_size(relid), 0)::float8 / 1048576
         from pg_stat_user_tables order by n_dead_tup desc";
     inside
         .query(sql, &[])
