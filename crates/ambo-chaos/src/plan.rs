@@ -76,9 +76,11 @@ impl Plan {
         // Drawn last: what a seed meant before there was this, it still means.
         let short_lease = random.once_in(2);
         if short_lease {
-            // Somebody has to be left who buries them; and late, where less comes between a worker and its database.
-            for desk in 0..WORKERS as usize - 1 {
-                let at = random.time(length.as_millis() as u64 / 2..length.as_millis() as u64);
+            // One among the others, and one when hardly anything falls any more: it wakes with the connections that it had. Two desks,
+            // for somebody has to be left who buries.
+            let length = length.as_millis() as u64;
+            for (desk, at) in [(0, random.time(length / 2..length)), (1, random.time(length..length + 1000))]
+            {
                 blows.push((at, Blow::BuryWorker { desk, late: random.time(0..150) }));
             }
         }
