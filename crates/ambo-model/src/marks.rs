@@ -24,7 +24,9 @@ pub enum Rule {
     AboveXmax,
     /// A late row that somebody else had locked keeps its xid in `late`.
     LockedLateRowsAreKept,
-    /// When the late rows are more than a claim takes, the mark goes back below them.
+    /// When the late rows are more than a claim takes, their xids stay in `late`.
+    FloodIsKept,
+    /// When they are many more, the mark goes back below them instead.
     FloodGoesBack,
 }
 
@@ -37,6 +39,8 @@ pub struct Marks {
     pub claimers: usize,
     /// How many rows a claim takes.
     pub limit: usize,
+    /// How many late rows may be left behind before the mark goes back below them.
+    pub many: usize,
     /// How many claims are rolled back, or lose their answer.
     pub failures: u8,
     /// Rules that do not hold.
@@ -198,9 +202,15 @@ impl Marks {
             // Up to our own xid, if there is one: it is the next.
             new_late |= range(xmax, state.next_xid);
         }
-        if is_flood && self.keeps(Rule::FloodGoesBack) {
-            let lowest = state.visible().into_iter().find(|row| is_late(*row) && !taken.contains(row));
-            new_low = lowest.map_or(new_low, |row| new_low.min(state.seq(row) - 1));
+        if is_flood {
+            let rest: Vec<u8> =
+                state.visible().into_iter().filter(|row| is_late(*row) && !taken.contains(row)).collect();
+            if rest.len() <= self.many {
+                new_late |= if self.keeps(Rule::FloodIsKept) { late } else { 0 };
+            } else if self.keeps(Rule::FloodGoesBack) {
+                new_low = rest.first().map_or(new_low, |&row| new_low.min(state.seq(row) - 1));
+                new_late &= !(late & state.ended);
+            }
         }
         let claimer = &mut state.claimers[usize::from(c)];
         if taken.is_empty() {

@@ -9,7 +9,7 @@ use explore::{assert_holds, finds, large, traps};
 const UNKNOWN: &str = "no run below the mark is unknown";
 
 fn model(producers: usize, claimers: usize, limit: usize, broken: &[Rule]) -> Marks {
-    Marks { producers, claimers, limit, failures: 1, broken: Broken::without(broken) }
+    Marks { producers, claimers, limit, many: 1, failures: 1, broken: Broken::without(broken) }
 }
 
 #[test]
@@ -21,6 +21,8 @@ fn two_claimers_lose_no_run_that_commits_late() {
 fn one_claimer_loses_no_run_among_more_than_it_takes() {
     assert_holds(&model(if large() { 4 } else { 3 }, 1, 1, &[]));
     assert_holds(&model(3, 1, 2, &[]));
+    // More than a claim takes, and few enough to be looked for again.
+    assert_holds(&Marks { many: 2, ..model(3, 1, 1, &[]) });
 }
 
 /// The property breaks, and a run is lost for good.
@@ -59,6 +61,13 @@ fn without_the_xids_above_xmax_a_transaction_that_nobody_ended_after_is_lost() {
 #[test]
 fn a_late_row_that_was_locked_is_lost_when_its_claim_is_rolled_back() {
     assert!(finds(model(2, 2, 1, &[Rule::LockedLateRowsAreKept]), UNKNOWN));
+}
+
+#[test]
+fn more_late_rows_than_a_claim_takes_are_lost_when_they_are_not_looked_for_again() {
+    let model = Marks { many: 2, ..model(3, 1, 1, &[Rule::FloodIsKept]) };
+    assert!(traps(&model), "no run was lost");
+    assert!(finds(model, UNKNOWN), "no run was below the mark");
 }
 
 #[test]

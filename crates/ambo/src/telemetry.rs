@@ -1,5 +1,5 @@
 //! Every metric, with its unit: names are constants here and nowhere else. Spans are `run` (run, workflow, attempt),
-//! `step` and `transaction` (position, name), on the target `ambo`.
+//! `step` and `transaction` (position, name, and the number of the attempt under way), on targets below `ambo`.
 //!
 //! Without a recorder of the `metrics` crate they cost next to nothing. Install the recorder before workers start.
 

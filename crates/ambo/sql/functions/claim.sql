@@ -127,14 +127,28 @@ begin
                      v_xmax::text::bigint + age(xid(v_xmax))) - 1) x);
 
     if v_flood then
-        -- One late transaction brought more than a claim takes: its lanes go back below it instead.
-        select array_agg(least(g.low, (
-                   select min(r.seq) - 1 from ambo.ready r
-                   where r.xid = any (p_late) and r.queue = g.queue and r.workflow = g.workflow
-                     and r.priority = g.priority)) order by g.n)
-        into v_lows
-        from unnest(p_queues, p_workflows, p_priorities, v_lows)
-            with ordinality as g (queue, workflow, priority, low, n);
+        -- Late transactions brought more than this claim takes, and not all of it was seen.
+        v_flood := (select count(*) > 5000 from (
+            select from unnest(p_late) e (x)
+            cross join lateral (select from ambo.ready r where r.xid = e.x offset 0) r limit 5001) f);
+        if not v_flood then
+            -- The next claim looks for them once more.
+            v_late := array(select unnest(v_late) union select unnest(p_late));
+        else
+            -- So many that to pass over those which were taken would take longer each time: the lanes go back below all of them, and
+            -- they are found there. By xid here too: at the head of a lane stand all that died since the last vacuum.
+            select array_agg(least(g.low, f.low) order by g.n),
+                   array(select l from unnest(v_late) l
+                         where l <> all (p_late) or not pg_visible_in_snapshot(l, (select pg_current_snapshot())))
+            into v_lows, v_late
+            from unnest(p_queues, p_workflows, p_priorities, v_lows)
+                with ordinality as g (queue, workflow, priority, low, n)
+            left join (
+                select r.queue, r.workflow, r.priority, min(r.seq) - 1 as low from unnest(p_late) e (x)
+                cross join lateral (select r.* from ambo.ready r where r.xid = e.x offset 0) r
+                group by 1, 2, 3
+            ) f on f.queue = g.queue and f.workflow = g.workflow and f.priority = g.priority;
+        end if;
     end if;
     if v_woken is not null then
         for r in select w.* from ambo.wake_up(p_worker, v_woken) w loop

@@ -168,7 +168,7 @@ where
     }
     let at_work = run.waits.work();
     let started = Instant::now();
-    let span = tracing::info_span!("step", position = &*position, name = %name);
+    let span = tracing::info_span!("step", position = &*position, name = %name, attempt = 1);
     let result = attempts(run, &at_work, &position, &name, body, options).instrument(span).await;
     let result = match result {
         Ok(result) => result,
@@ -319,6 +319,7 @@ where
             () = run.clock.sleep(pause) => {}
         }
         attempt.number += 1;
+        tracing::Span::current().record("attempt", attempt.number);
     }
 }
 

@@ -152,7 +152,8 @@ impl<'a> TransactionStep<'a> {
     {
         super::check_name(&self.name).map_err(Failure::Ambo)?;
         let at_work = self.run.waits.work();
-        let span = tracing::info_span!("transaction", position = &*self.position, name = %self.name);
+        let span =
+            tracing::info_span!("transaction", position = &*self.position, name = %self.name, attempt = 1);
         let place = Place {
             run: self.run.clone(),
             position: self.position.clone(),
@@ -234,6 +235,7 @@ impl<'a> TransactionStep<'a> {
                 Ended::Failed(failure) => match self.retry.pause_after(tried, clock::jitter()) {
                     Some(pause) if worth_another(&failure) => {
                         tried += 1;
+                        tracing::Span::current().record("attempt", tried);
                         self.run.meters.step_retried();
                         tracing::debug!(attempt = tried, ?pause, "the transaction failed; trying again");
                         let _pauses = at_work.pause();

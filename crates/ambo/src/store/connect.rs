@@ -274,8 +274,13 @@ impl Link {
 
     /// Notes a failure, drops the session if it may be unusable, and pauses: 10 ms doubled up to 1 s, jittered.
     pub(crate) async fn recover(&mut self, error: &Error) {
-        if self.failures == 0 {
-            tracing::warn!(role = self.role, %error, "the database is out of reach; trying again");
+        // At first, and about once a minute from then on.
+        if self.failures.is_multiple_of(60) {
+            if error.is_unavailable() {
+                tracing::warn!(role = self.role, %error, "the database is out of reach; trying again");
+            } else {
+                tracing::warn!(role = self.role, %error, "the database refused it; trying again");
+            }
         }
         self.failures = self.failures.saturating_add(1);
         if let Some(old) = self.session.take() {

@@ -381,6 +381,27 @@ async fn a_claim_does_not_walk_over_the_dead_behind_a_pinned_snapshot() {
         let (runs, blocks) = blocks_of_a_claim(&mut claimer).await;
         assert!(runs.is_empty() && blocks < 100, "an empty claim touched {blocks} blocks");
     }
+    // A transaction that commits late, with more than a claim takes, and with many more.
+    for size in [1000, 6000] {
+        let late = connect(&db.url).await;
+        let many = format!(
+            "begin; select count(*) from ambo.enqueue_workflows(
+                array_fill('a'::text, array[{size}]), array_fill('1'::json, array[{size}]))"
+        );
+        late.batch_execute(&many).await.unwrap();
+        db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
+        assert_eq!(blocks_of_a_claim(&mut claimer).await.0.len(), 1, "the mark is above what is to come");
+        late.batch_execute("commit").await.unwrap();
+        let mut most = 0;
+        for _ in 0..size / 100 {
+            let (runs, blocks) = blocks_of_a_claim(&mut claimer).await;
+            assert_eq!(runs.len(), 100);
+            most = most.max(blocks);
+        }
+        assert!(blocks_of_a_claim(&mut claimer).await.0.is_empty());
+        println!("{size} late: {most} blocks at most");
+        assert!(most < 40_000, "a claim of what came late touched {most} blocks");
+    }
     // That the figure means something: without marks, the same claim walks.
     db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
     claimer.forget();
