@@ -400,21 +400,22 @@ mod tests {
         check(
             &[],
             expect![[r#"
-            ok adoption: this database is the one that Ambo was installed in
-            ok partitions: 7 ahead
-            ok retention: nothing keeps the oldest history
-            ok workers: 2 alive
-            ok keeper: at work
-            ok unserved_runs: none: every run that waits has a worker that knows it
-            ok paused_queues: none
-            ok paused_groups: none
-            ok blocked_groups: none
-            ok draining: none
-            ok dead_letters: none
-            ok oldest_snapshot: 0s
-            ok dead_rows: 12 on the hot tables
-            ok fsync: on
-            ok synchronous_commit: on"#]],
+                ok adoption: this database is the one that Ambo was installed in
+                ok partitions: 7 ahead
+                ok retention: nothing keeps the oldest history
+                ok workers: 2 alive
+                ok keeper: at work
+                ok unserved_runs: none: every run that waits has a worker that knows it
+                ok paused_queues: none
+                ok paused_groups: none
+                ok blocked_groups: none
+                ok draining: none
+                ok dead_letters: none
+                ok locks: Ambo waits for none
+                ok oldest_snapshot: 0s
+                ok dead_rows: 12 on the hot tables
+                ok fsync: on
+                ok synchronous_commit: on"#]],
         );
     }
 
