@@ -7,7 +7,8 @@
 -- where S sees none, to a value that the sequence had reached before S. A row below it that S does not see
 -- then belongs to a transaction that had its xid before S and was not seen as ended by S: one of those in
 -- progress in S, or one from xmax of S (which is only the last *ended* xid plus one) to the last xid given out.
--- All these are in p_late of the next claim. A row that S sees but that somebody else had locked holds the
+-- All these are in p_late of the next claim; of those that brought more than it takes, of the one after, or the mark goes back
+-- below all that they brought. A row that S sees but that somebody else had locked holds the
 -- mark, or its xid, until it is gone.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, and the runs in the
