@@ -207,7 +207,7 @@ create table ambo.event (
     primary key (run_id, key, number)
 ) partition by range (run_id);
 
--- Keys, with their own lifetime. What a key means says its rule: k, an idempotency key; d, dedup; t, throttle; b, debounce
+-- Keys, with their own lifetime. What a key means says its rule: k, an idempotency key; s, the tick of a schedule; d, dedup; t, throttle; b, debounce
 -- (see functions/key.sql). Each rule has its own keys.
 create table ambo.run_key (
     workflow text collate "C" not null,

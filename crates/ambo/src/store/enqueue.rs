@@ -82,6 +82,17 @@ const ENQUEUE_MANY: &str =
      weights => (select array_agg(x::int4) from json_array_elements_text($19::text::json) x))
      with ordinality as e (run_id, is_new, n)";
 
+/// How many parameters a run without terms has, and which of them is the input.
+const WITHOUT_TERMS: usize = 11;
+const INPUT: usize = 1;
+/// What a run is that was given nothing, by parameter.
+const DEFAULTS: [Option<&str>; 19] = {
+    let mut defaults = [None; 19];
+    (defaults[2], defaults[4], defaults[9]) = (Some("default"), Some("0"), Some("5"));
+    (defaults[11], defaults[18]) = (Some("false"), Some("1"));
+    defaults
+};
+
 impl NewRun {
     /// As an object with the names of the arguments of the SQL function.
     pub(crate) fn json(&self) -> Result<String> {
@@ -114,42 +125,11 @@ impl NewRun {
         Ok(format!("{{{}}}", given.collect::<Vec<_>>().join(",")))
     }
 
-    /// The statement that enqueues these on a connection of the user's, and its parameters.
-    pub(crate) fn call_many(runs: &[NewRun]) -> (&'static str, Vec<Option<String>>) {
-        let runs: Vec<&NewRun> = runs.iter().collect();
-        let column = |value: &dyn Fn(&NewRun) -> Option<String>| {
-            optional(&runs, value).map(|values| serde_json::json!(values).to_string())
-        };
+    /// All that it is given as text, what is default too, in the order of the parameters of the statements.
+    fn texts(&self) -> [Option<String>; 19] {
         let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));
-        let inputs = runs.iter().map(|run| &*run.input).collect::<Vec<_>>().join(",");
-        let columns = vec![
-            column(&|run| Some(run.workflow.clone())),
-            Some(format!("[{inputs}]")),
-            column(&|run| (run.queue != "default").then(|| run.queue.clone())),
-            column(&|run| run.key.clone()),
-            column(&|run| (run.priority != 0).then(|| run.priority.to_string())),
-            column(&|run| span(run.delay)),
-            column(&|run| run.at.map(|at| at.to_string())),
-            column(&|run| run.attributes.as_deref().map(str::to_owned)),
-            column(&|run| span(run.timeout)),
-            column(&|run| (run.attempts != 5).then(|| run.attempts.to_string())),
-            column(&|run| span(run.key_lifetime)),
-            column(&|run| run.terms.dedup.then(|| "true".to_owned())),
-            column(&|run| span(run.terms.throttle)),
-            column(&|run| span(run.terms.debounce)),
-            column(&|run| span(run.terms.debounce_max)),
-            column(&|run| run.terms.start_by.map(|at| at.to_string())),
-            column(&|run| span(run.terms.start_within)),
-            column(&|run| run.terms.group.clone()),
-            column(&|run| run.terms.weight.map(|weight| weight.to_string())),
-        ];
-        (ENQUEUE_MANY, columns)
-    }
-
-    /// The statement that enqueues it on a connection of the user's, and its parameters.
-    pub(crate) fn call(&self) -> (&'static str, Vec<Option<String>>) {
-        let span = |span: Option<Duration>| span.map(|span| format!("{} microseconds", span.as_micros()));
-        let mut texts = vec![
+        let terms = &self.terms;
+        [
             Some(self.workflow.clone()),
             Some(self.input.to_string()),
             Some(self.queue.clone()),
@@ -161,12 +141,6 @@ impl NewRun {
             span(self.timeout),
             Some(self.attempts.to_string()),
             span(self.key_lifetime),
-        ];
-        let terms = &self.terms;
-        if *terms == Terms::default() {
-            return (ENQUEUE_ONE, texts);
-        }
-        texts.extend([
             Some(terms.dedup.to_string()),
             span(terms.throttle),
             span(terms.debounce),
@@ -175,8 +149,33 @@ impl NewRun {
             span(terms.start_within),
             terms.group.clone(),
             Some(terms.weight.unwrap_or(1).to_string()),
-        ]);
-        (ENQUEUE_ON_TERMS, texts)
+        ]
+    }
+
+    /// The statement that enqueues it on a connection of the user's, and its parameters.
+    pub(crate) fn call(&self) -> (&'static str, Vec<Option<String>>) {
+        let mut texts = self.texts().to_vec();
+        if self.terms != Terms::default() {
+            return (ENQUEUE_ON_TERMS, texts);
+        }
+        texts.truncate(WITHOUT_TERMS);
+        (ENQUEUE_ONE, texts)
+    }
+
+    /// The statement that enqueues these, and its parameters.
+    pub(crate) fn call_many(runs: &[NewRun]) -> (&'static str, Vec<Option<String>>) {
+        let rows: Vec<_> = runs.iter().map(NewRun::texts).collect();
+        let column = |nth: usize| {
+            let given = |text: &&str| Some(*text) != DEFAULTS[nth];
+            let column: Vec<Option<&str>> =
+                rows.iter().map(|row| row[nth].as_deref().filter(given)).collect();
+            column.iter().any(Option::is_some).then(|| serde_json::json!(column).to_string())
+        };
+        let mut columns: Vec<_> = (0..DEFAULTS.len()).map(column).collect();
+        // As they are: what stands in an input need not be text to PostgreSQL.
+        let inputs: Vec<&str> = runs.iter().map(|run| &*run.input).collect();
+        columns[INPUT] = Some(format!("[{}]", inputs.join(",")));
+        (ENQUEUE_MANY, columns)
     }
 }
 

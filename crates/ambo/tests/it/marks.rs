@@ -366,6 +366,8 @@ async fn a_claim_does_not_walk_over_the_dead_behind_a_pinned_snapshot() {
         array_fill('a'::text, array[50000]), array_fill('1'::json, array[50000]))";
     for _ in 0..2 {
         db.sql.batch_execute(flood).await.unwrap();
+        // As autovacuum may find it: all of one transaction, which any plan is soon to come by.
+        db.sql.batch_execute("analyze ambo.ready").await.unwrap();
         for _ in 0..5 {
             let (runs, marks) = claimer.claim(10_000).await;
             assert_eq!(runs.len(), 10_000);
@@ -400,7 +402,7 @@ async fn a_claim_does_not_walk_over_the_dead_behind_a_pinned_snapshot() {
         }
         assert!(blocks_of_a_claim(&mut claimer).await.0.is_empty());
         println!("{size} late: {most} blocks at most");
-        assert!(most < 40_000, "a claim of what came late touched {most} blocks");
+        assert!(most < 1200, "a claim of what came late touched {most} blocks");
     }
     // That the figure means something: without marks, the same claim walks.
     db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();

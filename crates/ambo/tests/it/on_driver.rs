@@ -218,7 +218,7 @@ pub(crate) async fn refusals<C: Caller>() {
         let odd_run = || Enqueue::named("fulfil", &json).key(odd);
         let first = caller.enqueue(odd_run()).await.unwrap();
         assert_eq!(caller.enqueue(odd_run()).await.unwrap().run, first.run);
-        assert_eq!(caller.enqueue(run(1).key(odd).priority(0)).await.unwrap_err().code(), Code::KeyConflict);
+        assert_eq!(caller.enqueue(run(1).key(odd)).await.unwrap_err().code(), Code::KeyConflict);
     }
 }
 
@@ -227,7 +227,7 @@ pub(crate) async fn many<C: Caller>() {
     let mut caller = C::connect(&db.url).await;
     caller.begin(Isolation::ReadCommitted).await.unwrap();
     let first = caller.enqueue(run(1).key("order-1")).await.unwrap();
-    let odd = Enqueue::named("it's \"odd\" {, }", &["a\nb", "\\", "ß"])
+    let odd = Enqueue::named("it's \"odd\" {, }", &["a\nb", "\\", "ß", "nul \0"])
         .attributes(&serde_json::json!({"a": "'\"{},"}));
     let at = "2027-01-01T00:00:00Z".parse().unwrap();
     let runs =
@@ -244,7 +244,7 @@ pub(crate) async fn many<C: Caller>() {
     let id = |n: usize| all[n].run.to_string();
     let mut expected = vec![
         serde_json::json!([id(0), "fulfil", 1, 0, "order-1", 5, null, null]),
-        serde_json::json!([id(1), "it's \"odd\" {, }", ["a\nb", "\\", "ß"], -3, null, 5, {"a": "'\"{},"}, "2027-01-01T00:00:00+00:00"]),
+        serde_json::json!([id(1), "it's \"odd\" {, }", ["a\nb", "\\", "ß", "nul \0"], -3, null, 5, {"a": "'\"{},"}, "2027-01-01T00:00:00+00:00"]),
         serde_json::json!([id(2), "fulfil", 3, 0, null, 5, null, null]),
         serde_json::json!([id(3), "fulfil", 4, 0, "order-4", 7, null, null]),
     ];

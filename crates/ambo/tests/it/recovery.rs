@@ -101,16 +101,21 @@ async fn the_runs_of_a_killed_worker_are_claimed_again_within_five_seconds() {
     db.until("select count(*) = 2 from ambo.worker").await;
 }
 
+/// The one of these that keeps the house.
+pub(crate) async fn take_keeper(db: &Database, workers: &mut Vec<(Child, i64)>) -> (Child, i64) {
+    let keeper = db.number("select worker_id from ambo.keeper").await;
+    let at = workers.iter().position(|(_, id)| *id == keeper).expect("one of ours keeps the house");
+    workers.swap_remove(at)
+}
+
 #[tokio::test]
 async fn the_runs_of_a_killed_keeper_are_claimed_again_within_five_seconds() {
     let db = database().await;
     let mut workers = three_under_load(&db).await;
-    let keeper = db.number("select worker_id from ambo.keeper").await;
-    let at = workers.iter().position(|(_, id)| *id == keeper).expect("the keeper");
-    let (mut victim, id) = workers.swap_remove(at);
+    let (mut victim, id) = take_keeper(&db, &mut workers).await;
     assert_runs_of_the_killed_go_on(&db, &mut victim, id).await;
     assert_all_ended_once(&db).await;
-    assert_ne!(db.number("select worker_id from ambo.keeper").await, keeper, "there is another keeper");
+    assert_ne!(db.number("select worker_id from ambo.keeper").await, id, "there is another keeper");
 }
 
 /// The server's clock was an hour ahead, and is right again: what was written meanwhile lies in the future.
@@ -118,9 +123,7 @@ async fn the_runs_of_a_killed_keeper_are_claimed_again_within_five_seconds() {
 async fn a_database_clock_that_went_back_keeps_no_keeper_and_no_dead_worker_alive() {
     let db = database().await;
     let mut workers = three_under_load(&db).await;
-    let keeper = db.number("select worker_id from ambo.keeper").await;
-    let at = workers.iter().position(|(_, id)| *id == keeper).expect("the keeper");
-    let (mut victim, id) = workers.swap_remove(at);
+    let (mut victim, id) = take_keeper(&db, &mut workers).await;
     victim.kill().await;
     let ahead = "update ambo.keeper set renewed_at = renewed_at + interval '1 hour', grace_until = now() + interval '1 hour';
         update ambo.heartbeat set at = at + interval '1 hour'";

@@ -6,6 +6,7 @@ use ambo::{Code, Ctx, Enqueue, Error, Overlap, Result, RunId, Schedule, Untyped,
 
 use crate::child::Child;
 use crate::harness::{Database, database};
+use crate::recovery::take_keeper;
 use crate::workflows::Ledger;
 
 fn report() -> Enqueue<Untyped> {
@@ -40,9 +41,7 @@ async fn each_tick_is_one_run_though_its_keeper_dies() {
     every_second.overlap(Overlap::Allow).set(&db.client).await.unwrap();
     for ticks in [2, 5] {
         db.until(&format!("select count(*) >= {ticks} from ambo.run where key like 'beat@%'")).await;
-        let keeper = db.number("select worker_id from ambo.keeper").await;
-        let at = workers.iter().position(|(_, id)| *id == keeper).expect("one of ours keeps the house");
-        workers.swap_remove(at).0.kill().await;
+        take_keeper(&db, &mut workers).await.0.kill().await;
     }
     db.until("select count(*) >= 9 from ambo.run where key like 'beat@%'").await;
     // Every second from the first to the last, each once: a key is one run, and no key is missing.
