@@ -14,6 +14,7 @@ set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_lease interval := (select i.lease from ambo.installation i);
+    v_places tid[];
     v_dead uuid[];
     v_revived uuid[];
     v_placed uuid[];
@@ -55,9 +56,12 @@ begin
     where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
       and pg_has_role(current_user, a.usesysid, 'member')
       and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'ambo.transaction_marker'::regclass);
+    -- One walk for all, over what is dead too: under the fence nothing is added.
+    v_places := array(select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit + 1);
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
-            select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit for update skip locked))
+            select o.ctid from ambo.claim o where o.ctid = any (v_places) and o.worker_id = p_worker
+            limit p_limit for update skip locked))
         returning c.run_id, c.attempt, c.losses, c.begun, c.deadline, c.slot
     ), judged as materialized (
         select t.run_id, t.attempt, t.deadline, t.slot, r.attempts_max,
@@ -90,7 +94,7 @@ begin
     if recovered + dead_lettered > 0 then
         perform ambo.tell_waiters('{}');
     end if;
-    if not exists (select from ambo.claim c where c.worker_id = p_worker) then
+    if recovered + dead_lettered = cardinality(v_places) then
         delete from ambo.heartbeat h where h.worker_id = p_worker;
         delete from ambo.worker w where w.id = p_worker;
         buried := true;

@@ -10,7 +10,7 @@ async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
         'ambo.wake'::regclass, 'ambo.wake_pkey'::regclass,
         'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass,
         'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass,
-        'ambo.timer_xid'::regclass]) o";
+        'ambo.timer_xid'::regclass, 'ambo.claim'::regclass, 'ambo.claim_pkey'::regclass]) o";
     sql.batch_execute("begin").await.unwrap();
     // The figure holds what earlier transactions of the session have not reported yet.
     let before: i64 = sql.query_one(count, &[]).await.unwrap().get(0);
@@ -216,4 +216,36 @@ async fn what_an_open_transaction_has_enqueued_is_not_walked_by_each_claim() {
     assert_eq!(db.number(&claim).await, 10, "what committed late is found");
     let arrived = format!("select lows[1] from ambo.arrivals('default', '{since}')");
     assert!(db.number(&arrived).await < 50_000);
+}
+
+#[tokio::test]
+async fn a_burial_walks_over_the_dead_once() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let register = |queue| {
+        format!(
+            "select worker_id from ambo.register_worker('w', '1', 0, '{{{queue}}}', '{{a}}', false, true)"
+        )
+    };
+    let dead = db.number(&register("default")).await;
+    let keeper = db.number(&register("other")).await;
+    let claims = format!(
+        "insert into ambo.claim (run_id, worker_id, attempt, losses)
+         select gen_random_uuid(), {dead}, 1, 0 from generate_series(1, 50000);
+         delete from ambo.claim;
+         select ambo.enqueue_workflow('a');
+         select count(*) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}');
+         update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {dead}"
+    );
+    db.sql.batch_execute(&claims).await.unwrap();
+    db.sql.query_one("select dead from ambo.heartbeat($1, 0, false)", &[&keeper]).await.unwrap();
+    let walk = blocks_of(&db.sql, "select from ambo.claim where attempt = 0").await;
+    assert!(walk > 400, "a walk touched {walk} blocks only");
+    let bury = format!("select recovered from ambo.bury_worker({keeper}, {dead}, 100)");
+    let blocks = blocks_of(&db.sql, &bury).await;
+    println!("{blocks} blocks, a walk {walk}");
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 1, "its run goes on");
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 1, "it is buried");
+    assert!(blocks < walk + 100, "a burial touched {blocks} blocks, a walk {walk}");
 }
