@@ -319,44 +319,40 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
 }
 
 /// Compares the claims that the database holds with the runs in memory: a claim whose answer was lost belongs to a
-/// worker that does not know it.
-pub(crate) async fn reconcile(
+/// worker that does not know it. A start may be on its way, so what is found is only to be suspected: [`return_lost`].
+///
+/// It walks over all claims, also those that are dead and cannot be vacuumed: rare, and never because a busy worker has always
+/// just been given some.
+pub(crate) async fn unknown_claims(
     engine: &Engine,
     life: &Life,
     session: &Session,
-    unknown_before: &mut Vec<(Uuid, i32)>,
-) -> Result<()> {
+) -> Result<Vec<(Uuid, i32)>> {
     // What is suspected from here on is not answered by what is read here.
     life.suspicion.store(false, Ordering::Release);
-    let settled = settle_unknown(engine, life, session, unknown_before).await;
-    if !matches!(settled, Ok(true)) {
+    let claims = claim::claims_of(session, &engine.target.schema, life.worker).await;
+    if claims.is_err() {
         life.suspicion.store(true, Ordering::Release);
     }
-    settled.map(|_| ())
+    Ok(claims?.into_iter().filter(|(run, attempt)| !life.knows(run, *attempt)).collect())
 }
 
-/// Only what is unknown twice is handed back: a start may be on its way. Says whether nothing unknown is left.
-async fn settle_unknown(
+/// Hands back what is still unknown a heartbeat later. Most of it has ended meanwhile: then nothing is there to be handed back.
+pub(crate) async fn return_lost(
     engine: &Engine,
     life: &Life,
     session: &Session,
-    unknown_before: &mut Vec<(Uuid, i32)>,
-) -> Result<bool> {
-    let schema = &engine.target.schema;
-    let unknown: Vec<(Uuid, i32)> = claim::claims_of(session, schema, life.worker)
-        .await?
-        .into_iter()
-        .filter(|(run, attempt)| !life.knows(run, *attempt))
-        .collect();
-    let lost: Vec<(Uuid, i32)> =
-        unknown.iter().copied().filter(|claim| unknown_before.contains(claim)).collect();
-    if !lost.is_empty() {
-        let count = claim::hand_back(session, schema, life.worker, &lost).await?;
-        tracing::warn!(worker = life.worker, count, "claims whose answer was lost were handed back");
+    suspects: &mut Vec<(Uuid, i32)>,
+) -> Result<()> {
+    suspects.retain(|(run, attempt)| !life.knows(run, *attempt));
+    if !suspects.is_empty() {
+        let count = claim::hand_back(session, &engine.target.schema, life.worker, suspects).await?;
+        if count > 0 {
+            tracing::warn!(worker = life.worker, count, "claims whose answer was lost were handed back");
+        }
     }
-    let settled = lost.len() == unknown.len();
-    *unknown_before = unknown;
-    Ok(settled)
+    suspects.clear();
+    Ok(())
 }
 
 impl Life {

@@ -195,6 +195,38 @@ async fn claims_whose_answer_was_lost_are_not_stranded() {
     cut_again_and_again("ambo worker claims", 12, 100).await;
 }
 
+/// A worker that has just been given runs holds claims that it does not know yet, and one that is busy always has: looking at
+/// all its claims until it knows each would be a walk over what is dead, each second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_suspects_a_lost_claim_looks_at_all_its_claims_once() {
+    let db = database().await;
+    prepare(&db).await;
+    db.sql
+        .batch_execute(
+            "create table look (id bigint generated always as identity);
+             create or replace function ambo.claims_of(p_worker bigint) returns table (run_id uuid, attempt integer)
+             language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+             as $$ begin
+                 insert into public.look default values;
+                 return query select gen_random_uuid(), 1;
+             end $$",
+        )
+        .await
+        .unwrap();
+    let worker = start(&db, &Arc::new(Tally::default()), 100).await;
+    let cut = "select count(pg_terminate_backend(pid)) = 1 from pg_stat_activity
+        where datname = current_database() and application_name = 'ambo worker claims'";
+    db.until(cut).await;
+    db.until("select count(*) > 0 from look").await;
+    for _ in 0..4 {
+        let at: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
+        db.until(&format!("select at > '{at}' from ambo.heartbeat")).await;
+    }
+    // Another time when the backend that was ended is gone.
+    assert!(db.number("select count(*) from look").await <= 2, "it looks again and again");
+    worker.drain(Duration::ZERO).await;
+}
+
 /// What committed a park is not heard of; the run is woken and claimed again by its worker, which then learns that the
 /// earlier claim is gone. It must not take the later one for it.
 #[tokio::test(flavor = "multi_thread")]
