@@ -146,7 +146,8 @@ begin
     end if;
 end $$;
 
--- One run. The Rust adapters call this; SQL callers use enqueue_workflow.
+-- One run. The Rust adapters call this; SQL callers use enqueue_workflow. Most runs have no terms: one look at the arguments and
+-- three statements then. PL/pgSQL sets up each expression and statement anew in each transaction, and a user's enqueues once.
 create or replace function ambo.enqueue(
     p_workflow text, p_input json, p_queue text, p_key text, p_priority integer, p_delay interval,
     p_at timestamptz, p_attributes jsonb, p_timeout interval, p_attempts integer, p_key_lifetime interval,
@@ -155,80 +156,103 @@ create or replace function ambo.enqueue(
     p_start_within interval default null, out run_id uuid, out is_new boolean)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
-declare
-    -- What is beyond all bounds is refused below; here it must not be added.
-    v_due timestamptz := coalesce(p_at, now() + case when p_delay between interval '0' and interval '11 years' then p_delay
-                                                    when p_delay is not null then interval '11 years' end);
-    v_good boolean;
-    v_managed boolean;
-    v_xid xid8;
-    v_terms boolean := p_dedup or num_nonnulls(p_throttle, p_debounce, p_debounce_max, p_start_by, p_start_within) > 0;
 begin
-    -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
-    v_good := (octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
-        and octet_length(p_input::text) <= 2097152 and not ambo.is_forged(p_input)
-        and (p_key is null or octet_length(p_key) between 1 and 512)
-        and p_priority between -32768 and 32767
-        and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
-             and coalesce(p_delay >= interval '0', true))
-        and (p_timeout is null or p_timeout > interval '0' and p_timeout <= interval '10 years')
-        and p_attempts between 1 and 1000
-        and (p_key_lifetime is null or p_key_lifetime > interval '0' and p_key_lifetime <= interval '100 years')
-        and (p_group is null or octet_length(p_group) between 1 and 200 and strpos(p_group, chr(31)) = 0)
-        and p_weight between 1 and 10000);
-    select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;
-    if v_managed is null or v_good is not true or p_group is not null and not v_managed
+    if num_nonnulls(p_key, p_delay, p_at, p_attributes, p_timeout, p_key_lifetime, p_group, p_throttle, p_debounce,
+                    p_debounce_max, p_start_by, p_start_within) = 0
+       and not p_dedup and octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
+       and octet_length(p_input::text) <= 2097152 and not starts_with(p_input::text, '{"ambo:')
+       and p_priority between -32768 and 32767 and p_attempts between 1 and 1000 and p_weight between 1 and 10000
     then
-        perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
-                                    p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
-        perform ambo.refuse_draining(array[p_queue]);
-    end if;
-    -- Two conditions, not one: as one it would be a statement, planned anew each time because a null makes it cheap.
-    if p_group is not null then
-        if exists (select from ambo.queue_group g where g.queue = p_queue and g.group_key = p_group and g.draining) then
-            perform ambo.refuse_draining(array[p_queue], array[p_group]);
-        end if;
-    end if;
-    run_id := ambo.new_run_id();
-    is_new := true;
-    if v_terms then
-        perform ambo.refuse_terms(p_key, p_dedup, p_throttle, p_debounce, p_debounce_max, p_delay, p_at, p_start_by,
-                                  p_start_within);
-        p_start_by := coalesce(p_start_by, greatest(v_due, now()) + p_start_within);
-    end if;
-    if v_terms and (p_dedup or num_nonnulls(p_throttle, p_debounce) > 0) then
-        select t.run_id, t.is_new into run_id, is_new
-        from ambo.take_key_by((case when p_dedup then 'd' when p_throttle is not null then 't' else 'b' end)::"char",
-                              p_workflow, p_key, p_input, coalesce(p_throttle, p_debounce), p_debounce_max, run_id) t;
-        if not is_new then
-            return;
-        end if;
-        v_due := coalesce(v_due, clock_timestamp() + p_debounce);
-    elsif p_key is not null then
-        select t.run_id, t.is_new into run_id, is_new
-        from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;
-        if not is_new then
+        select ambo.new_run_id() into run_id from ambo.queue q where q.name = p_queue and not q.draining;
+        if found then
+            is_new := true;
+            insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input)
+            values (run_id, p_attempts, p_priority, p_weight, p_workflow, p_queue, p_input);
+            -- The xid before the seq: a claimer's low-water mark rests on it. The row above has brought it.
+            insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow)
+            values (nextval('ambo.ready_seq'), pg_current_xact_id(), run_id, 0, 0, p_priority, p_weight, p_queue, p_workflow);
+            if ambo.is_awaited(hashtext('ambo.sleep')) then
+                perform ambo.wake();
+            end if;
             return;
         end if;
     end if;
-    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
-                          start_by)
-    values (run_id, p_attempts, p_priority, p_weight, p_workflow, p_queue, p_input, p_key, p_group, p_timeout,
-            p_attributes, p_start_by);
-    if p_attributes is not null then
-        perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
-    end if;
-    if v_due > clock_timestamp() then
-        insert into ambo.timer (run_id, due_at, attempt, losses) values (run_id, v_due, 0, 0);
-    else
-        -- The xid before the seq: a claimer's low-water mark rests on it.
-        v_xid := pg_current_xact_id();
-        insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, start_by)
-        values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_weight, p_queue,
-                case when p_group is null then p_workflow else ambo.lane(p_workflow, null, p_group) end, p_timeout,
-                p_start_by);
-        perform ambo.wake();
-    end if;
+    -- Whatever else it may be given, or the error where something is wrong with that.
+    declare
+        -- What is beyond all bounds is refused below; here it must not be added.
+        v_due timestamptz := coalesce(p_at, now() + case when p_delay between interval '0' and interval '11 years' then p_delay
+                                                        when p_delay is not null then interval '11 years' end);
+        v_good boolean;
+        v_managed boolean;
+        v_xid xid8;
+        v_terms boolean := p_dedup or num_nonnulls(p_throttle, p_debounce, p_debounce_max, p_start_by, p_start_within) > 0;
+    begin
+        -- Two checks, for the first is a plain expression then: half of the time here is the starting of statements.
+        v_good := (octet_length(p_workflow) between 1 and 200 and strpos(p_workflow, chr(31)) = 0
+            and octet_length(p_input::text) <= 2097152 and not ambo.is_forged(p_input)
+            and (p_key is null or octet_length(p_key) between 1 and 512)
+            and p_priority between -32768 and 32767
+            and (v_due is null or (p_delay is null or p_at is null) and v_due <= now() + interval '10 years'
+                 and coalesce(p_delay >= interval '0', true))
+            and (p_timeout is null or p_timeout > interval '0' and p_timeout <= interval '10 years')
+            and p_attempts between 1 and 1000
+            and (p_key_lifetime is null or p_key_lifetime > interval '0' and p_key_lifetime <= interval '100 years')
+            and (p_group is null or octet_length(p_group) between 1 and 200 and strpos(p_group, chr(31)) = 0)
+            and p_weight between 1 and 10000);
+        select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;
+        if v_managed is null or v_good is not true or p_group is not null and not v_managed
+        then
+            perform ambo.refuse_enqueue(p_workflow, p_input, p_queue, p_key, p_priority, p_delay, p_at,
+                                        p_timeout, p_attempts, p_key_lifetime, p_group, p_weight);
+            perform ambo.refuse_draining(array[p_queue]);
+        end if;
+        -- Two conditions, not one: as one it would be a statement, planned anew each time because a null makes it cheap.
+        if p_group is not null then
+            if exists (select from ambo.queue_group g where g.queue = p_queue and g.group_key = p_group and g.draining) then
+                perform ambo.refuse_draining(array[p_queue], array[p_group]);
+            end if;
+        end if;
+        run_id := ambo.new_run_id();
+        is_new := true;
+        if v_terms then
+            perform ambo.refuse_terms(p_key, p_dedup, p_throttle, p_debounce, p_debounce_max, p_delay, p_at, p_start_by,
+                                      p_start_within);
+            p_start_by := coalesce(p_start_by, greatest(v_due, now()) + p_start_within);
+        end if;
+        if v_terms and (p_dedup or num_nonnulls(p_throttle, p_debounce) > 0) then
+            select t.run_id, t.is_new into run_id, is_new
+            from ambo.take_key_by((case when p_dedup then 'd' when p_throttle is not null then 't' else 'b' end)::"char",
+                                  p_workflow, p_key, p_input, coalesce(p_throttle, p_debounce), p_debounce_max, run_id) t;
+            if not is_new then
+                return;
+            end if;
+            v_due := coalesce(v_due, clock_timestamp() + p_debounce);
+        elsif p_key is not null then
+            select t.run_id, t.is_new into run_id, is_new
+            from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;
+            if not is_new then
+                return;
+            end if;
+        end if;
+        insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
+                              start_by)
+        values (run_id, p_attempts, p_priority, p_weight, p_workflow, p_queue, p_input, p_key, p_group, p_timeout,
+                p_attributes, p_start_by);
+        if p_attributes is not null then
+            perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
+        end if;
+        if v_due > clock_timestamp() then
+            insert into ambo.timer (run_id, due_at, attempt, losses) values (run_id, v_due, 0, 0);
+        else
+            -- The xid before the seq: a claimer's low-water mark rests on it.
+            v_xid := pg_current_xact_id();
+            insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, weight, queue, workflow, timeout, start_by)
+            values (nextval('ambo.ready_seq'), v_xid, run_id, 0, 0, p_priority, p_weight, p_queue,
+                    case when p_group is null then p_workflow else ambo.lane(p_workflow, null, p_group) end, p_timeout,
+                    p_start_by);
+            perform ambo.wake();
+        end if;
+    end;
 end $$;
 
 -- One run, from psql, a trigger or any driver: `select ambo.enqueue_workflow('fulfil', '{"id": 1001}')`.
