@@ -13,6 +13,9 @@ use crate::database::{Database, connect};
 /// In their order; the first is what the others are compared with.
 pub const PHASES: [Name; 5] = [Name::Clean, Name::Snapshot, Name::Writer, Name::Queries, Name::Released];
 
+/// Seconds of a phase that are told one by one.
+const SLOWEST: usize = 8;
+
 /// What goes on beside the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
@@ -193,6 +196,12 @@ impl fmt::Display for Phase {
         for (table, dead, table_mib, index_mib) in self.tables.iter().take(5).filter(|table| table.1 > 0) {
             write!(f, "; {table}: {dead} dead, {table_mib:.1} + {index_mib:.1} MiB")?;
         }
-        Ok(())
+        // A p99 over minutes says whether there were stalls; these say when, to be laid beside the server's log.
+        let mut slow: Vec<(usize, f64)> = self.seconds.iter().map(|second| second.1).enumerate().collect();
+        slow.sort_by(|a, b| b.1.total_cmp(&a.1));
+        slow.truncate(SLOWEST);
+        slow.sort_unstable_by_key(|second| second.0);
+        let slow = slow.iter().map(|(second, p99)| format!("{p99:.0} ms at {second} s"));
+        write!(f, "; slowest seconds: {}", slow.collect::<Vec<_>>().join(", "))
     }
 }
