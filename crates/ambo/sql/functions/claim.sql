@@ -56,15 +56,30 @@ begin
     ), late_seen as materialized (
         -- Of those that have ended: what an open one has enqueued so far, a million rows perhaps, is not walked.
         -- `offset 0`: by the index on xid, whatever the planner believes.
-        select r.place, r.xid, r.seq
+        select r.place, r.xid, r.seq, l.n
         from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, (select pg_current_snapshot())) offset 0) e
         cross join lateral (select r.ctid as place, r.* from ambo.ready r where r.xid = e.x offset 0) r
-        where exists (select from lane l where l.queue = r.queue and l.workflow = r.workflow
-                                           and l.priority = r.priority)
-        limit p_limit + 1
+        cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
+                                                     and l.priority = r.priority limit 1) l
+        limit p_limit + 1000
+    ), late_lane as materialized (
+        select min(s.n) as n from late_seen s
+    ), before_locked as materialized (
+        -- In the order of lanes: what is in those before the first that has something late; that; the rest. What else is late
+        -- has its turn at the next claim.
+        select f.place from lane l cross join lateral (
+            select r.ctid as place from ambo.ready r
+            where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+              and r.seq > l.low
+            order by r.seq limit p_limit
+            for update skip locked) f
+        where l.n < (select m.n from late_lane m)
+        limit p_limit
     ), late_locked as materialized (
         select r.ctid as place from ambo.ready r
-        where r.ctid = any (array(select s.place from late_seen s order by s.seq limit p_limit))
+        where r.ctid = any (array(
+            select s.place from late_seen s where s.n = (select m.n from late_lane m)
+            order by s.seq limit p_limit - (select count(*) from before_locked)))
         for update skip locked
     ), fresh_locked as materialized (
         select f.place from lane l cross join lateral (
@@ -73,10 +88,12 @@ begin
               and r.seq > l.low
             order by r.seq limit p_limit
             for update skip locked) f
-        limit greatest(p_limit - (select count(*) from late_locked), 0)
+        where l.n >= coalesce((select m.n from late_lane m), 0)
+        limit p_limit - (select (select count(*) from before_locked) + (select count(*) from late_locked))
     ), taken as (
         delete from ambo.ready r
-        where r.ctid = any (array(select place from late_locked union select place from fresh_locked))
+        where r.ctid = any (array(
+            select place from before_locked union select place from late_locked union select place from fresh_locked))
         returning r.*
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
@@ -115,7 +132,7 @@ begin
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
               union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),
         pg_snapshot_xmax(pg_current_snapshot()),
-        (select count(*) > p_limit from late_seen)
+        (select count(*) = p_limit + 1000 from late_seen)
     into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
     from ordered o;
 
@@ -128,7 +145,7 @@ begin
                      v_xmax::text::bigint + age(xid(v_xmax))) - 1) x);
 
     if v_flood then
-        -- Late transactions brought more than this claim takes, and not all of it was seen.
+        -- Late transactions brought so much that not all of it was seen.
         v_flood := (select count(*) > 5000 from (
             select from unnest(p_late) e (x)
             cross join lateral (select from ambo.ready r where r.xid = e.x offset 0) r limit 5001) f);

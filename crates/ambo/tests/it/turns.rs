@@ -6,7 +6,7 @@ use std::time::Duration;
 use ambo::{Ctx, Enqueue, Error, Ordered, QueueSettings, Rate, Result, RunId, SendSignal, Untyped, Worker};
 use tokio::sync::Semaphore;
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, connect, database};
 use crate::limits::{Bench, Job, job};
 
 impl Bench {
@@ -225,6 +225,35 @@ async fn a_run_for_which_something_came_goes_on_before_others_begin() {
         // It is woken by one claim and claimed by another.
         assert!(place <= 8, "{settings:?}: {numbers:?}");
     }
+}
+
+/// What a transaction brings that was open at the last claim is found by its xid, not by its lane: it has its turn all the same.
+#[tokio::test]
+async fn what_committed_late_does_not_come_before_what_is_more_urgent() {
+    let db = database().await;
+    let register = "select worker_id from ambo.register_worker('w', '1', 0, '{default}', '{a}', false)";
+    let worker = db.number(register).await;
+    let open = connect(&db.url).await;
+    let enqueue = "begin; select count(*) from ambo.enqueue_workflows(array_fill('a'::text, '{30}'), array_fill('1'::json, '{30}'))";
+    open.batch_execute(enqueue).await.unwrap();
+    let xid: String = open.query_one("select pg_current_xact_id()::text", &[]).await.unwrap().get(0);
+    db.sql.batch_execute("select pg_current_xact_id()").await.unwrap();
+    open.batch_execute("commit").await.unwrap();
+    let urgent =
+        "select ambo.enqueue_workflow('a', priority => -5), ambo.enqueue_workflow('a', priority => 5)";
+    db.sql.batch_execute(urgent).await.unwrap();
+    // As sorted by the worker, and with a mark above what was late.
+    let claim = format!(
+        "select array_agg(priority::integer order by n) from ambo.claim({worker}, 2, '{{default,default,default}}', '{{a,a,a}}', '{{-5,0,5}}',
+         '{{0,60000,0}}', '{{{xid}}}') with ordinality as c (run_id, workflow, queue, input, attempt, losses, priority, key,
+         attempts_max, time_left_ms, cancelled, seq, lows, late, parent_id, nudged, too_late, undo_left_ms, n) where run_id is not null"
+    );
+    let claimed = async || db.sql.query_one(&claim, &[]).await.unwrap().get::<_, Vec<i32>>(0);
+    assert_eq!(claimed().await, [-5, 0]);
+    for _ in 0..14 {
+        assert_eq!(claimed().await, [0, 0]);
+    }
+    assert_eq!(claimed().await, [0, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
