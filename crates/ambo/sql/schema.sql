@@ -419,9 +419,9 @@ function blocked_groups(queue text DEFAULT NULL::text)
     returns TABLE(queue text, group_key text, run_id uuid, since timestamp with time zone, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean, OUT held boolean)
+function bury_worker(p_keeper bigint, p_worker bigint, p_limit integer, p_page bigint DEFAULT 0, p_left_behind boolean DEFAULT false, OUT recovered integer, OUT dead_lettered integer, OUT buried boolean, OUT held boolean, OUT left_behind boolean, OUT next_page bigint)
     returns record
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_hashjoin=off, enable_mergejoin=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function came_for(p_runs uuid[], OUT cancelled uuid[], OUT woken uuid[], OUT undo_by_us bigint[])
     returns record
@@ -447,6 +447,10 @@ function check_terms(p_runs json, p_names text[])
     returns void
     stable
 
+function claim_piece(p_page bigint, OUT first tid, OUT upto tid, OUT next_page bigint)
+    returns record
+    stable
+
 function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT run_lanes integer[], OUT weights smallint[], OUT attempts integer[], OUT losses smallint[], OUT left_ms bigint[], OUT nudged uuid[], OUT open integer[], OUT tried integer[], OUT left_lanes integer[], OUT left_seqs bigint[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT limited boolean, OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
@@ -459,9 +463,9 @@ function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows te
     returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint)
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
-function claims_of(p_worker bigint)
-    returns TABLE(run_id uuid, attempt integer)
-    stable, runs as its owner, set search_path=pg_catalog, pg_temp
+function claims_of(p_worker bigint, p_page bigint, OUT runs uuid[], OUT attempts integer[], OUT next_page bigint)
+    returns record
+    stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function complete_run(p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_output json, p_parent uuid)
     returns void
@@ -679,7 +683,7 @@ function leave_wakes(p_runs uuid[])
     returns void
     volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
-function leave(p_worker bigint)
+function leave(p_worker bigint, p_runs uuid[] DEFAULT '{}'::uuid[], p_attempts integer[] DEFAULT '{}'::integer[])
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

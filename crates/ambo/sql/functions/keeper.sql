@@ -3,17 +3,22 @@
 -- Takes the claims of a dead worker, up to p_limit of them, back to ready; a run that has lost too many
 -- workers without progress goes to the dead letters with that reason; one that had not begun has lost nothing. The worker's fence lock is held
 -- exclusively, so no flush of it is under way, and the next one sees that the claims are gone. Claims that a
--- committing transaction step has locked are left for the next time. `buried` when nothing is left. `held`: a backend has the
--- lock for a worker that has been silent for two leases, and we may not end it.
+-- committing transaction step has locked are left behind, for the next time. It goes by pieces of the table of claims, each from `p_page` on:
+-- `next_page` is where to go on, null at the end. `buried` when nothing is left, in this piece nor, as `p_left_behind` says, in those before.
+-- `held`: a backend has the lock for a worker that has been silent for two leases, and we may not end it.
 create or replace function ambo.bury_worker(
-    p_keeper bigint, p_worker bigint, p_limit integer,
-    out recovered integer, out dead_lettered integer, out buried boolean, out held boolean)
+    p_keeper bigint, p_worker bigint, p_limit integer, p_page bigint default 0, p_left_behind boolean default false,
+    out recovered integer, out dead_lettered integer, out buried boolean, out held boolean, out left_behind boolean,
+    out next_page bigint)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
-set enable_hashjoin = off set enable_mergejoin = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
     v_lease interval := (select i.lease from ambo.installation i);
+    v_first tid;
+    v_upto tid;
+    v_next bigint;
     v_places tid[];
     v_dead uuid[];
     v_revived uuid[];
@@ -27,6 +32,7 @@ begin
     dead_lettered := 0;
     buried := false;
     held := false;
+    left_behind := p_left_behind;
     if not exists (select from ambo.keeper k where k.worker_id = p_keeper) then
         return;
     end if;
@@ -56,8 +62,11 @@ begin
     where a.datname = current_database() and a.application_name = 'ambo step of worker ' || p_worker
       and pg_has_role(current_user, a.usesysid, 'member')
       and exists (select from pg_locks l where l.pid = a.pid and l.relation = 'ambo.transaction_marker'::regclass);
-    -- One walk for all, over what is dead too: under the fence nothing is added.
-    v_places := array(select o.ctid from ambo.claim o where o.worker_id = p_worker limit p_limit + 1);
+    -- One walk, for what to take and for whether that is all: none is added any more.
+    select p.first, p.upto, p.next_page into v_first, v_upto, v_next from ambo.claim_piece(p_page) p;
+    v_places := array(
+        select o.ctid from ambo.claim o
+        where o.ctid >= v_first and o.ctid < v_upto and o.worker_id = p_worker limit p_limit + 1);
     with taken as (
         delete from ambo.claim c where c.ctid = any (array(
             select o.ctid from ambo.claim o where o.ctid = any (v_places) and o.worker_id = p_worker
@@ -94,7 +103,13 @@ begin
     if recovered + dead_lettered > 0 then
         perform ambo.tell_waiters('{}');
     end if;
-    if recovered + dead_lettered = cardinality(v_places) then
+    if cardinality(v_places) > p_limit then
+        next_page := p_page;
+        return;
+    end if;
+    next_page := v_next;
+    left_behind := left_behind or recovered + dead_lettered < cardinality(v_places);
+    if next_page is null and not left_behind then
         delete from ambo.heartbeat h where h.worker_id = p_worker;
         delete from ambo.worker w where w.id = p_worker;
         buried := true;

@@ -60,7 +60,7 @@ as $$
         ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('living_member', ''), ('wait_for_members', ''), ('cancel_children', ''), ('refuse_draining', ''),
-        ('readmit_run', ''), ('refuse_living', ''), ('refuse_terms', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
+        ('readmit_run', ''), ('refuse_living', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
         ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_limited', ''), ('is_rare', ''), ('is_request', ''), ('lane', ''), ('lanes', ''), ('has_no_room', ''), ('runs_counted', ''), ('limit_reached', ''), ('unseen_xids', ''),
         ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),

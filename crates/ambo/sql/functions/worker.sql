@@ -153,24 +153,50 @@ begin
             select w.run_id from ambo.wake w where w.run_id = r.id offset 0) w);
 end $$;
 
--- A worker leaves: what it still holds is handed back, without a loss counted.
-create or replace function ambo.leave(p_worker bigint) returns integer
+-- A worker leaves: what it still holds is handed back, without a loss counted; what it knows of, and what it does not.
+create or replace function ambo.leave(p_worker bigint, p_runs uuid[] default '{}', p_attempts integer[] default '{}') returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_count integer;
+    v_rest record;
 begin
     -- Waits for a claim or flush that is still under way; none comes after.
     perform pg_advisory_xact_lock(hashtext('ambo.fence'), p_worker::integer);
-    select ambo.hand_back(p_worker, array_agg(c.run_id), array_agg(c.attempt)) into v_count
-    from ambo.claim c where c.worker_id = p_worker;
-    delete from ambo.heartbeat h where h.worker_id = p_worker;
-    delete from ambo.worker w where w.id = p_worker;
+    v_count := ambo.hand_back(p_worker, p_runs, p_attempts);
+    v_rest := ambo.claims_of(p_worker, 0);
+    v_count := v_count + ambo.hand_back(p_worker, v_rest.runs, v_rest.attempts);
+    if v_rest.next_page is null then
+        delete from ambo.heartbeat h where h.worker_id = p_worker;
+        delete from ambo.worker w where w.id = p_worker;
+    else
+        -- The keeper walks over the rest.
+        update ambo.worker w set dead_at = clock_timestamp() where w.id = p_worker;
+    end if;
     update ambo.keeper k set renewed_at = '-infinity' where k.worker_id = p_worker;
-    return coalesce(v_count, 0);
+    return v_count;
 end $$;
 
--- The claims of a worker, to compare with what it knows after the answer to a claim was lost.
-create or replace function ambo.claims_of(p_worker bigint) returns table (run_id uuid, attempt integer)
-language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$ select c.run_id, c.attempt from ambo.claim c where c.worker_id = p_worker $$;
+-- The piece of ambo.claim from a page on. No index leads from a worker to its claims, which would cost each run; whoever looks for them walks over the
+-- table, and over what is dead in it and cannot be vacuumed, gigabytes behind a snapshot that is old enough. So it goes by pieces of
+-- 32 MB, well below 100 ms each, with heartbeats between them.
+create or replace function ambo.claim_piece(p_page bigint, out first tid, out upto tid, out next_page bigint)
+language sql stable
+return (format('(%s,0)', p_page)::tid, format('(%s,0)', p_page + 4096)::tid,
+        case when (p_page + 4096) * current_setting('block_size')::bigint < pg_relation_size('ambo.claim') then p_page + 4096 end);
+
+-- The claims of a worker in a piece of the table, to compare with what it knows after the answer to a claim was lost. `next_page`
+-- is null at the end.
+create or replace function ambo.claims_of(
+    p_worker bigint, p_page bigint, out runs uuid[], out attempts integer[], out next_page bigint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
+as $$
+declare
+    v_first tid;
+    v_upto tid;
+begin
+    select p.first, p.upto, p.next_page into v_first, v_upto, next_page from ambo.claim_piece(p_page) p;
+    select coalesce(array_agg(c.run_id), '{}'), coalesce(array_agg(c.attempt), '{}') into runs, attempts
+    from ambo.claim c where c.ctid >= v_first and c.ctid < v_upto and c.worker_id = p_worker;
+end $$;

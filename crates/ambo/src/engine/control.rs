@@ -24,8 +24,6 @@ const BLOCKS: Duration = Duration::from_secs(1);
 const RECONCILE: Duration = Duration::from_secs(60);
 /// The same behind a pooler, where nobody can tell when a claim that was given up is done with.
 const RECONCILE_POOLED: Duration = Duration::from_secs(10);
-/// Of the time, a look takes one part in so many: behind an old snapshot it walks over what is dead.
-const RECONCILE_SHARE: u32 = 50;
 
 /// Why a life ended.
 #[derive(Debug)]
@@ -55,7 +53,8 @@ pub(crate) struct Control<'a> {
     /// Claims that this worker did not know when it last looked.
     unknown: Vec<(Uuid, i32)>,
     reconciled: Instant,
-    reconcile_took: Duration,
+    /// Where a look at all claims goes on, a piece with each heartbeat: behind an old snapshot it walks over what is dead.
+    look_from: Option<i64>,
 }
 
 impl<'a> Control<'a> {
@@ -76,7 +75,7 @@ impl<'a> Control<'a> {
             keeper: keeper::Duties::default(),
             next_beat: None,
             unknown: Vec::new(),
-            reconcile_took: Duration::ZERO,
+            look_from: None,
             reconciled: Instant::now(),
         }
     }
@@ -140,6 +139,10 @@ impl<'a> Control<'a> {
             if self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
                 self.life.hint.notify_one();
             }
+            if self.keeper.is_burying() {
+                // The next beat is all that it made way for.
+                self.next_beat = Some(Duration::ZERO);
+            }
             self.engine.vault.sweep(&session, &schema);
         } else {
             self.keeper.retire();
@@ -154,12 +157,16 @@ impl<'a> Control<'a> {
             life::return_lost(&self.engine, &self.life, session, &mut self.unknown).await?;
         }
         let patience = if self.engine.target.pooled { RECONCILE_POOLED } else { RECONCILE };
-        let patience = patience.max(self.reconcile_took * RECONCILE_SHARE);
-        if self.life.suspicion.load(Ordering::Acquire) || self.reconciled.elapsed() > patience {
-            let began = Instant::now();
-            self.unknown = life::unknown_claims(&self.engine, &self.life, session).await?;
+        if self.look_from.is_none()
+            // What is suspected from here on is not answered by what is read from here on.
+            && (self.life.suspicion.swap(false, Ordering::AcqRel) || self.reconciled.elapsed() > patience)
+        {
+            self.look_from = Some(0);
             self.reconciled = Instant::now();
-            self.reconcile_took = began.elapsed();
+        }
+        if let Some(page) = self.look_from {
+            (self.unknown, self.look_from) =
+                life::unknown_claims(&self.engine, &self.life, session, page).await?;
         }
         Ok(())
     }

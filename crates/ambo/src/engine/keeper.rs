@@ -12,11 +12,13 @@ use crate::store::connect::Session;
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::timer;
-use crate::store::worker::{self, House, Pin, Pulse};
+use crate::store::worker::{self, House, Pin, Pulse, Walk};
 use crate::telemetry;
 
 /// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
 const BURY_BATCH: i32 = 5000;
+/// For one burial between two heartbeats: what has to be walked over for it has no bound.
+const BURY_TIME: Duration = Duration::from_millis(300);
 /// Timers fired, or runs ended, in one transaction.
 const TIMER_BATCH: i32 = 5000;
 /// Between two looks at timers, however many are due: a moment for the heartbeat. And between two heartbeats.
@@ -37,6 +39,8 @@ const HOUSE_BUSY_MAX: Duration = Duration::from_secs(64);
 pub(crate) struct Duties {
     /// When partitions and keys were last looked at, and how long until the next look.
     kept_house: Option<(Instant, Duration)>,
+    /// Where burials go on that had to make way for a heartbeat.
+    burials: HashMap<i64, Walk>,
     /// Where the looks for due timers go on, and how long until the next.
     timer_mark: Option<String>,
     next_timer: Option<Duration>,
@@ -58,8 +62,9 @@ impl Duties {
         pulse: &Pulse,
     ) -> Result<bool> {
         let mut made_ready = false;
+        self.burials.retain(|worker, _| pulse.dead.contains(worker));
         for dead in &pulse.dead {
-            made_ready |= bury(session, schema, keeper, *dead).await?;
+            made_ready |= self.bury(session, schema, keeper, *dead).await?;
         }
         self.timer_mark.clone_from(&pulse.timer_mark);
         made_ready |= self.fire_timers(session, schema).await?;
@@ -115,8 +120,47 @@ impl Duties {
         Ok(())
     }
 
+    /// Answers whether it left runs to be claimed.
+    async fn bury(&mut self, session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Result<bool> {
+        let (mut recovered, began) = (false, Instant::now());
+        let mut walk = self.burials.remove(&dead).unwrap_or_default();
+        loop {
+            let burial = worker::bury(session, schema, keeper, dead, BURY_BATCH, walk).await?;
+            if burial.held {
+                tracing::error!(
+                    worker = dead,
+                    "a worker has died and a connection of it still holds its lock, so that its runs cannot be given to others; \
+                     the owner of the schema may not end it: grant it pg_signal_backend, or end the process of that worker"
+                );
+            }
+            recovered |= burial.recovered > 0;
+            if burial.recovered + burial.dead_lettered > 0 || burial.buried {
+                telemetry::recovered(burial.recovered, burial.dead_lettered);
+                tracing::warn!(
+                    worker = dead,
+                    recovered = burial.recovered,
+                    dead_lettered = burial.dead_lettered,
+                    "a worker died; its runs are given to others"
+                );
+            }
+            // What is left at the end is locked by a commit under way: the next heartbeat tries again.
+            let Some(next) = burial.next else { return Ok(recovered) };
+            if began.elapsed() > BURY_TIME {
+                self.burials.insert(dead, next);
+                return Ok(recovered);
+            }
+            walk = next;
+        }
+    }
+
+    /// Whether a burial goes on after the next heartbeat.
+    pub(crate) fn is_burying(&self) -> bool {
+        !self.burials.is_empty()
+    }
+
     /// The duties fell to another worker.
     pub(crate) fn retire(&mut self) {
+        self.burials.clear();
         self.expiry_mark = None;
         self.timer_mark = None;
         self.next_timer = None;
@@ -203,34 +247,4 @@ async fn tick_schedules(session: &Session, schema: &Schema) -> Result<bool> {
         }
     }
     Ok(ran)
-}
-
-/// Answers whether it left runs to be claimed.
-async fn bury(session: &Session, schema: &Schema, keeper: i64, dead: i64) -> Result<bool> {
-    let mut recovered = false;
-    loop {
-        let burial = worker::bury(session, schema, keeper, dead, BURY_BATCH).await?;
-        if burial.held {
-            tracing::error!(
-                worker = dead,
-                "a worker has died and a connection of it still holds its lock, so that its runs cannot be given to others; \
-                 the owner of the schema may not end it: grant it pg_signal_backend, or end the process of that worker"
-            );
-        }
-        let moved = burial.recovered + burial.dead_lettered;
-        recovered |= burial.recovered > 0;
-        if moved > 0 || burial.buried {
-            telemetry::recovered(burial.recovered, burial.dead_lettered);
-            tracing::warn!(
-                worker = dead,
-                recovered = burial.recovered,
-                dead_lettered = burial.dead_lettered,
-                "a worker died; its runs are given to others"
-            );
-        }
-        if burial.buried || moved < BURY_BATCH {
-            // What is left is locked by a commit under way: the next heartbeat tries again.
-            return Ok(recovered);
-        }
-    }
 }

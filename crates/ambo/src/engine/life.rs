@@ -305,7 +305,8 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
     let left = async {
         let schema = engine.target.schema.clone();
         let session = control.link.session().await?.clone();
-        worker::leave(&session, &schema, life.worker).await
+        let held: Vec<(Uuid, i32)> = life.all_runs().iter().map(|run| (run.id, run.attempt)).collect();
+        worker::leave(&session, &schema, life.worker, &held).await
     };
     match tokio::time::timeout(journal::LAST_FLUSH, left).await {
         Ok(Ok(handed_back)) => tracing::info!(worker = life.worker, handed_back, "worker left"),
@@ -318,23 +319,18 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
     }
 }
 
-/// Compares the claims that the database holds with the runs in memory: a claim whose answer was lost belongs to a
-/// worker that does not know it. A start may be on its way, so what is found is only to be suspected: [`return_lost`].
-///
-/// It walks over all claims, also those that are dead and cannot be vacuumed: rare, and never because a busy worker has always
-/// just been given some.
+/// Compares the claims that the database holds, in a piece of their table, with the runs in memory: a claim whose answer was lost
+/// belongs to a worker that does not know it. A start may be on its way, so what is found is only to be suspected: [`return_lost`].
+/// Answers it, and where to go on.
 pub(crate) async fn unknown_claims(
     engine: &Engine,
     life: &Life,
     session: &Session,
-) -> Result<Vec<(Uuid, i32)>> {
-    // What is suspected from here on is not answered by what is read here.
-    life.suspicion.store(false, Ordering::Release);
-    let claims = claim::claims_of(session, &engine.target.schema, life.worker).await;
-    if claims.is_err() {
-        life.suspicion.store(true, Ordering::Release);
-    }
-    Ok(claims?.into_iter().filter(|(run, attempt)| !life.knows(run, *attempt)).collect())
+    page: i64,
+) -> Result<(Vec<(Uuid, i32)>, Option<i64>)> {
+    let (mut claims, next) = claim::claims_of(session, &engine.target.schema, life.worker, page).await?;
+    claims.retain(|(run, attempt)| !life.knows(run, *attempt));
+    Ok((claims, next))
 }
 
 /// Hands back what is still unknown a heartbeat later. Most of it has ended meanwhile: then nothing is there to be handed back.

@@ -266,12 +266,18 @@ pub(crate) async fn hand_back(
     row.try_get(0).map_err(from_driver)
 }
 
-/// The claims that the database holds for a worker.
-pub(crate) async fn claims_of(session: &Session, schema: &Schema, worker: i64) -> Result<Vec<(Uuid, i32)>> {
-    let rows =
-        session.query(&schema.sql("select * from ambo.claims_of($1)"), &[(&worker, Type::INT8)]).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-        .collect::<Result<_, tokio_postgres::Error>>()
-        .map_err(from_driver)
+/// The claims that the database holds for a worker, from a page of their table on; and where to go on, if that was not all.
+pub(crate) async fn claims_of(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    page: i64,
+) -> Result<(Vec<(Uuid, i32)>, Option<i64>)> {
+    let sql = schema.sql("select runs, attempts, next_page from ambo.claims_of($1, $2)");
+    let row = session.query_one(&sql, &[(&worker, Type::INT8), (&page, Type::INT8)]).await?;
+    let read = || -> Result<_, tokio_postgres::Error> {
+        let (runs, attempts): (Vec<Uuid>, Vec<i32>) = (row.try_get(0)?, row.try_get(1)?);
+        Ok((runs.into_iter().zip(attempts).collect(), row.try_get(2)?))
+    };
+    read().map_err(from_driver)
 }

@@ -171,6 +171,17 @@ pub(crate) struct Burial {
     pub(crate) buried: bool,
     /// A backend holds the lock of a worker that has long been silent, and the owner of the schema may not end it.
     pub(crate) held: bool,
+    /// Where to go on; none at the end.
+    pub(crate) next: Option<Walk>,
+}
+
+/// Where a burial stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Walk {
+    /// Of the table of claims.
+    page: i64,
+    /// Some of the claims before were locked.
+    left_behind: bool,
 }
 
 pub(crate) async fn bury(
@@ -179,11 +190,20 @@ pub(crate) async fn bury(
     keeper: i64,
     worker: i64,
     limit: i32,
+    walk: Walk,
 ) -> Result<Burial> {
+    let sql = "select recovered, dead_lettered, buried, held, left_behind, next_page
+        from ambo.bury_worker($1, $2, $3, $4, $5)";
     let row = session
         .query_one(
-            &schema.sql("select recovered, dead_lettered, buried, held from ambo.bury_worker($1, $2, $3)"),
-            &[(&keeper, Type::INT8), (&worker, Type::INT8), (&limit, Type::INT4)],
+            &schema.sql(sql),
+            &[
+                (&keeper, Type::INT8),
+                (&worker, Type::INT8),
+                (&limit, Type::INT4),
+                (&walk.page, Type::INT8),
+                (&walk.left_behind, Type::BOOL),
+            ],
         )
         .await?;
     let burial = || -> Result<Burial, tokio_postgres::Error> {
@@ -192,6 +212,10 @@ pub(crate) async fn bury(
             dead_lettered: row.try_get(1)?,
             buried: row.try_get(2)?,
             held: row.try_get(3)?,
+            next: match row.try_get(5)? {
+                Some(page) => Some(Walk { page, left_behind: row.try_get(4)? }),
+                None => None,
+            },
         })
     };
     burial().map_err(from_driver)
@@ -304,8 +328,20 @@ async fn chore(session: &Session, sql: &str) -> Result<bool> {
     Ok(true)
 }
 
-pub(crate) async fn leave(session: &Session, schema: &Schema, worker: i64) -> Result<i32> {
-    let row = session.query_one(&schema.sql("select ambo.leave($1)"), &[(&worker, Type::INT8)]).await?;
+/// `held`: what it still has in memory.
+pub(crate) async fn leave(
+    session: &Session,
+    schema: &Schema,
+    worker: i64,
+    held: &[(Uuid, i32)],
+) -> Result<i32> {
+    let (runs, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
+    let row = session
+        .query_one(
+            &schema.sql("select ambo.leave($1, $2, $3)"),
+            &[(&worker, Type::INT8), (&runs, Type::UUID_ARRAY), (&attempts, Type::INT4_ARRAY)],
+        )
+        .await?;
     row.try_get::<_, i32>(0).map_err(from_driver)
 }
 

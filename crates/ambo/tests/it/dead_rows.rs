@@ -235,7 +235,7 @@ async fn a_burial_walks_over_the_dead_once() {
          select gen_random_uuid(), {dead}, 1, 0 from generate_series(1, 50000);
          delete from ambo.claim;
          select ambo.enqueue_workflow('a');
-         select count(*) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}');
+         select count(run_id) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}');
          update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {dead}"
     );
     db.sql.batch_execute(&claims).await.unwrap();
@@ -248,4 +248,65 @@ async fn a_burial_walks_over_the_dead_once() {
     assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 1, "its run goes on");
     assert_eq!(db.number("select count(*) from ambo.worker").await, 1, "it is buried");
     assert!(blocks < walk + 100, "a burial touched {blocks} blocks, a walk {walk}");
+}
+
+/// Gigabytes of dead claims stand behind a snapshot that is a day old: nobody walks over them between two heartbeats.
+#[tokio::test]
+async fn whoever_looks_for_the_claims_of_a_worker_goes_by_pieces() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let register = |queue| {
+        format!(
+            "select worker_id from ambo.register_worker('w', '1', 0, '{{{queue}}}', '{{a}}', false, true)"
+        )
+    };
+    let (dead, keeper) = (db.number(&register("default")).await, db.number(&register("other")).await);
+    let claim = format!(
+        "select count(run_id) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}')"
+    );
+    db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
+    assert_eq!(db.number(&claim).await, 1);
+    let rows = "insert into ambo.claim (run_id, worker_id, attempt, losses)
+            select gen_random_uuid(), 0, 1, 0 from generate_series(1, 500000);
+        delete from ambo.claim where worker_id = 0;
+        select ambo.enqueue_workflow('a')";
+    db.sql.batch_execute(rows).await.unwrap();
+    assert_eq!(db.number(&claim).await, 1);
+
+    let look = async |page: i64| {
+        let sql = "select cardinality(runs), next_page from ambo.claims_of($1, $2)";
+        let row = db.sql.query_one(sql, &[&dead, &page]).await.unwrap();
+        (row.get::<_, i32>(0), row.get::<_, Option<i64>>(1))
+    };
+    assert_eq!(look(0).await, (1, Some(4096)));
+    assert_eq!(look(4096).await, (1, None));
+    let piece = blocks_of(&db.sql, &format!("select ambo.claims_of({dead}, 0)")).await;
+    assert!((4096..4200).contains(&piece), "a piece has {piece} blocks");
+
+    // Who leaves meanwhile hands back what it finds soon, and leaves the rest to the keeper.
+    db.sql.batch_execute("begin").await.unwrap();
+    assert_eq!(db.number(&format!("select ambo.leave({dead})::bigint")).await, 1);
+    assert_eq!(db.number("select count(*) from ambo.worker where dead_at is not null").await, 1);
+    db.sql.batch_execute("rollback").await.unwrap();
+
+    let silent = format!("update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {dead}");
+    db.sql.batch_execute(&silent).await.unwrap();
+    db.sql.query_one("select dead from ambo.heartbeat($1, 0, false)", &[&keeper]).await.unwrap();
+    let bury = async |page: i64, left_behind: bool| {
+        let sql =
+            "select recovered, left_behind, next_page, buried from ambo.bury_worker($1, $2, 100, $3, $4)";
+        let row = db.sql.query_one(sql, &[&keeper, &dead, &page, &left_behind]).await.unwrap();
+        (row.get::<_, i32>(0), row.get::<_, bool>(1), row.get::<_, Option<i64>>(2), row.get::<_, bool>(3))
+    };
+    // As by a transaction step that commits.
+    let busy = connect(&db.url).await;
+    busy.batch_execute("begin; select from ambo.claim where ctid < '(4096,0)' for key share").await.unwrap();
+    assert_eq!(bury(0, false).await, (0, true, Some(4096), false));
+    assert_eq!(bury(4096, true).await, (1, true, None, false), "something was left behind");
+    busy.batch_execute("commit").await.unwrap();
+    assert_eq!(bury(0, false).await, (1, false, Some(4096), false));
+    assert_eq!(bury(4096, false).await, (0, false, None, true));
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 2, "its runs go on");
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 1);
 }

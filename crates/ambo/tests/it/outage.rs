@@ -204,11 +204,13 @@ async fn a_worker_that_suspects_a_lost_claim_looks_at_all_its_claims_once() {
     db.sql
         .batch_execute(
             "create table look (id bigint generated always as identity);
-             create or replace function ambo.claims_of(p_worker bigint) returns table (run_id uuid, attempt integer)
+             create or replace function ambo.claims_of(
+                 p_worker bigint, p_page bigint, out runs uuid[], out attempts integer[], out next_page bigint)
              language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
              as $$ begin
                  insert into public.look default values;
-                 return query select gen_random_uuid(), 1;
+                 runs := array[gen_random_uuid()];
+                 attempts := '{1}';
              end $$",
         )
         .await
