@@ -727,7 +727,7 @@ function list_workflows(p_name text DEFAULT NULL::text)
     returns TABLE(name text, declared_at timestamp with time zone, version text, input text, output text, tries bigint, graph json, workers bigint, versions text[])
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer)
+function live_runs(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer, p_since pg_snapshot DEFAULT NULL::pg_snapshot)
     returns uuid[]
     volatile
 

@@ -52,6 +52,7 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_hashjoin = on set jit = off
 as $$
 declare
+    v_since pg_snapshot := pg_current_snapshot();
     v_part ambo.history_partition%rowtype;
     v_name text;
     v_table text;
@@ -72,10 +73,11 @@ begin
         return false;
     end if;
     -- Whoever moves a run between ready, claim and timer reads ambo.run in the same transaction, so that with
-    -- these locks nothing is on its way.
+    -- these locks nothing is on its way. Everybody waits for them: nothing is walked under them, only what is new since the look above is read.
     lock table ambo.run, ambo.outcome, ambo.child, ambo.attribute, ambo.checkpoint, ambo.signal, ambo.event
         in access exclusive mode;
-    v_live := ambo.live_runs(v_part.starts_at, v_part.ends_at, 1001);
+    v_live := array(select unnest(v_live) union
+                    select unnest(ambo.live_runs(v_part.starts_at, v_part.ends_at, null, v_since)));
     v_awaited := ambo.awaited_runs(v_live, v_part.starts_at, v_part.ends_at, null);
     v_kept := ambo.awaited_runs('{}', '-infinity', v_part.starts_at, null);
     v_name := to_char(v_part.starts_at at time zone 'UTC', 'YYYYMMDD_HH24MI');
@@ -142,13 +144,20 @@ begin
 end $$;
 
 -- The runs of a time range that are not to be dropped, up to p_limit: those that have not ended, which stand in ready, claim
--- or timer, and the dead, where they are kept longer than other history.
-create or replace function ambo.live_runs(p_from timestamptz, p_to timestamptz, p_limit integer) returns uuid[]
+-- or timer, and the dead, where they are kept longer than other history. Of ready, which has no index by run, all is walked over,
+-- what is dead and cannot be vacuumed too; with p_since, only what that snapshot did not show.
+create or replace function ambo.live_runs(
+    p_from timestamptz, p_to timestamptz, p_limit integer, p_since pg_snapshot default null) returns uuid[]
 language sql volatile
 as $$
     select array(
         select l.run_id from (
-            select r.run_id from ambo.ready r union all
+            select r.run_id from ambo.ready r where p_since is null union all
+            select r.run_id
+            from ambo.unseen_xids(p_since, pg_current_snapshot()) u
+            cross join lateral unnest(u.lows, u.highs) x (low, high)
+            cross join lateral (select r.run_id from ambo.ready r where r.xid between x.low and x.high offset 0) r
+            where p_since is not null union all
             select c.run_id from ambo.claim c union all
             select t.run_id from ambo.timer t union all
             select o.run_id from ambo.outcome o

@@ -136,7 +136,7 @@ impl<'a> Control<'a> {
         }
         self.rest(&session).await?;
         if pulse.is_keeper {
-            if self.keeper.perform(&session, &schema, self.life.worker, &pulse).await? {
+            if self.keeper.perform(&session, &self.engine.target, self.life.worker, &pulse).await? {
                 self.life.hint.notify_one();
             }
             if self.keeper.is_burying() {

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::schedule::Timing;
-use crate::store::connect::Session;
+use crate::store::connect::{Link, Session, Target};
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::timer;
@@ -39,6 +40,8 @@ const HOUSE_BUSY_MAX: Duration = Duration::from_secs(64);
 pub(crate) struct Duties {
     /// When partitions and keys were last looked at, and how long until the next look.
     kept_house: Option<(Instant, Duration)>,
+    /// A look that is under way.
+    house: Option<JoinHandle<Result<House>>>,
     /// Where burials go on that had to make way for a heartbeat.
     burials: HashMap<i64, Walk>,
     /// Where the looks for due timers go on, and how long until the next.
@@ -57,11 +60,11 @@ impl Duties {
     pub(crate) async fn perform(
         &mut self,
         session: &Session,
-        schema: &Schema,
+        target: &Target,
         keeper: i64,
         pulse: &Pulse,
     ) -> Result<bool> {
-        let mut made_ready = false;
+        let (mut made_ready, schema) = (false, &target.schema);
         self.burials.retain(|worker, _| pulse.dead.contains(worker));
         for dead in &pulse.dead {
             made_ready |= self.bury(session, schema, keeper, *dead).await?;
@@ -76,9 +79,7 @@ impl Duties {
             made_ready |= self.release_pins(session, schema).await?;
             self.looked_at_pins = Some(Instant::now());
         }
-        if self.kept_house.is_none_or(|(at, pause)| at.elapsed() > pause) {
-            self.keep_house(session, schema).await?;
-        }
+        self.keep_house(target).await;
         Ok(made_ready)
     }
 
@@ -102,22 +103,37 @@ impl Duties {
         }
     }
 
-    async fn keep_house(&mut self, session: &Session, schema: &Schema) -> Result<()> {
+    /// On a connection of its own: before a partition is dropped all that is ready is walked over, dead or not, and the heartbeat
+    /// must not wait for it.
+    async fn keep_house(&mut self, target: &Target) {
+        let Some(house) = self.house.take_if(|house| house.is_finished()) else {
+            if self.house.is_none() && self.kept_house.is_none_or(|(at, pause)| at.elapsed() > pause) {
+                let mut link = Link::new(target.clone(), "ambo worker chores");
+                self.house = Some(tokio::spawn(async move {
+                    let session = link.session().await?.clone();
+                    worker::keep_house(&session, link.schema()).await
+                }));
+            }
+            return;
+        };
         let before = self.kept_house.map_or(HOUSE, |(_, pause)| pause);
-        let pause = match worker::keep_house(session, schema).await {
-            Ok(House::InOrder) => HOUSE,
-            Ok(House::More) => HOUSE_AGAIN,
-            Ok(House::Busy) if before == HOUSE => HOUSE_AGAIN,
-            Ok(House::Busy) => HOUSE_BUSY_MAX.min(2 * before),
-            // The heartbeat must not end for it: a disk that is full, a right that was taken away.
-            Err(error) if !error.is_unavailable() => {
+        let pause = match house.await {
+            Ok(Ok(House::InOrder)) => HOUSE,
+            Ok(Ok(House::More)) => HOUSE_AGAIN,
+            Ok(Ok(House::Busy)) if before == HOUSE => HOUSE_AGAIN,
+            Ok(Ok(House::Busy)) => HOUSE_BUSY_MAX.min(2 * before),
+            Ok(Err(error)) if error.is_unavailable() => HOUSE_AGAIN,
+            // A disk that is full, a right that was taken away.
+            Ok(Err(error)) => {
                 tracing::error!(%error, "the keeper could not do its chores");
                 HOUSE
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "the keeper's chores came to an end");
+                HOUSE
+            }
         };
         self.kept_house = Some((Instant::now(), pause));
-        Ok(())
     }
 
     /// Answers whether it left runs to be claimed.

@@ -1,6 +1,7 @@
 //! What every worker does every second, or with every batch, does not walk over rows that are dead and cannot be vacuumed.
 
 use crate::harness::{connect, database};
+use crate::partition::OLD_PARTITION;
 
 /// Blocks of the tables and their indexes through which everything passes that a statement touches.
 async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
@@ -248,6 +249,40 @@ async fn a_burial_walks_over_the_dead_once() {
     assert_eq!(db.number("select count(*) from ambo.ready where losses = 1").await, 1, "its run goes on");
     assert_eq!(db.number("select count(*) from ambo.worker").await, 1, "it is buried");
     assert!(blocks < walk + 100, "a burial touched {blocks} blocks, a walk {walk}");
+}
+
+#[tokio::test]
+async fn what_is_read_under_the_locks_of_a_partition_that_is_dropped_does_not_walk_over_the_dead() {
+    let db = database().await;
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let dead = "insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow)
+        select n, pg_current_xact_id(), gen_random_uuid(), 0, 0, 0, 'default', 'a' from generate_series(1, 50000) n;
+        delete from ambo.ready;
+        select ambo.enqueue_workflow('a')";
+    db.sql.batch_execute(dead).await.unwrap();
+    let (open, late) = (connect(&db.url).await, "begin; select ambo.enqueue_workflow('a')");
+    open.batch_execute(late).await.unwrap();
+    db.sql.batch_execute("select pg_current_xact_id()").await.unwrap();
+    let since: String = db.sql.query_one("select pg_current_snapshot()::text", &[]).await.unwrap().get(0);
+    open.batch_execute("commit; select ambo.enqueue_workflow('a')").await.unwrap();
+    let runs = |since: &str| {
+        format!(
+            "select cardinality(ambo.live_runs(now() - interval '1 hour', now() + interval '1 hour', null, {since}))::bigint"
+        )
+    };
+    let news = runs(&format!("'{since}'"));
+    assert_eq!(db.number(&runs("null")).await, 3);
+    assert_eq!(db.number(&news).await, 2, "one that was open, one that came after it");
+    let (walk, look) = (blocks_of(&db.sql, &runs("null")).await, blocks_of(&db.sql, &news).await);
+    println!("{walk} blocks at first, {look} under the locks");
+    assert!(walk > 500 && look < 60, "{walk} blocks at first, {look} under the locks");
+
+    db.sql.batch_execute(OLD_PARTITION).await.unwrap();
+    let drop = blocks_of(&db.sql, "select ambo.drop_partition()").await;
+    let old = "select count(*) from ambo.history_partition where ends_at < now() - interval '30 days'";
+    assert_eq!(db.number(old).await, 0, "it was dropped");
+    assert!(drop < walk + 200, "the drop touched {drop} blocks, a walk {walk}");
 }
 
 /// Gigabytes of dead claims stand behind a snapshot that is a day old: nobody walks over them between two heartbeats.

@@ -44,6 +44,34 @@ async fn partitions(db: &Database) -> i64 {
     db.number("select count(*) from pg_inherits where inhparent = 'ambo.run'::regclass").await
 }
 
+/// Chores may take long: what holds up one of them is not to cost the keeper its life.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_heartbeat_does_not_wait_for_the_chores() {
+    let db = database().await;
+    db.sql
+        .batch_execute(
+            "create table gate (is_open bool);
+             create or replace function ambo.make_partitions() returns integer language plpgsql as $$ begin
+                 while not exists (select from public.gate) loop perform pg_sleep(0.01); end loop;
+                 return 0;
+             end $$",
+        )
+        .await
+        .unwrap();
+    let worker = Worker::builder(&db.client).workflow_fn("wait", wait).start().await.unwrap();
+    let at_work = "select count(*) = 1 from pg_stat_activity
+        where datname = current_database() and application_name = 'ambo worker chores' and wait_event = 'PgSleep'";
+    db.until(at_work).await;
+    for _ in 0..3 {
+        let at: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
+        db.until(&format!("select at > '{at}' from ambo.heartbeat")).await;
+    }
+    db.until(at_work).await;
+    db.sql.batch_execute("insert into gate values (true)").await.unwrap();
+    db.until("select count(*) = 0 from pg_stat_activity where datname = current_database() and application_name = 'ambo worker chores'").await;
+    worker.drain(std::time::Duration::ZERO).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_past_retention_is_dropped_and_its_living_run_carried_over() {
     let db = database().await;
