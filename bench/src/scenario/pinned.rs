@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::bench::{Bench, Sample};
-use crate::database::{Database, connect};
+use crate::database::Database;
 use crate::engine::ambo::Ambo;
 use crate::engine::dbos::Dbos;
 use crate::engine::durare::Durare;
@@ -34,7 +34,7 @@ const RECOVERY: &str = "seconds_to_clean";
 const HOTTEST: &str = "updates_per_row_s";
 const NOTE: &str = "one-step runs at 70% of what `runs` does; clean, behind a repeatable-read snapshot, behind a writing transaction, \
     beside overlapping two-second queries, after their end; worst phase over the clean one: runs served, p99 from commit to \
-    start; seconds until both are as they were; updates a second of the row that is updated most; backend_flush_after 512kB";
+    start; seconds until both are as they were; updates a second of the row that is updated most";
 
 /// Measures it.
 pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
@@ -62,14 +62,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// Of whoever is measured, autovacuum too: what was written goes to the disk bit by bit. Else the kernel writes out at once what has been
-/// dirty for thirty seconds, WAL waits behind it for up to a second, and what a phase adds cannot be seen for that.
-const WRITE_BACK: &str = "do $$ begin
-    execute format('alter database %I set backend_flush_after = ''512kB''', current_database());
-end $$";
-
 async fn measure<E: Engine>(bench: &Bench, database: &Database) -> Result<Sample> {
-    connect(&database.url).await?.batch_execute(WRITE_BACK).await?;
     let engine = E::launch(&database.url, bench.for_speed()).await?;
     let producer = E::Producer::connect(&database.url).await?;
     engine.settle(bench.time(3000, 10_000)).await;
