@@ -47,7 +47,7 @@ pub(crate) struct Control<'a> {
     prepared: Option<u64>,
     /// The session holds the worker's lock.
     holds: bool,
-    keeper: keeper::Duties,
+    pub(super) keeper: keeper::Duties,
     /// How long until the next heartbeat, where that has something to do before its time.
     next_beat: Option<Duration>,
     /// Claims that this worker did not know when it last looked.

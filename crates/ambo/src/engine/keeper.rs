@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::journal::LAST_FLUSH;
 use crate::error::Result;
 use crate::schedule::Timing;
-use crate::store::connect::{Link, Session, Target};
+use crate::store::connect::{Session, Target};
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::timer;
@@ -41,7 +43,7 @@ pub(crate) struct Duties {
     /// When partitions and keys were last looked at, and how long until the next look.
     kept_house: Option<(Instant, Duration)>,
     /// A look that is under way.
-    house: Option<JoinHandle<Result<House>>>,
+    house: Option<Chores>,
     /// Where burials go on that had to make way for a heartbeat.
     burials: HashMap<i64, Walk>,
     /// Where the looks for due timers go on, and how long until the next.
@@ -52,6 +54,13 @@ pub(crate) struct Duties {
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
+}
+
+/// Chores under way; dropped, they end soon.
+#[derive(Debug)]
+struct Chores {
+    task: JoinHandle<Result<House>>,
+    stop: DropGuard,
 }
 
 impl Duties {
@@ -106,18 +115,16 @@ impl Duties {
     /// On a connection of its own: before a partition is dropped all that is ready is walked over, dead or not, and the heartbeat
     /// must not wait for it.
     async fn keep_house(&mut self, target: &Target) {
-        let Some(house) = self.house.take_if(|house| house.is_finished()) else {
+        let Some(house) = self.house.take_if(|house| house.task.is_finished()) else {
             if self.house.is_none() && self.kept_house.is_none_or(|(at, pause)| at.elapsed() > pause) {
-                let mut link = Link::new(target.clone(), "ambo worker chores");
-                self.house = Some(tokio::spawn(async move {
-                    let session = link.session().await?.clone();
-                    worker::keep_house(&session, link.schema()).await
-                }));
+                let stop = CancellationToken::new();
+                let task = tokio::spawn(do_chores(target.clone(), stop.clone()));
+                self.house = Some(Chores { task, stop: stop.drop_guard() });
             }
             return;
         };
         let before = self.kept_house.map_or(HOUSE, |(_, pause)| pause);
-        let pause = match house.await {
+        let pause = match house.task.await {
             Ok(Ok(House::InOrder)) => HOUSE,
             Ok(Ok(House::More)) => HOUSE_AGAIN,
             Ok(Ok(House::Busy)) if before == HOUSE => HOUSE_AGAIN,
@@ -182,6 +189,14 @@ impl Duties {
         self.next_timer = None;
     }
 
+    /// The worker leaves, and with it the chores: their locks are gone when this answers, or the server does not.
+    pub(crate) async fn stop(&mut self) {
+        if let Some(Chores { task, stop }) = self.house.take() {
+            drop(stop);
+            let _ = tokio::time::timeout(LAST_FLUSH, task).await;
+        }
+    }
+
     /// Gives runs to any worker whose version has had none for long enough, and ends those that are not to wait for that.
     async fn release_pins(&mut self, session: &Session, schema: &Schema) -> Result<bool> {
         let (alive, waited_for): (Vec<Pin>, Vec<Pin>) =
@@ -225,6 +240,19 @@ impl Duties {
     /// How long until the next look at timers, where one is due soon.
     pub(crate) fn next_timer(&self) -> Option<Duration> {
         self.next_timer.map(|timer| timer.max(TIMER_PAUSE))
+    }
+}
+
+async fn do_chores(target: Target, stop: CancellationToken) -> Result<House> {
+    let session = target.open("ambo worker chores", None).await?;
+    tokio::select! {
+        house = worker::keep_house(&session, &target.schema) => house,
+        () = stop.cancelled() => {
+            session.cancel(&target).await?;
+            // Its turn comes when what was cancelled has ended.
+            session.batch("select 1").await?;
+            Ok(House::More)
+        }
     }
 }
 

@@ -302,6 +302,7 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
             life.all_runs().iter().take(5).map(|run| format!("{} {}", run.workflow, run.id)).collect();
         tracing::warn!(worker = life.worker, runs = life.in_flight(), first = ?stuck, "these runs did not yield");
     }
+    control.keeper.stop().await;
     let left = async {
         let schema = engine.target.schema.clone();
         let session = control.link.session().await?.clone();

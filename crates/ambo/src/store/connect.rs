@@ -206,6 +206,11 @@ impl Session {
         self.client.batch_execute(sql).await.map_err(from_driver)
     }
 
+    /// Asks the server to end what it does for this session; what that was fails with 57014.
+    pub(crate) async fn cancel(&self, target: &Target) -> Result<()> {
+        tls::cancel(&target.config, &self.client.cancel_token()).await
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
@@ -399,7 +404,7 @@ mod tls {
     use futures_util::stream::poll_fn;
     use tokio::sync::mpsc;
     use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-    use tokio_postgres::{Client, Config, Socket};
+    use tokio_postgres::{CancelToken, Client, Config, Socket};
 
     use super::{AsyncMessage, Notice, from_driver};
     use crate::error::Result;
@@ -413,6 +418,15 @@ mod tls {
             return with(config, rustls_connector()?, notices).await;
         }
         with(config, tokio_postgres::NoTls, notices).await
+    }
+
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "there is nothing to choose"))]
+    pub(super) async fn cancel(config: &Config, token: &CancelToken) -> Result<()> {
+        #[cfg(feature = "tls")]
+        if config.get_ssl_mode() != tokio_postgres::config::SslMode::Disable {
+            return token.cancel_query(rustls_connector()?).await.map_err(from_driver);
+        }
+        token.cancel_query(tokio_postgres::NoTls).await.map_err(from_driver)
     }
 
     #[cfg(feature = "tls")]

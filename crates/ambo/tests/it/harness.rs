@@ -86,6 +86,15 @@ impl Database {
         }
         panic!("never became true: {sql}");
     }
+
+    /// Waits for so many heartbeats of the only worker.
+    pub(crate) async fn heartbeats(&self, count: u32) {
+        for _ in 0..count {
+            let at = self.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap();
+            let at: String = at.get(0);
+            self.until(&format!("select at > '{at}' from ambo.heartbeat")).await;
+        }
+    }
 }
 
 impl Drop for Database {

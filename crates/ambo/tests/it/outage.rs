@@ -220,10 +220,7 @@ async fn a_worker_that_suspects_a_lost_claim_looks_at_all_its_claims_once() {
         where datname = current_database() and application_name = 'ambo worker claims'";
     db.until(cut).await;
     db.until("select count(*) > 0 from look").await;
-    for _ in 0..4 {
-        let at: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
-        db.until(&format!("select at > '{at}' from ambo.heartbeat")).await;
-    }
+    db.heartbeats(4).await;
     // Another time when the backend that was ended is gone.
     assert!(db.number("select count(*) from look").await <= 2, "it looks again and again");
     worker.drain(Duration::ZERO).await;

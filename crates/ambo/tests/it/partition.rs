@@ -46,30 +46,19 @@ async fn partitions(db: &Database) -> i64 {
 
 /// Chores may take long: what holds up one of them is not to cost the keeper its life.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_heartbeat_does_not_wait_for_the_chores() {
+async fn the_heartbeat_does_not_wait_for_the_chores_and_a_drain_ends_them() {
     let db = database().await;
-    db.sql
-        .batch_execute(
-            "create table gate (is_open bool);
-             create or replace function ambo.make_partitions() returns integer language plpgsql as $$ begin
-                 while not exists (select from public.gate) loop perform pg_sleep(0.01); end loop;
-                 return 0;
-             end $$",
-        )
-        .await
-        .unwrap();
+    let endless = "create or replace function ambo.make_partitions() returns integer language plpgsql as
+        $$ begin perform pg_sleep(50); return 0; end $$";
+    db.sql.batch_execute(endless).await.unwrap();
     let worker = Worker::builder(&db.client).workflow_fn("wait", wait).start().await.unwrap();
-    let at_work = "select count(*) = 1 from pg_stat_activity
-        where datname = current_database() and application_name = 'ambo worker chores' and wait_event = 'PgSleep'";
-    db.until(at_work).await;
-    for _ in 0..3 {
-        let at: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
-        db.until(&format!("select at > '{at}' from ambo.heartbeat")).await;
-    }
-    db.until(at_work).await;
-    db.sql.batch_execute("insert into gate values (true)").await.unwrap();
-    db.until("select count(*) = 0 from pg_stat_activity where datname = current_database() and application_name = 'ambo worker chores'").await;
+    let at_work = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'ambo worker chores' and state = 'active'";
+    db.until(&format!("select ({at_work}) = 1")).await;
+    db.heartbeats(3).await;
+    assert_eq!(db.number(at_work).await, 1);
     worker.drain(std::time::Duration::ZERO).await;
+    assert_eq!(db.number(at_work).await, 0, "the worker has left and its chores go on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,10 +219,7 @@ async fn a_keeper_whose_chores_fail_goes_on_beating() {
     db.until("select count(*) = 1 from ambo.heartbeat").await;
     db.until("select exists (select from ambo.keeper where worker_id = 1)").await;
     let before = db.number(pid).await;
-    for _ in 0..3 {
-        let beat: String = db.sql.query_one("select at::text from ambo.heartbeat", &[]).await.unwrap().get(0);
-        db.until(&format!("select at > '{beat}' from ambo.heartbeat")).await;
-    }
+    db.heartbeats(3).await;
     assert_eq!(db.number(pid).await, before, "it lost its session over a chore");
     assert_ne!(before, 0);
 }
