@@ -38,6 +38,8 @@ declare
     v_late xid8[];
     v_xmax xid8;
     v_flood boolean;
+    -- Late rows that are looked at; the turn of those beyond is not known.
+    v_most constant integer := p_limit + 1000;
     v_woken uuid[];
     r record;
 begin
@@ -61,39 +63,25 @@ begin
         cross join lateral (select r.ctid as place, r.* from ambo.ready r where r.xid = e.x offset 0) r
         cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
                                                      and l.priority = r.priority limit 1) l
-        limit p_limit + 1000
-    ), late_lane as materialized (
-        select min(s.n) as n from late_seen s
-    ), before_locked as materialized (
-        -- In the order of lanes: what is in those before the first that has something late; that; the rest. What else is late
-        -- has its turn at the next claim.
+        limit v_most
+    ), locked as materialized (
+        -- In the order of lanes, and in each what came late, below its mark, before the rest.
         select f.place from lane l cross join lateral (
-            select r.ctid as place from ambo.ready r
-            where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
-              and r.seq > l.low
-            order by r.seq limit p_limit
-            for update skip locked) f
-        where l.n < (select m.n from late_lane m)
+            select b.place from (
+                select r.ctid as place from ambo.ready r
+                where r.ctid = any (array(
+                    select s.place from late_seen s where s.n = l.n and s.seq <= l.low order by s.seq limit p_limit))
+                for update skip locked) b
+            union all
+            select a.place from (
+                select r.ctid as place from ambo.ready r
+                where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+                  and r.seq > l.low
+                order by r.seq limit p_limit
+                for update skip locked) a) f
         limit p_limit
-    ), late_locked as materialized (
-        select r.ctid as place from ambo.ready r
-        where r.ctid = any (array(
-            select s.place from late_seen s where s.n = (select m.n from late_lane m)
-            order by s.seq limit p_limit - (select count(*) from before_locked)))
-        for update skip locked
-    ), fresh_locked as materialized (
-        select f.place from lane l cross join lateral (
-            select r.ctid as place from ambo.ready r
-            where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
-              and r.seq > l.low
-            order by r.seq limit p_limit
-            for update skip locked) f
-        where l.n >= coalesce((select m.n from late_lane m), 0)
-        limit p_limit - (select (select count(*) from before_locked) + (select count(*) from late_locked))
     ), taken as (
-        delete from ambo.ready r
-        where r.ctid = any (array(
-            select place from before_locked union select place from late_locked union select place from fresh_locked))
+        delete from ambo.ready r where r.ctid = any (array(select k.place from locked k))
         returning r.*
     ), claimed as (
         insert into ambo.claim (run_id, worker_id, attempt, losses, begun, deadline)
@@ -130,9 +118,9 @@ begin
         (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
-              union select s.xid from late_seen s where s.place <> all (array(select place from late_locked))),
+              union select s.xid from late_seen s where s.place <> all (array(select k.place from locked k))),
         pg_snapshot_xmax(pg_current_snapshot()),
-        (select count(*) = p_limit + 1000 from late_seen)
+        (select count(*) = v_most from late_seen)
     into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
     from ordered o;
 

@@ -1,6 +1,6 @@
 //! What every worker does every second, or with every batch, does not walk over rows that are dead and cannot be vacuumed.
 
-use crate::harness::{connect, database};
+use crate::harness::{Database, connect, database};
 use crate::partition::OLD_PARTITION;
 
 /// Blocks of the tables and their indexes through which everything passes that a statement touches.
@@ -21,13 +21,41 @@ async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
     after - before
 }
 
+/// Holds back vacuum: what dies from now on stays where it is.
+async fn pin(db: &Database) -> tokio_postgres::Client {
+    let pin = connect(&db.url).await;
+    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    pin
+}
+
+async fn register(db: &Database, queue: &str) -> i64 {
+    let register = format!(
+        "select worker_id from ambo.register_worker('w', '1', 0, '{{{queue}}}', '{{a}}', false, true)"
+    );
+    db.number(&register).await
+}
+
+/// How many runs of `a` the worker claims.
+async fn claim(db: &Database, worker: i64) -> i64 {
+    let claim = format!(
+        "select count(run_id) from ambo.claim({worker}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}')"
+    );
+    db.number(&claim).await
+}
+
+/// The worker has been silent for so long that the keeper's next heartbeat finds it dead.
+async fn declare_dead(db: &Database, worker: i64, keeper: i64) {
+    let silent =
+        format!("update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {worker}");
+    db.sql.batch_execute(&silent).await.unwrap();
+    db.sql.query_one("select dead from ambo.heartbeat($1, 0, false)", &[&keeper]).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
-    let worker = "select worker_id from ambo.register_worker('w', '1', 0, '{default}', '{a}', false, true)";
-    let worker = db.number(worker).await;
+    let _pin = pin(&db).await;
+    let worker = register(&db, "default").await;
     let dead = "insert into ambo.wake select gen_random_uuid() from generate_series(1, 50000);
         delete from ambo.wake;
         insert into ambo.cancel_request (run_id) select gen_random_uuid() from generate_series(1, 50000);
@@ -79,8 +107,7 @@ async fn fire_all(sql: &tokio_postgres::Client, mark: Option<String>) -> (i32, S
 #[tokio::test]
 async fn a_look_for_due_timers_does_not_walk_over_those_that_were() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let _pin = pin(&db).await;
     let insert = |n: u32, due: &str| {
         format!(
             "insert into ambo.timer (run_id, due_at, attempt, losses)
@@ -123,8 +150,7 @@ async fn a_look_for_due_timers_does_not_walk_over_those_that_were() {
 #[tokio::test]
 async fn a_look_for_runs_that_are_too_late_does_not_walk_over_those_that_were_in_time() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let _pin = pin(&db).await;
     let insert = |n: u32, start_by: &str| {
         format!(
             "insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow, start_by)
@@ -194,8 +220,7 @@ async fn a_look_for_runs_that_are_too_late_does_not_walk_over_those_that_were_in
 #[tokio::test]
 async fn what_an_open_transaction_has_enqueued_is_not_walked_by_each_claim() {
     let db = database().await;
-    let worker =
-        db.number("select worker_id from ambo.register_worker('w', '1', 0, '{default}', '{a}', false)").await;
+    let worker = register(&db, "default").await;
     let open = connect(&db.url).await;
     let enqueue = "begin; select count(*) from ambo.enqueue_workflows(array_fill('a'::text, '{50000}'), array_fill('1'::json, '{50000}'))";
     open.batch_execute(enqueue).await.unwrap();
@@ -222,25 +247,17 @@ async fn what_an_open_transaction_has_enqueued_is_not_walked_by_each_claim() {
 #[tokio::test]
 async fn a_burial_walks_over_the_dead_once() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
-    let register = |queue| {
-        format!(
-            "select worker_id from ambo.register_worker('w', '1', 0, '{{{queue}}}', '{{a}}', false, true)"
-        )
-    };
-    let dead = db.number(&register("default")).await;
-    let keeper = db.number(&register("other")).await;
+    let _pin = pin(&db).await;
+    let (dead, keeper) = (register(&db, "default").await, register(&db, "other").await);
     let claims = format!(
         "insert into ambo.claim (run_id, worker_id, attempt, losses)
          select gen_random_uuid(), {dead}, 1, 0 from generate_series(1, 50000);
          delete from ambo.claim;
-         select ambo.enqueue_workflow('a');
-         select count(run_id) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}');
-         update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {dead}"
+         select ambo.enqueue_workflow('a')"
     );
     db.sql.batch_execute(&claims).await.unwrap();
-    db.sql.query_one("select dead from ambo.heartbeat($1, 0, false)", &[&keeper]).await.unwrap();
+    assert_eq!(claim(&db, dead).await, 1);
+    declare_dead(&db, dead, keeper).await;
     let walk = blocks_of(&db.sql, "select from ambo.claim where attempt = 0").await;
     assert!(walk > 400, "a walk touched {walk} blocks only");
     let bury = format!("select recovered from ambo.bury_worker({keeper}, {dead}, 100)");
@@ -254,8 +271,7 @@ async fn a_burial_walks_over_the_dead_once() {
 #[tokio::test]
 async fn what_is_read_under_the_locks_of_a_partition_that_is_dropped_does_not_walk_over_the_dead() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
+    let _pin = pin(&db).await;
     let dead = "insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow)
         select n, pg_current_xact_id(), gen_random_uuid(), 0, 0, 0, 'default', 'a' from generate_series(1, 50000) n;
         delete from ambo.ready;
@@ -289,25 +305,16 @@ async fn what_is_read_under_the_locks_of_a_partition_that_is_dropped_does_not_wa
 #[tokio::test]
 async fn whoever_looks_for_the_claims_of_a_worker_goes_by_pieces() {
     let db = database().await;
-    let pin = connect(&db.url).await;
-    pin.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
-    let register = |queue| {
-        format!(
-            "select worker_id from ambo.register_worker('w', '1', 0, '{{{queue}}}', '{{a}}', false, true)"
-        )
-    };
-    let (dead, keeper) = (db.number(&register("default")).await, db.number(&register("other")).await);
-    let claim = format!(
-        "select count(run_id) from ambo.claim({dead}, 10, '{{default}}', '{{a}}', '{{0}}', '{{0}}', '{{}}')"
-    );
+    let _pin = pin(&db).await;
+    let (dead, keeper) = (register(&db, "default").await, register(&db, "other").await);
     db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
-    assert_eq!(db.number(&claim).await, 1);
+    assert_eq!(claim(&db, dead).await, 1);
     let rows = "insert into ambo.claim (run_id, worker_id, attempt, losses)
             select gen_random_uuid(), 0, 1, 0 from generate_series(1, 500000);
         delete from ambo.claim where worker_id = 0;
         select ambo.enqueue_workflow('a')";
     db.sql.batch_execute(rows).await.unwrap();
-    assert_eq!(db.number(&claim).await, 1);
+    assert_eq!(claim(&db, dead).await, 1);
 
     let look = async |page: i64| {
         let sql = "select cardinality(runs), next_page from ambo.claims_of($1, $2)";
@@ -325,9 +332,7 @@ async fn whoever_looks_for_the_claims_of_a_worker_goes_by_pieces() {
     assert_eq!(db.number("select count(*) from ambo.worker where dead_at is not null").await, 1);
     db.sql.batch_execute("rollback").await.unwrap();
 
-    let silent = format!("update ambo.heartbeat set at = now() - interval '1 hour' where worker_id = {dead}");
-    db.sql.batch_execute(&silent).await.unwrap();
-    db.sql.query_one("select dead from ambo.heartbeat($1, 0, false)", &[&keeper]).await.unwrap();
+    declare_dead(&db, dead, keeper).await;
     let bury = async |page: i64, left_behind: bool| {
         let sql =
             "select recovered, left_behind, next_page, buried from ambo.bury_worker($1, $2, 100, $3, $4)";
