@@ -24,7 +24,7 @@ pub enum Rule {
     AboveXmax,
     /// A late row that somebody else had locked keeps its xid in `late`.
     LockedLateRowsAreKept,
-    /// When the late rows are more than a claim takes, their xids stay in `late`.
+    /// When the late rows are more than a claim takes, the xids of those below the mark stay in `late`.
     FloodIsKept,
     /// When they are many more, the mark goes back below them instead.
     FloodGoesBack,
@@ -169,15 +169,16 @@ impl Marks {
         self.broken.keeps(rule)
     }
 
-    /// The statement of `claim`: `late_seen`, `late_locked`, `fresh_locked`, `taken`, `mark`, and what is computed after.
+    /// The statement of `claim`: `late_row`, `late_seen`, `locked`, `taken`, `mark`, and what is computed after.
     fn take(&self, state: &mut State, c: u8) -> Option<()> {
         let Claimer { low, late, stage } = state.claimers[usize::from(c)].clone();
         let Stage::Looked { last_seq, seen, in_progress, xmax } = stage else { return None };
         let is_late = |row: u8| self.keeps(Rule::LateProbe) && late & bit(state.xid(row)) != 0;
-        let mut late_seen: Vec<u8> = seen.iter().copied().filter(|&row| is_late(row)).collect();
-        late_seen.sort_by_key(|&row| state.xid(row));
-        late_seen.truncate(self.limit + 1);
-        let is_flood = late_seen.len() > self.limit;
+        let mut late_row: Vec<u8> = seen.iter().copied().filter(|&row| is_late(row)).collect();
+        late_row.sort_by_key(|&row| state.xid(row));
+        late_row.truncate(self.limit + 1);
+        let is_flood = late_row.len() > self.limit;
+        let late_seen: Vec<u8> = late_row.into_iter().filter(|&row| state.seq(row) <= low).collect();
         let mut late_locked = late_seen.clone();
         late_locked.sort_by_key(|&row| state.seq(row));
         late_locked.truncate(self.limit);
@@ -206,7 +207,9 @@ impl Marks {
             let rest: Vec<u8> =
                 state.visible().into_iter().filter(|row| is_late(*row) && !taken.contains(row)).collect();
             if rest.len() <= self.many {
-                new_late |= if self.keeps(Rule::FloodIsKept) { late } else { 0 };
+                let below =
+                    rest.iter().filter(|&&row| self.keeps(Rule::FloodIsKept) && state.seq(row) <= new_low);
+                new_late |= below.map(|&row| bit(state.xid(row))).fold(0, |a, b| a | b);
             } else if self.keeps(Rule::FloodGoesBack) {
                 new_low = rest.first().map_or(new_low, |&row| new_low.min(state.seq(row) - 1));
                 new_late &= !(late & state.ended);

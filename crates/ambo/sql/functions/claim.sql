@@ -7,8 +7,8 @@
 -- where S sees none, to a value that the sequence had reached before S. A row below it that S does not see
 -- then belongs to a transaction that had its xid before S and was not seen as ended by S: one of those in
 -- progress in S, or one from xmax of S (which is only the last *ended* xid plus one) to the last xid given out.
--- All these are in p_late of the next claim; of those that brought more than it takes, of the one after, or the mark goes back
--- below all that they brought. A row that S sees but that somebody else had locked holds the
+-- All these are in p_late of the next claim; of those whose rows it leaves below the mark, of the one after, or the mark goes
+-- back below all that they brought. A row that S sees but that somebody else had locked holds the
 -- mark, or its xid, until it is gone.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, and the runs in the
@@ -55,22 +55,26 @@ begin
         select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
             with ordinality as l (queue, workflow, priority, low, n)
         where not exists (select from ambo.queue q where q.name = l.queue and (q.paused or q.managed))
-    ), late_seen as materialized (
+    ), late_row as materialized (
         -- Of those that have ended: what an open one has enqueued so far, a million rows perhaps, is not walked.
         -- `offset 0`: by the index on xid, whatever the planner believes.
-        select r.place, r.xid, r.seq, l.n
+        select r.ctid as place, r.*
         from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, (select pg_current_snapshot())) offset 0) e
-        cross join lateral (select r.ctid as place, r.* from ambo.ready r where r.xid = e.x offset 0) r
-        cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
-                                                     and l.priority = r.priority limit 1) l
+        cross join lateral (select r.ctid, r.* from ambo.ready r where r.xid = e.x offset 0) r
         limit v_most
+    ), late_seen as materialized (
+        -- What lies above its mark, as all of it does where much is waiting, has its turn without being remembered.
+        select r.place, r.xid, r.seq, l.n
+        from late_row r
+        cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
+                                                     and l.priority = r.priority and r.seq <= l.low limit 1) l
     ), locked as materialized (
         -- In the order of lanes, and in each what came late, below its mark, before the rest.
         select f.place from lane l cross join lateral (
             select b.place from (
                 select r.ctid as place from ambo.ready r
                 where r.ctid = any (array(
-                    select s.place from late_seen s where s.n = l.n and s.seq <= l.low order by s.seq limit p_limit))
+                    select s.place from late_seen s where s.n = l.n order by s.seq limit p_limit))
                 for update skip locked) b
             union all
             select a.place from (
@@ -120,7 +124,7 @@ begin
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
               union select s.xid from late_seen s where s.place <> all (array(select k.place from locked k))),
         pg_snapshot_xmax(pg_current_snapshot()),
-        (select count(*) = v_most from late_seen)
+        (select count(*) = v_most from late_row)
     into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
     from ordered o;
 
@@ -138,8 +142,17 @@ begin
             select from unnest(p_late) e (x)
             cross join lateral (select from ambo.ready r where r.xid = e.x offset 0) r limit 5001) f);
         if not v_flood then
-            -- The next claim looks for them once more.
-            v_late := array(select unnest(v_late) union select unnest(p_late));
+            -- The next claim looks once more for those that are below a mark.
+            v_late := array(
+                select unnest(v_late)
+                union
+                select f.xid
+                from (
+                    select r.xid, r.queue, r.workflow, r.priority, min(r.seq) as seq from unnest(p_late) e (x)
+                    cross join lateral (select r.* from ambo.ready r where r.xid = e.x offset 0) r
+                    group by 1, 2, 3, 4) f
+                join unnest(p_queues, p_workflows, p_priorities, v_lows) as g (queue, workflow, priority, low)
+                    on g.queue = f.queue and g.workflow = f.workflow and g.priority = f.priority and f.seq <= g.low);
         else
             -- So many that to pass over those which were taken would take longer each time: the lanes go back below all of them, and
             -- they are found there. By xid here too: at the head of a lane stand all that died since the last vacuum.

@@ -341,6 +341,38 @@ async fn the_very_first_run_is_not_below_the_mark() {
     assert_eq!(runs.len(), 1);
 }
 
+/// Where much is waiting, what commits late lies above the mark and has its turn: to look for it with each claim until then would
+/// make claims the slower, the more there is to do.
+#[tokio::test]
+async fn what_commits_late_above_the_mark_is_not_looked_for_again() {
+    let enqueue = |size: i64| {
+        format!(
+            "select count(*) from ambo.enqueue_workflows(
+                array_fill('a'::text, array[{size}]), array_fill('1'::json, array[{size}]))"
+        )
+    };
+    // With fewer than are looked at, and with more.
+    for size in [500, 3000] {
+        let db = database().await;
+        let mut claimer = Claimer::new(&db).await;
+        db.sql.batch_execute(&enqueue(1000)).await.unwrap();
+        let open = connect(&db.url).await;
+        open.batch_execute(&format!("begin; {}", enqueue(size))).await.unwrap();
+        let xid: String = open.query_one("select pg_current_xact_id()::text", &[]).await.unwrap().get(0);
+        let mut claim = async || {
+            let (runs, marks) = claimer.claim(100).await;
+            claimer.keep(marks);
+            (runs.len() as i64, claimer.late.contains(&xid))
+        };
+        assert_eq!(claim().await, (100, true), "it may still bring something below the mark");
+        open.batch_execute("commit").await.unwrap();
+        for _ in 0..9 + size / 100 {
+            assert_eq!(claim().await, (100, false));
+        }
+        assert_eq!(claim().await, (0, false));
+    }
+}
+
 /// Blocks of the table of waiting runs and its indexes that one claim touches.
 async fn blocks_of_a_claim(claimer: &mut Claimer) -> (Vec<Uuid>, i64) {
     let count = "select sum(pg_stat_get_xact_blocks_fetched(o))::bigint from unnest(array[
