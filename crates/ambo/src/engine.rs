@@ -14,6 +14,7 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod keeper;
 pub(crate) mod life;
+pub(crate) mod look;
 pub(crate) mod refusal;
 pub(crate) mod rehearse;
 pub(crate) mod run;

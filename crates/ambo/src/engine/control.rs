@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::look::Look;
 use super::{Engine, Life, keeper, life};
 use crate::error::Result;
 use crate::store::connect::{Link, Notice, Session};
@@ -52,9 +53,7 @@ pub(crate) struct Control<'a> {
     next_beat: Option<Duration>,
     /// Claims that this worker did not know when it last looked.
     unknown: Vec<(Uuid, i32)>,
-    reconciled: Instant,
-    /// Where a look at all claims goes on, a piece with each heartbeat: behind an old snapshot it walks over what is dead.
-    look_from: Option<i64>,
+    claims: Look,
 }
 
 impl<'a> Control<'a> {
@@ -64,6 +63,7 @@ impl<'a> Control<'a> {
         link: Link,
         notices: &'a mut mpsc::UnboundedReceiver<Notice>,
     ) -> Self {
+        let patience = if engine.target.pooled { RECONCILE_POOLED } else { RECONCILE };
         // The connection on which the life was registered holds its lock, but does not listen yet.
         Control {
             engine,
@@ -75,8 +75,7 @@ impl<'a> Control<'a> {
             keeper: keeper::Duties::default(),
             next_beat: None,
             unknown: Vec::new(),
-            look_from: None,
-            reconciled: Instant::now(),
+            claims: Look::new(Instant::now(), patience),
         }
     }
 
@@ -156,17 +155,11 @@ impl<'a> Control<'a> {
         if !self.unknown.is_empty() {
             life::return_lost(&self.engine, &self.life, session, &mut self.unknown).await?;
         }
-        let patience = if self.engine.target.pooled { RECONCILE_POOLED } else { RECONCILE };
-        if self.look_from.is_none()
-            // What is suspected from here on is not answered by what is read from here on.
-            && (self.life.suspicion.swap(false, Ordering::AcqRel) || self.reconciled.elapsed() > patience)
-        {
-            self.look_from = Some(0);
-            self.reconciled = Instant::now();
-        }
-        if let Some(page) = self.look_from {
-            (self.unknown, self.look_from) =
-                life::unknown_claims(&self.engine, &self.life, session, page).await?;
+        let (began, suspicion) = (Instant::now(), &self.life.suspicion);
+        if let Some(page) = self.claims.piece(began, || suspicion.swap(false, Ordering::AcqRel)) {
+            let (unknown, next) = life::unknown_claims(&self.engine, &self.life, session, page).await?;
+            self.unknown = unknown;
+            self.claims.looked(began, Instant::now(), next);
         }
         Ok(())
     }
