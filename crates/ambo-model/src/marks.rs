@@ -169,16 +169,16 @@ impl Marks {
         self.broken.keeps(rule)
     }
 
-    /// The statement of `claim`: `late_row`, `late_seen`, `locked`, `taken`, `mark`, and what is computed after.
+    /// The statement of `claim`: `late_seen`, `locked`, `taken`, `mark`, and what is computed after.
     fn take(&self, state: &mut State, c: u8) -> Option<()> {
         let Claimer { low, late, stage } = state.claimers[usize::from(c)].clone();
         let Stage::Looked { last_seq, seen, in_progress, xmax } = stage else { return None };
         let is_late = |row: u8| self.keeps(Rule::LateProbe) && late & bit(state.xid(row)) != 0;
-        let mut late_row: Vec<u8> = seen.iter().copied().filter(|&row| is_late(row)).collect();
-        late_row.sort_by_key(|&row| state.xid(row));
-        late_row.truncate(self.limit + 1);
-        let is_flood = late_row.len() > self.limit;
-        let late_seen: Vec<u8> = late_row.into_iter().filter(|&row| state.seq(row) <= low).collect();
+        let is_below = |row: &u8| is_late(*row) && state.seq(*row) <= low;
+        let mut late_seen: Vec<u8> = seen.iter().copied().filter(is_below).collect();
+        late_seen.sort_by_key(|&row| state.xid(row));
+        late_seen.truncate(self.limit + 1);
+        let is_flood = late_seen.len() > self.limit;
         let mut late_locked = late_seen.clone();
         late_locked.sort_by_key(|&row| state.seq(row));
         late_locked.truncate(self.limit);

@@ -55,19 +55,16 @@ begin
         select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
             with ordinality as l (queue, workflow, priority, low, n)
         where not exists (select from ambo.queue q where q.name = l.queue and (q.paused or q.managed))
-    ), late_row as materialized (
-        -- Of those that have ended: what an open one has enqueued so far, a million rows perhaps, is not walked.
-        -- `offset 0`: by the index on xid, whatever the planner believes.
-        select r.ctid as place, r.*
-        from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, (select pg_current_snapshot())) offset 0) e
-        cross join lateral (select r.ctid, r.* from ambo.ready r where r.xid = e.x offset 0) r
-        limit v_most
     ), late_seen as materialized (
-        -- What lies above its mark, as all of it does where much is waiting, has its turn without being remembered.
+        -- Of those that have ended: what an open one has enqueued so far, a million rows perhaps, is not walked.
+        -- `offset 0`: by the index on xid, whatever the planner believes. What lies above its mark, as all of it does where much
+        -- is waiting, has its turn without being remembered, and, like rows of other queues, hides nothing from this limit.
         select r.place, r.xid, r.seq, l.n
-        from late_row r
+        from (select x from unnest(p_late) x where pg_visible_in_snapshot(x, (select pg_current_snapshot())) offset 0) e
+        cross join lateral (select r.ctid as place, r.* from ambo.ready r where r.xid = e.x offset 0) r
         cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
                                                      and l.priority = r.priority and r.seq <= l.low limit 1) l
+        limit v_most
     ), locked as materialized (
         -- In the order of lanes, and in each what came late, below its mark, before the rest.
         select f.place from lane l cross join lateral (
@@ -124,7 +121,7 @@ begin
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
               union select s.xid from late_seen s where s.place <> all (array(select k.place from locked k))),
         pg_snapshot_xmax(pg_current_snapshot()),
-        (select count(*) = v_most from late_row)
+        (select count(*) = v_most from late_seen)
     into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
     from ordered o;
 

@@ -373,6 +373,25 @@ async fn what_commits_late_above_the_mark_is_not_looked_for_again() {
     }
 }
 
+/// One transaction brings a run below the mark and, before it, many to a queue that nobody here serves.
+#[tokio::test]
+async fn a_late_run_is_not_hidden_by_those_of_another_queue() {
+    let db = database().await;
+    let mut claimer = Claimer::new(&db).await;
+    db.sql.batch_execute("select ambo.create_queue('elsewhere'), ambo.enqueue_workflow('a')").await.unwrap();
+    let open = connect(&db.url).await;
+    let both = "begin; select count(*) from ambo.enqueue_workflows(array_fill('a'::text, array[3000]),
+            array_fill('1'::json, array[3000]), array_fill('elsewhere'::text, array[3000]));
+        select ambo.enqueue_workflow('a')";
+    open.batch_execute(both).await.unwrap();
+    db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
+    let (runs, marks) = claimer.claim(10).await;
+    claimer.keep(marks);
+    assert_eq!(runs.len(), 2, "the mark is above what is to come");
+    open.batch_execute("commit").await.unwrap();
+    assert_eq!(claimer.claim(10).await.0.len(), 1);
+}
+
 /// Blocks of the table of waiting runs and its indexes that one claim touches.
 async fn blocks_of_a_claim(claimer: &mut Claimer) -> (Vec<Uuid>, i64) {
     let count = "select sum(pg_stat_get_xact_blocks_fetched(o))::bigint from unnest(array[
