@@ -58,7 +58,7 @@
 //!
 //! A run that is interrupted is *replayed*: its body is called again, and every durable call that was recorded answers from
 //! its record. So a body makes the same durable calls, in the same places, every time; whatever it decides by (time, randomness,
-//! the outside) belongs into a step. Code that makes another call at a recorded position is found out (`AMBO021`) and the run
+//! the outside) belongs into a step. Code that makes another call at a recorded position, or ends before it, is found out (`AMBO021`) and the run
 //! waits, with its history, for code that fits.
 //!
 //! # Features
@@ -172,6 +172,8 @@ mod shown {
     struct Queues;
     #[doc = include_str!("../../../docs/guide/operate.md")]
     struct Operate;
+    #[doc = include_str!("../../../docs/guide/observe.md")]
+    struct Observe;
     #[cfg(all(feature = "encryption", feature = "object-store"))]
     #[doc = include_str!("../../../docs/guide/payloads.md")]
     struct Payloads;

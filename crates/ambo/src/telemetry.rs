@@ -1,11 +1,14 @@
 //! Every metric, with its unit: names are constants here and nowhere else. Spans are `run` (run, workflow, attempt),
 //! `step` and `transaction` (position, name, and the number of the attempt under way), on targets below `ambo`.
 //!
-//! Without a recorder of the `metrics` crate they cost next to nothing. Install the recorder before workers start.
+//! Without a recorder of the `metrics` crate they cost next to nothing. Install the recorder before the first workflow is
+//! registered: what was looked up before it counts nowhere.
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 /// Runs taken into memory, by `workflow`.
 pub const RUNS_STARTED: &str = "ambo_runs_started_total";
@@ -34,7 +37,7 @@ pub const FENCED: &str = "ambo_worker_fenced_total";
 /// Runs that only the sweep found; anything above zero is a bug in Ambo.
 pub const SWEEP_FOUND: &str = "ambo_sweep_found_total";
 
-/// All names with their meaning, for documentation and recorders.
+/// All names with their meaning. A worker that starts describes them to the recorder.
 pub const ALL: &[(&str, &str)] = &[
     (RUNS_STARTED, "runs taken into memory"),
     (RUNS_ENDED, "runs that ended"),
@@ -50,6 +53,21 @@ pub const ALL: &[(&str, &str)] = &[
     (FENCED, "times this worker was declared dead"),
     (SWEEP_FOUND, "runs that only the sweep found"),
 ];
+
+/// Tells the recorder what each metric means, by the ending of its name: it sorts counters, times and the rest.
+pub(crate) fn describe() {
+    for (name, meaning) in ALL.iter().copied() {
+        if name.ends_with("_total") {
+            describe_counter!(name, meaning);
+        } else if name.ends_with("_seconds") {
+            describe_histogram!(name, Unit::Seconds, meaning);
+        } else if name == RUNS_IN_FLIGHT {
+            describe_gauge!(name, Unit::Count, meaning);
+        } else {
+            describe_histogram!(name, Unit::Count, meaning);
+        }
+    }
+}
 
 /// The counters of one workflow, looked up once: with no recorder they cost nothing, with one an addition.
 #[derive(Clone)]

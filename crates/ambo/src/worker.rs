@@ -25,6 +25,7 @@ use crate::retry::Retry;
 use crate::store::claim::ClaimedRun;
 use crate::store::enqueue::{NewRun, Terms};
 use crate::store::worker::Registration;
+use crate::telemetry;
 use crate::workflow::{PIN, Registry, States, Workflow, WorkflowFn};
 
 /// Configures a [`Worker`].
@@ -240,6 +241,7 @@ impl WorkerBuilder {
         if let Ok(wanted) = std::env::var(replay_check::VARIABLE) {
             match replay_check::serve(self, &wanted).await? {}
         }
+        telemetry::describe();
         let (client, engine) = self.engine()?;
         let engine = Arc::new(engine);
         let ended = spawn_thread(engine.clone()).await?;

@@ -56,6 +56,20 @@ fn every_test_that_the_guarantees_name_is_there() {
     }
 }
 
+#[test]
+fn the_guide_has_every_metric_with_its_meaning() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/observe.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    for (name, meaning) in ambo::telemetry::ALL {
+        assert!(
+            page.contains(&format!("| `{name}` | {meaning} |")),
+            "{name} is not in the table as it is described"
+        );
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `ambo_")).count();
+    assert_eq!(rows, ambo::telemetry::ALL.len(), "a metric that is not there");
+}
+
 /// The text of all files of a folder.
 fn sources(folder: &Path) -> String {
     std::fs::read_dir(folder)

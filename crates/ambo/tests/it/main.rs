@@ -61,6 +61,7 @@ mod smoke;
 #[cfg(feature = "sqlx")]
 mod stage;
 #[cfg(feature = "testing")]
+mod telemetry;
 mod testbed;
 #[cfg(feature = "testing")]
 mod time_limits;
