@@ -33,10 +33,12 @@ pub(super) async fn undone_for(run: &Arc<Run>) -> Option<Error> {
 pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> Ending {
     let undone = undone_for(run).await;
     let is_begun = undone.is_some();
+    let is_free = !is_begun && !run.has_expired() && !run.has_passed_over() && run.told() == 0;
+    if is_free && let Some(why) = ended_early(run, &ended) {
+        return Ending::Outcome("dead", Err(why));
+    }
     let ended = match ended {
-        Ok(Ok(output)) if !is_begun && !run.has_expired() && !run.has_passed_over() && run.told() == 0 => {
-            return Ending::Outcome("succeeded", Ok(output));
-        }
+        Ok(Ok(output)) if is_free => return Ending::Outcome("succeeded", Ok(output)),
         Ok(Ok(_)) => Error::new(Code::Application, "the run had failed before"),
         Ok(Err(error)) => error,
         Err(panic) => panicked("the workflow", &*panic),
@@ -44,8 +46,7 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     let told = if is_begun { None } else { why_told(run).await };
     let error = undone.or(told).unwrap_or(ended);
     // A state that the worker was not given, for instance: the worker is wrong, and not what the run did.
-    let is_misconfigured = error.code() == Code::Configuration;
-    if !is_begun && (is_misconfigured || error.is_to_be_mended() && run.history.is_to_be_mended()) {
+    if !is_begun && (error.code() == Code::Configuration || is_to_be_mended(run, &error)) {
         // It goes on when somebody has mended that, as after a wrong deploy: nothing is undone.
         return Ending::Outcome("dead", Err(error));
     }
@@ -88,6 +89,28 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
         _ => "failed",
     };
     Ending::Outcome(status, Err(error))
+}
+
+fn is_to_be_mended(run: &Run, error: &Error) -> bool {
+    error.is_to_be_mended() && run.history.is_to_be_mended()
+}
+
+/// A body that ended by itself before it came to all that it had done before is not the code that did it: as where it makes
+/// another call, nothing is undone, for what undoes those calls was not registered.
+fn ended_early(run: &Run, ended: &Caught) -> Option<Error> {
+    let how = match ended {
+        Ok(Ok(_)) => "succeeds".to_owned(),
+        Ok(Err(error)) if error.code() == Code::Configuration || is_to_be_mended(run, error) => return None,
+        Ok(Err(error)) => format!("fails with {}", error.code()),
+        Err(_) => "panics".to_owned(),
+    };
+    let (position, name) = run.history.ahead()?;
+    let text = format!(
+        "position {position} of run {} holds {name:?}, but the code now {how} before it; \
+         deploy code that makes the same calls, then retry the run",
+        run.id
+    );
+    Some(Error::new(Code::NonDeterminism, text))
 }
 
 /// Why the run was told to end: its [own](is_own) end, also where it is read back.

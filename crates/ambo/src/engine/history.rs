@@ -300,6 +300,13 @@ impl History {
         left
     }
 
+    /// A call, or a branch, that is recorded behind the last one which the body has built at the top. Code that makes the same calls
+    /// comes by there before it ends, whatever became of what lies within branches.
+    pub(crate) fn ahead(&self) -> Option<(String, String)> {
+        let next = self.top() + 1;
+        self.left().into_iter().find(|(position, _)| is_at_or_after(position, "", next))
+    }
+
     /// Whether the patch `name` is in force before the call with index `next` of a branch; a patch that is new here comes with
     /// the position and the name under which it is to be recorded.
     pub(crate) fn patch(&self, branch: &str, next: u32, name: &str) -> Patch {
@@ -381,6 +388,18 @@ mod tests {
         ]);
         assert!(matches!(history.patch("2", 5, "p"), Patch::Taken));
         assert!(matches!(history.patch("2", 5, "q"), Patch::Passed));
+    }
+
+    #[test]
+    fn what_is_recorded_behind_the_last_call_at_the_top_is_ahead() {
+        let history =
+            History::new(vec![checkpoint("0", UNDO_NAME), checkpoint("2.7", "b"), checkpoint("3.1", "c")]);
+        history.built("", 1);
+        assert_eq!(history.ahead(), Some(("2.7".into(), "b".into())));
+        history.built("", 2);
+        assert_eq!(history.ahead(), Some(("3.1".into(), "c".into())));
+        history.built("", 3);
+        assert_eq!(history.ahead(), None, "what is left within a branch may be of one that was dropped");
     }
 
     #[test]

@@ -449,12 +449,19 @@ async fn code_that_does_not_fit_a_runs_history_loses_nothing() {
     let db = database().await;
     let done = Arc::new(AtomicU32::new(0));
     let (renamed, fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-    let settings = (done.clone(), renamed.clone(), fails.clone());
-    type Settings = (Arc<AtomicU32>, Arc<AtomicBool>, Arc<AtomicBool>);
+    let early = Arc::new(AtomicU32::new(0));
+    let settings = (done.clone(), renamed.clone(), fails.clone(), early.clone());
+    type Settings = (Arc<AtomicU32>, Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicU32>);
     async fn shifty(mut cx: Ctx<'_>, _: i32) -> Result<u32> {
         let settings = cx.state::<Settings>()?;
-        let (done, renamed, fails) = &*settings;
+        let (done, renamed, fails, early) = &*settings;
         cx.step("zero", async || Ok::<_, Error>(())).await?;
+        match early.load(Ordering::SeqCst) {
+            1 => return Ok(7),
+            2 => return Err("told to".into()),
+            3 => panic!("told to"),
+            _ => {}
+        }
         let name = if renamed.load(Ordering::SeqCst) { "uno" } else { "one" };
         let value = cx.step(name, async || Ok::<_, Error>(done.fetch_add(1, Ordering::SeqCst))).await?;
         if fails.load(Ordering::SeqCst) { Err("told to".into()) } else { Ok(value) }
@@ -473,6 +480,17 @@ async fn code_that_does_not_fit_a_runs_history_loses_nothing() {
     assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "dead");
 
     renamed.store(false, Ordering::SeqCst);
+    for (way, how) in [(1, "succeeds"), (2, "fails with AMBO027"), (3, "panics")] {
+        early.store(way, Ordering::SeqCst);
+        db.client.retry(run).await.unwrap();
+        let error = result(&db.client, run).await.unwrap_err();
+        assert_eq!(error.code(), Code::NonDeterminism, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("\"one\"") && text.contains(how) && text.contains("position 2"), "{text}");
+        assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "dead");
+    }
+
+    early.store(0, Ordering::SeqCst);
     fails.store(false, Ordering::SeqCst);
     db.client.retry(run).await.unwrap();
     assert_eq!(result(&db.client, run).await.unwrap(), 0);
