@@ -76,6 +76,13 @@ impl Server {
         }
         let data: String = control.query_one("show data_directory", &[]).await?.try_get(0)?;
         refuse_memory(Path::new(&data))?;
+        // Whether commits wait behind a kernel that writes out all at once what was dirty for long: see `docs/guide/operate.md`.
+        let kernel = std::fs::read_to_string("/proc/sys/vm/dirty_background_bytes");
+        if let Ok(bytes) = kernel
+            && Path::new(&data).exists()
+        {
+            settings.insert("vm.dirty_background_bytes".to_owned(), bytes.trim().into());
+        }
         let server = Server { cluster, base_url, control, settings, next: AtomicU32::new(0) };
         server.drop_databases().await?;
         Ok(server)

@@ -34,7 +34,7 @@ const RECOVERY: &str = "seconds_to_clean";
 const HOTTEST: &str = "updates_per_row_s";
 const NOTE: &str = "one-step runs at 70% of what `runs` does; clean, behind a repeatable-read snapshot, behind a writing transaction, \
     beside overlapping two-second queries, after their end; worst phase over the clean one: runs served, p99 from commit to \
-    start; seconds until both are as they were; updates a second of the row that is updated most";
+    start; seconds until both are as they were, by spans of ten; updates a second of the row that is updated most";
 
 /// Measures it.
 pub async fn run(bench: &Bench) -> Result<Vec<Line>> {

@@ -54,7 +54,7 @@ table child_carried
     child_id uuid not null
     UNIQUE index child_carried_pkey btree (run_id, child_id)
 
-table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=2, autovacuum_vacuum_cost_limit=200, vacuum_truncate=off)
     run_id uuid not null
     worker_id bigint not null
     claimed_at timestamp with time zone not null default now()
@@ -91,7 +91,7 @@ table fan_in with (fillfactor=50)
     looked_at timestamp with time zone not null
     UNIQUE index fan_in_pkey btree (run_id)
 
-table head with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+table head with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=2, autovacuum_vacuum_cost_limit=200, vacuum_truncate=off)
     queue text not null
     group_key text not null
     run_id uuid not null
@@ -209,7 +209,7 @@ table queue_group
     UNIQUE index queue_group_pkey btree (queue, group_key)
     index queue_group_queue_group_key_idx btree (queue, group_key) WHERE draining
 
-table rate with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+table rate with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=2, autovacuum_vacuum_cost_limit=200, vacuum_truncate=off)
     queue text not null
     group_key text not null
     seq bigint not null
@@ -219,7 +219,7 @@ table rate with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=2
 
 sequence rate_seq
 
-table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=0, vacuum_truncate=off)
+table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=2, autovacuum_vacuum_cost_limit=200, vacuum_truncate=off)
     seq bigint not null
     xid xid8 not null
     run_id uuid not null

@@ -94,8 +94,11 @@ pub struct Phase {
     offered: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// By the second: runs ended, and p99 in milliseconds.
-    seconds: Vec<(f64, f64)>,
+    /// By the second: p99 in milliseconds.
+    seconds: Vec<f64>,
+    /// The same of spans of so many seconds, and how many runs ended in each second of it.
+    spans: Vec<(f64, f64)>,
+    span_seconds: usize,
     /// Updates a second of one row, in the table where there are most.
     pub hottest: f64,
     pub dead_rows: f64,
@@ -130,8 +133,17 @@ pub async fn watch(name: Name, database: &Database, pulse: &Pulse, time: Duratio
             window.record(latency)?;
         }
     }
-    let seconds = counted.windows(2).zip(&windows);
-    let seconds = seconds.map(|(n, window)| ((n[1] - n[0]) as f64, ms(window, 0.99))).collect();
+    let seconds = windows.iter().map(|window| ms(window, 0.99)).collect();
+    // A second has too few stalls in it to be compared with a minute: it is chance whether there is one.
+    let span_seconds = (time.as_secs() as usize / 9).clamp(1, 10);
+    let mut spans = Vec::new();
+    for (at, span) in windows.chunks_exact(span_seconds).enumerate() {
+        let mut merged = Histogram::<u64>::new(3)?;
+        span.iter().try_for_each(|window| merged.add(window))?;
+        let at = at * span_seconds;
+        let Some(end) = counted.get(at + span_seconds) else { break };
+        spans.push(((end - counted[at]) as f64 / span_seconds as f64, ms(&merged, 0.99)));
+    }
     let updates = updates(&inside).await? - updates_before;
     let tables = tables(&inside).await?;
     Ok(Phase {
@@ -141,6 +153,8 @@ pub async fn watch(name: Name, database: &Database, pulse: &Pulse, time: Duratio
         p50_ms: ms(&all, 0.5),
         p99_ms: ms(&all, 0.99),
         seconds,
+        spans,
+        span_seconds,
         hottest: updates / took.as_secs_f64(),
         dead_rows: tables.iter().map(|table| table.1 as f64).sum(),
         mib: tables.iter().map(|table| table.2 + table.3).sum(),
@@ -175,13 +189,8 @@ async fn tables(inside: &Client) -> Result<Vec<(String, i64, f64, f64)>> {
 impl Phase {
     /// From which second on the phase was as good as this to its end; its length where it never was.
     pub fn seconds_until(&self, served: f64, p99_ms: f64) -> f64 {
-        let bad = self.seconds.iter().rposition(|(runs, p99)| *runs < served || *p99 > p99_ms);
-        // Alone, one bad second of the last is chance: two in a row are not.
-        let pairs = self
-            .seconds
-            .windows(2)
-            .rposition(|pair| pair.iter().all(|(runs, p99)| *runs < served || *p99 > p99_ms));
-        pairs.map_or(0.0, |last| bad.unwrap_or(last).min(last + 1) as f64 + 1.0)
+        let bad = self.spans.iter().rposition(|(runs, p99)| *runs < served || *p99 > p99_ms);
+        bad.map_or(0.0, |last| ((last + 1) * self.span_seconds) as f64)
     }
 }
 
@@ -197,7 +206,7 @@ impl fmt::Display for Phase {
             write!(f, "; {table}: {dead} dead, {table_mib:.1} + {index_mib:.1} MiB")?;
         }
         // A p99 over minutes says whether there were stalls; these say when, to be laid beside the server's log.
-        let mut slow: Vec<(usize, f64)> = self.seconds.iter().map(|second| second.1).enumerate().collect();
+        let mut slow: Vec<(usize, f64)> = self.seconds.iter().copied().enumerate().collect();
         slow.sort_by(|a, b| b.1.total_cmp(&a.1));
         slow.truncate(SLOWEST);
         slow.sort_unstable_by_key(|second| second.0);
