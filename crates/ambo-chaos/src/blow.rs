@@ -146,7 +146,8 @@ async fn on_server(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
                 Ok(Some(String::new()))
             }
             Blow::FillVolume { time } => {
-                Ok(pair.fill_up(time)?.then(|| format!("for {} ms", time.as_millis())))
+                let how = |fell: bool| if fell { "the primary fell" } else { "the primary had room enough" };
+                Ok(pair.fill_up(time)?.map(|fell| format!("for {} ms: {}", time.as_millis(), how(fell))))
             }
             _ => {
                 if !pair.fail_over()? {

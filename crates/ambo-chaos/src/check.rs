@@ -11,7 +11,7 @@ use crate::pair::Pair;
 use crate::witness::{Effect, Testimony};
 
 /// What is counted in the database: each must be 0.
-const COUNTS: [(&str, &str); 18] = [
+const COUNTS: [(&str, &str); 19] = [
     (
         "money is not conserved in the tables of pgbench",
         "select (a <> t)::int + (t <> b)::int + (b <> h)::int from
@@ -19,6 +19,18 @@ const COUNTS: [(&str, &str); 18] = [
              (select coalesce(sum(tbalance), 0) as t from pgbench_tellers) t,
              (select coalesce(sum(bbalance), 0) as b from pgbench_branches) b,
              (select coalesce(sum(delta), 0) as h from pgbench_history) h",
+    ),
+    (
+        "accounts, tellers and branches have not what was posted to them",
+        "select (select count(*) from pgbench_accounts a left join
+                     (select aid, sum(delta) as delta from pgbench_history group by aid) h using (aid)
+                 where a.abalance <> coalesce(h.delta, 0))
+              + (select count(*) from pgbench_tellers t left join
+                     (select tid, sum(delta) as delta from pgbench_history group by tid) h using (tid)
+                 where t.tbalance <> coalesce(h.delta, 0))
+              + (select count(*) from pgbench_branches b left join
+                     (select bid, sum(delta) as delta from pgbench_history group by bid) h using (bid)
+                 where b.bbalance <> coalesce(h.delta, 0))",
     ),
     (
         "enqueues that were committed have no run",
@@ -105,6 +117,10 @@ pub(crate) const LEFT: &str = "select (select count(*) from ambo.ready) + (selec
     + (select count(*) from ambo.timer) + (select count(*) from ambo.wake)
     + (select count(*) from ambo.cancel_request) + (select count(*) from ambo.transaction_marker)";
 
+/// Of each of these there is some in every round, whatever befell it.
+const ASKED: [&str; 5] = ["runs", "transaction steps", "steps", "effects", "orders acknowledged"];
+const ASKED_MIN: u64 = 10;
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -158,6 +174,11 @@ pub(crate) fn check(
         ("orders whose answer was lost", receipts.unknown as usize),
     ] {
         findings.figures.insert(what, count as u64);
+    }
+    for what in ASKED {
+        if findings.figures.get(what).is_none_or(|count| *count < ASKED_MIN) {
+            findings.violation(1, format!("fewer than {ASKED_MIN} {what}: the round has shown nothing"));
+        }
     }
     Ok(findings)
 }

@@ -36,9 +36,9 @@ struct Args {
     /// The seed of the first round; the next ones count up from it [default: from the clock].
     #[arg(long)]
     seed: Option<u64>,
-    /// Begin no round after so many seconds.
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
+    /// Begin no round after so many seconds [default: 60, or without end where --rounds is given].
+    #[arg(long)]
+    seconds: Option<u64>,
     /// At most so many rounds.
     #[arg(long)]
     rounds: Option<u64>,
@@ -76,7 +76,8 @@ fn main() -> Result<ExitCode> {
         (0..args.rounds.unwrap_or(1)).for_each(|round| println!("{}", adapt(Plan::draw(first + round))));
         return Ok(ExitCode::SUCCESS);
     }
-    run(&runtime, first, args.rounds.unwrap_or(u64::MAX), Duration::from_secs(args.seconds))
+    let seconds = args.seconds.unwrap_or_else(|| if args.rounds.is_some() { u64::MAX } else { 60 });
+    run(&runtime, first, args.rounds.unwrap_or(u64::MAX), Duration::from_secs(seconds))
 }
 
 /// Round after round, until one finds something.

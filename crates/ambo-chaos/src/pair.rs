@@ -100,13 +100,15 @@ impl Pair {
     }
 
     /// No room for the log, for so long; the primary falls as a rule, and is started when there is room again.
-    pub(crate) fn fill_up(&self, time: Duration) -> Result<bool> {
-        let Some(volume) = &self.volume else { return Ok(false) };
+    /// Answers whether it had.
+    pub(crate) fn fill_up(&self, time: Duration) -> Result<Option<bool>> {
+        let Some(volume) = &self.volume else { return Ok(None) };
         volume.fill();
         std::thread::sleep(time);
+        let has_fallen = self.ask("select 1").is_err();
         volume.free();
         self.stand_up()?;
-        Ok(true)
+        Ok(Some(has_fallen))
     }
 
     /// Starts the primary if it has fallen.

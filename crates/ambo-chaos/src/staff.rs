@@ -85,7 +85,7 @@ impl Staff {
         if let Some((file, library)) = &self.clock {
             command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file);
             // What jumps in a real machine is the time of day.
-            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_CACHE_DURATION", "1");
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_NO_CACHE", "1");
         }
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "ambo=info".into()));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);

@@ -995,6 +995,10 @@ function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigin
     returns bigint
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 
+function tags(p_runs uuid[])
+    returns text
+    immutable
+
 function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record
     volatile

@@ -549,9 +549,9 @@ impl<'run> Ctx<'run> {
     }
 
     /// Whether somebody asked to cancel the run. The next durable call fails with `AMBO025` then, when the steps have ended that
-    /// run beside it.
+    /// run beside it. In a replay not before the code has come to all that the run had done.
     pub fn is_cancelled(&self) -> bool {
-        self.run.is_cancelled()
+        self.run.is_cancelled() && self.run.history.ahead().is_none()
     }
 }
 

@@ -17,12 +17,14 @@ pub(crate) mod life;
 pub(crate) mod look;
 pub(crate) mod refusal;
 pub(crate) mod rehearse;
+pub(crate) mod rest;
 pub(crate) mod run;
 pub(crate) mod script;
 pub(crate) mod sealing;
 pub(crate) mod shares;
 pub(crate) mod slots;
 pub(crate) mod turns;
+pub(crate) mod under_way;
 pub(crate) mod wait;
 
 use std::sync::Arc;

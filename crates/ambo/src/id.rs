@@ -20,6 +20,17 @@ impl RunId {
     }
 }
 
+/// The last sixteen bits of an id, by which notifications name runs: enough to find them among one's own, and too little to know an
+/// id by.
+pub(crate) fn tag(run: &Uuid) -> u16 {
+    run.as_u128() as u16
+}
+
+/// The tags in a notification. Anybody may have sent it: what makes no sense is none.
+pub(crate) fn tags(payload: &str) -> impl Iterator<Item = u16> {
+    payload.split(',').filter_map(|tag| u16::from_str_radix(tag, 16).ok())
+}
+
 impl From<Uuid> for RunId {
     fn from(id: Uuid) -> Self {
         RunId(id)

@@ -457,6 +457,7 @@ impl Worker {
         let life = self.life().await?;
         let (new, mut run) = (run.clone(), run);
         run.seal(self.client.vault()).await?;
+        let _under_way = life.under_way.begin();
         let doubt = Doubt(Some(&life));
         let answer = self.client.enqueuer().start(run, life.worker).await;
         failpoint::reach("start-answered");

@@ -11,7 +11,15 @@ use super::pulse::{Pulse, served, take_seen};
 use crate::database::{Database, connect};
 
 /// In their order; the first is what the others are compared with.
-pub const PHASES: [Name; 5] = [Name::Clean, Name::Snapshot, Name::Writer, Name::Queries, Name::Released];
+pub const PHASES: [Name; 7] = [
+    Name::Clean,
+    Name::Snapshot,
+    Name::Released,
+    Name::Writer,
+    Name::Released,
+    Name::Queries,
+    Name::Released,
+];
 
 /// Seconds of a phase that are told one by one.
 const SLOWEST: usize = 8;
@@ -26,7 +34,7 @@ pub enum Name {
     Writer,
     /// Queries of two seconds each, of which there are always two.
     Queries,
-    /// Nothing again.
+    /// Nothing again, after what was held open.
     Released,
 }
 
@@ -187,6 +195,16 @@ async fn tables(inside: &Client) -> Result<Vec<(String, i64, f64, f64)>> {
 }
 
 impl Phase {
+    /// What part of the offered runs have ended.
+    pub fn served_of_offered(&self) -> f64 {
+        self.served / self.offered
+    }
+
+    /// Whether it comes after what was held open.
+    pub fn is_released(&self) -> bool {
+        self.name == Name::Released
+    }
+
     /// From which second on the phase was as good as this to its end; its length where it never was.
     pub fn seconds_until(&self, served: f64, p99_ms: f64) -> f64 {
         let bad = self.spans.iter().rposition(|(runs, p99)| *runs < served || *p99 > p99_ms);

@@ -54,7 +54,8 @@ pub async fn run(bench: &Bench, seconds: u64) -> Result<Vec<Line>> {
         line("p50_ms", Bar::Open),
         line("p99_ms", Bar::Open),
         line("disk_mib", Bar::Open),
-        line("served_of_offered", Bar::Open),
+        Line::new("soak", "served_of_offered", Better::Higher, Bar::AtLeast(0.99), NOTE)
+            .peers(&samples, &["ambo"]),
     ])
 }
 

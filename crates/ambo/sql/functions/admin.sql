@@ -106,7 +106,7 @@ begin
         return 'cancelled';
     end if;
     perform ambo.send_wakes(array[p_run]);
-    perform pg_notify('ambo.cancel', p_run || coalesce(' ' || (extract(epoch from v_undo_by) * 1000000)::bigint, ''));
+    perform pg_notify('ambo.cancel', ambo.tags(array[p_run]));
     return 'requested';
 end $$;
 
@@ -194,7 +194,7 @@ end $$;
 
 -- Runs a run again that failed, was cancelled or is dead, from its checkpoints. The failures that ended it, of which its
 -- error names the positions, are forgotten, and so are losses and the mark of a commit by hand. What its worker did not
--- end itself (it died) names none: a failure after which nothing was recorded is forgotten then.
+-- end itself (it died) names none: a failure after which nothing was recorded, behind it where that was in one flush, is forgotten then.
 -- One that was undone is refused; where that came to no end the run goes on with it. With p_due it waits until then.
 create or replace function ambo.retry_run(p_run uuid, p_due timestamptz default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
@@ -216,7 +216,10 @@ begin
     delete from ambo.checkpoint c
     where c.run_id = p_run and c.error is not null and c.name <> 'ambo:undo'
       and case when v_outcome.failed_at is null
-          then not exists (select from ambo.checkpoint l where l.run_id = p_run and l.recorded_at > c.recorded_at)
+          then not exists (
+              select from ambo.checkpoint l where l.run_id = p_run
+                and (l.recorded_at, string_to_array(l.position, '.')::integer[])
+                    > (c.recorded_at, string_to_array(c.position, '.')::integer[]))
           else c.position in (select f from json_array_elements_text(v_outcome.failed_at) f) end;
     delete from ambo.checkpoint c where c.run_id = p_run and c.name = 'ambo:retry';
     delete from ambo.transaction_marker m where m.run_id = p_run;

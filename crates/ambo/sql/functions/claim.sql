@@ -68,11 +68,9 @@ begin
     ), locked as materialized (
         -- In the order of lanes, and in each what came late, below its mark, before the rest.
         select f.place from lane l cross join lateral (
-            select b.place from (
-                select r.ctid as place from ambo.ready r
-                where r.ctid = any (array(
-                    select s.place from late_seen s where s.n = l.n order by s.seq limit p_limit))
-                for update skip locked) b
+            select b.place from (select s.place from late_seen s where s.n = l.n order by s.seq) s
+            cross join lateral (
+                select r.ctid as place from ambo.ready r where r.ctid = s.place offset 0 for update skip locked) b
             union all
             select a.place from (
                 select r.ctid as place from ambo.ready r

@@ -83,8 +83,6 @@ create or replace function ambo.spend(p_queue text, p_groups text[], p_tokens do
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
-declare
-    v_new bigint;
 begin
     delete from ambo.rate d where d.ctid = any (array(
         select o.place from unnest(p_groups) g (group_key) cross join lateral (

@@ -150,14 +150,16 @@ set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off s
 as $$
 declare
     v_others uuid[] := p_runs;
+    v_locked uuid[];
     v_next uuid;
     v_timer ambo.timer%rowtype;
     r record;
 begin
-    -- Locked first, then looked: whoever looks at the same time does so with what has ended until then.
+    -- Locked first, then looked: whoever looks at the same time does so with what has ended until then. One that is locked, by
+    -- a transaction of a user's that cancels it perhaps, is nobody's to wait for: what has come for it goes back.
     for r in
-        select f.* from (select g.id from unnest(p_runs) g (id) order by g.id offset 0) g
-        cross join lateral (select f.* from ambo.fan_in f where f.run_id = g.id offset 0 for update) f
+        select f.* from unnest(p_runs) g (id)
+        cross join lateral (select f.* from ambo.fan_in f where f.run_id = g.id offset 0 for update skip locked) f
     loop
         v_others := array_remove(v_others, r.run_id);
         v_next := ambo.living_member(r.run_id, r.upto);
@@ -167,11 +169,23 @@ begin
             end if;
             continue;
         end if;
-        delete from ambo.fan_in f where f.run_id = r.run_id;
-        delete from ambo.timer t where t.run_id = r.run_id and t.attempt = 0 returning t.* into v_timer;
+        delete from ambo.timer d where d.ctid = any (array(
+            select t.ctid from ambo.timer t where t.run_id = r.run_id and t.attempt = 0 for update skip locked))
+        returning d.* into v_timer;
         if found then
             perform ambo.make_ready(array[r.run_id], '{0}', array[v_timer.losses], array[v_timer.deadline], array[v_timer.pin]);
+        elsif exists (select from ambo.timer t where t.run_id = r.run_id and t.attempt = 0) then
+            v_locked := v_locked || r.run_id;
+            continue;
         end if;
+        delete from ambo.fan_in f where f.run_id = r.run_id;
     end loop;
+    v_locked := v_locked || array(
+        select f.run_id from unnest(v_others) g (id)
+        cross join lateral (select f.run_id from ambo.fan_in f where f.run_id = g.id offset 0) f);
+    if cardinality(v_locked) > 0 then
+        perform ambo.leave_wakes(v_locked);
+        v_others := array(select u.id from unnest(v_others) u (id) where u.id <> all (v_locked));
+    end if;
     return v_others;
 end $$;

@@ -147,8 +147,7 @@ language plpgsql volatile
 as $$
 begin
     if ambo.is_awaited(hashtext('ambo.wait')) then
-        perform pg_notify('ambo.outcome',
-                          case when cardinality(p_runs) <= 100 then array_to_string(p_runs, ',') else '' end);
+        perform pg_notify('ambo.outcome', ambo.tags(p_runs));
     end if;
 end $$;
 

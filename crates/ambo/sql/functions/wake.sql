@@ -20,6 +20,13 @@ begin
     end if;
 end $$;
 
+-- What a notification says of which runs it is about: the last digits of their ids, by which who has a run finds it among its own.
+-- Everybody who may connect can listen, and to know an id is to be let in; and everybody can notify: a hint is looked into, not obeyed.
+create or replace function ambo.tags(p_runs uuid[]) returns text
+language sql immutable
+return case when cardinality(p_runs) <= 1000
+            then (select coalesce(string_agg(right(r.id::text, 4), ','), '') from unnest(p_runs) r (id)) else '' end;
+
 -- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. It stands in the
 -- lane of what goes on; in a managed queue in one of its own, for there those may have to wait for room.
 create or replace function ambo.leave_wakes(p_runs uuid[]) returns void
@@ -98,8 +105,7 @@ begin
             cross join lateral (select c.* from ambo.claim c where c.run_id = g.id offset 0) c
             where c.worker_id <> p_worker);
         if cardinality(v_others) > 0 then
-            perform pg_notify('ambo.signal',
-                              case when cardinality(v_others) <= 200 then array_to_string(v_others, ',') else '' end);
+            perform pg_notify('ambo.signal', ambo.tags(v_others));
         end if;
     end if;
     v_moving := array(

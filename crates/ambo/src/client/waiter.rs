@@ -1,6 +1,6 @@
 //! One waiter a process: everyone who awaits an outcome, or what a run publishes, waits here, on one connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::engine::clock;
 use crate::error::{Error, Result};
+use crate::id;
 use crate::store::admin::{self, Outcome};
 use crate::store::connect::{Link, Notice, Session, Target};
 use crate::store::flush::NewOutcome;
@@ -158,8 +159,12 @@ impl Waiter {
 
     /// There may be something new of a run, or of any.
     pub(crate) fn tell(&self, run: Option<Uuid>) {
+        self.tell_of(|listened| run.is_none_or(|run| run == *listened));
+    }
+
+    fn tell_of(&self, is_meant: impl Fn(&Uuid) -> bool) {
         let all = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = all.iter().filter(|(listened, _)| run.is_none_or(|run| run == **listened));
+        let told = all.iter().filter(|(listened, _)| is_meant(listened));
         for news in told.filter_map(|(_, news)| news.upgrade()) {
             news.notify_waiters();
         }
@@ -175,7 +180,8 @@ impl Waiter {
     fn hear(&self, notice: &Notice) {
         match notice {
             Notice::Notified(_, runs) if !runs.is_empty() => {
-                runs.split(',').filter_map(|run| run.parse().ok()).for_each(|run| self.tell(Some(run)));
+                let tags: HashSet<u16> = id::tags(runs).collect();
+                self.tell_of(|listened| tags.contains(&id::tag(listened)));
             }
             Notice::Notified(..) | Notice::Lost => self.tell(None),
         }

@@ -1,6 +1,7 @@
 //! Races: the first of several calls to end wins, and the winner is recorded.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -35,6 +36,17 @@ impl<'a, T: Send + 'a> Race<'a, T> {
     }
 }
 
+/// The losers come once more through what they had recorded, and no further: what undoes it is registered there.
+async fn come_through<T>(run: &Arc<Run>, mut losers: Vec<BoxFuture<'_, T>>) {
+    let _held = run.hold_back();
+    let mut rests = pin!(run.rests());
+    std::future::poll_fn(|cx| {
+        losers.retain_mut(|loser| loser.as_mut().poll(cx).is_pending());
+        rests.as_mut().poll(cx)
+    })
+    .await;
+}
+
 async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_, T>>) -> Result<(usize, T)> {
     if calls.is_empty() {
         return Err(Error::new(Code::InvalidOption, "a race of no calls has no winner"));
@@ -45,9 +57,8 @@ async fn race<T>(run: &Arc<Run>, position: Arc<str>, mut calls: Vec<BoxFuture<'_
             let text = format!("position {position} of run {} recorded another race", run.id);
             return run.die(Error::new(Code::NonDeterminism, text)).await;
         }
-        // The losers are not begun: what they had recorded stays in the history.
         let call = calls.swap_remove(winner);
-        drop(calls);
+        come_through(run, calls).await;
         return Ok((winner, call.await));
     }
     run.rig.before(run, &position, NAME).await;

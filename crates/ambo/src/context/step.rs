@@ -207,6 +207,7 @@ where
     if answer.is_some() {
         return answer;
     }
+    run.goes_on_at_rest().await;
     if let Some(why) = run.refusal_at_rest().await {
         return Some(Err(Failure::Ambo(why)));
     }
@@ -231,11 +232,16 @@ where
         Ok(recorded) => recorded?,
         Err(error) => run.die(error).await,
     };
-    let _reading = run.reading();
-    Some(match answer(run, &recorded, position).await {
+    let reading = run.reading();
+    let answer = match answer(run, &recorded, position).await {
         Ok(answer) => answer,
         Err(error) => run.die(error).await,
-    })
+    };
+    drop(reading);
+    if answer.is_err() {
+        run.fails_at_rest().await;
+    }
+    Some(answer)
 }
 
 async fn answer<T, E>(

@@ -285,7 +285,9 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         let bases = self.engine.registration.lanes();
+        let life = self.life.clone();
         for _ in 0..2 {
+            let _under_way = life.under_way.begin();
             failpoint::reach("claim-before");
             let started = std::time::Instant::now();
             let dispatched = self.dispatchers[nth].claim(&session, &schema, &self.life, room, &bases).await?;
@@ -345,6 +347,8 @@ impl Claimer {
         if room == 0 {
             return Ok(0);
         }
+        let life = self.life.clone();
+        let _under_way = life.under_way.begin();
         failpoint::reach("claim-before");
         let started = std::time::Instant::now();
         let limit = i32::try_from(room).unwrap_or(i32::MAX);
@@ -367,13 +371,10 @@ impl Claimer {
         Ok(found)
     }
 
-    /// Most urgent first, and of these what goes on; among equals the lane that was served last comes last. Where queues have
-    /// weights, the queue that is due comes first.
+    /// Most urgent first, and of these what goes on; equals take turns. Where queues have weights, the queue that is due
+    /// comes first.
     fn sort_lanes(&mut self) {
-        if self.lanes.len() > 1 {
-            self.lanes.rotate_left(1);
-            self.lanes.sort_by_key(|lane| (lane.priority, !lane.goes_on()));
-        }
+        take_turns(&mut self.lanes);
         if let Some(shares) = &self.shares {
             let due = |lane: &Lane| shares.due(&lane.queue);
             self.lanes.sort_by(|a, b| due(a).total_cmp(&due(b)).then_with(|| a.queue.cmp(&b.queue)));
@@ -503,4 +504,43 @@ impl Claimer {
 fn glance(deadline: Option<Instant>) -> Instant {
     let soon = Instant::now() + GLANCE;
     deadline.map_or(soon, |deadline| deadline.min(soon))
+}
+
+/// Sorts lanes by what comes first, and among equals has another one come first each time.
+fn take_turns(lanes: &mut [Lane]) {
+    let class = |lane: &Lane| (lane.priority, !lane.goes_on());
+    lanes.sort_by_key(class);
+    // Not all of them as a whole: where there are several classes, those of one would keep their order for ever.
+    for equals in lanes.chunk_by_mut(|a, b| class(a) == class(b)) {
+        equals.rotate_left(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workflow::{GOES_ON, PIN};
+
+    #[test]
+    fn each_of_equal_lanes_comes_first_in_its_turn() {
+        let lane = |workflow: &str, priority| Lane {
+            queue: "q".to_owned(),
+            workflow: workflow.to_owned(),
+            priority,
+            low: 0,
+        };
+        let goes_on = format!("a{PIN}{PIN}{PIN}{GOES_ON}");
+        let mut lanes =
+            vec![lane("late", 7), lane("b", 0), lane("a", 0), lane(&goes_on, 0), lane("urgent", -1)];
+        let mut first = Vec::new();
+        for _ in 0..4 {
+            take_turns(&mut lanes);
+            let order: Vec<&str> = lanes.iter().map(|lane| lane.workflow.as_str()).collect();
+            assert_eq!((order[0], order[1], order[4]), ("urgent", goes_on.as_str(), "late"));
+            first.push(order[2].to_owned());
+        }
+        assert_eq!(first[0], first[2]);
+        assert_eq!(first[1], first[3]);
+        assert_ne!(first[0], first[1]);
+    }
 }

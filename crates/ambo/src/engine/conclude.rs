@@ -1,15 +1,15 @@
 //! From the end of a body to how its run ends: what it did is undone first where it failed, was cancelled or ran out of time.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::clock;
 use super::executor::{Ending, encode_error, panicked};
-use super::history::{UNDO, UNDO_NAME};
+use super::history::{self, UNDO, UNDO_NAME};
 use super::refusal::{cancelled, is_own, overdue};
-use super::run::Run;
+use super::run::{Run, Stop};
 use crate::context::compensate;
 use crate::error::{Code, Error};
 use crate::payload::{self, Json};
@@ -34,8 +34,8 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     let undone = undone_for(run).await;
     let is_begun = undone.is_some();
     let is_free = !is_begun && !run.has_expired() && !run.has_passed_over() && run.told() == 0;
-    if is_free && let Some(why) = ended_early(run, &ended) {
-        return Ending::Outcome("dead", Err(why));
+    if is_free && let Some(ahead) = run.history.ahead() {
+        return ended_early(run, policy, ahead, ended);
     }
     let ended = match ended {
         Ok(Ok(output)) if is_free => return Ending::Outcome("succeeded", Ok(output)),
@@ -45,9 +45,8 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     };
     let told = if is_begun { None } else { why_told(run).await };
     let error = undone.or(told).unwrap_or(ended);
-    // A state that the worker was not given, for instance: the worker is wrong, and not what the run did.
-    if !is_begun && (error.code() == Code::Configuration || is_to_be_mended(run, &error)) {
-        // It goes on when somebody has mended that, as after a wrong deploy: nothing is undone.
+    if !is_begun && is_to_be_mended(run, &error) {
+        // As after a wrong deploy: nothing is undone.
         return Ending::Outcome("dead", Err(error));
     }
     let is_retried = policy.retries() && is_worth_a_retry(&error);
@@ -91,26 +90,65 @@ pub(super) async fn conclude(run: &Arc<Run>, policy: &Retry, ended: Caught) -> E
     Ending::Outcome(status, Err(error))
 }
 
+/// Whether it goes on when somebody has mended what it ended with: a state that the worker was not given, for instance.
 fn is_to_be_mended(run: &Run, error: &Error) -> bool {
-    error.is_to_be_mended() && run.history.is_to_be_mended()
+    error.code() == Code::Configuration || error.is_to_be_mended() && run.history.is_to_be_mended()
 }
 
-/// A body that ended by itself before it came to all that it had done before is not the code that did it: as where it makes
-/// another call, nothing is undone, for what undoes those calls was not registered.
-fn ended_early(run: &Run, ended: &Caught) -> Option<Error> {
-    let how = match ended {
-        Ok(Ok(_)) => "succeeds".to_owned(),
-        Ok(Err(error)) if error.code() == Code::Configuration || is_to_be_mended(run, error) => return None,
-        Ok(Err(error)) => format!("fails with {}", error.code()),
-        Err(_) => "panics".to_owned(),
+/// A body that ended by itself before it came to all that it had done before is not the code that did it. As where it makes
+/// another call, nothing is undone, for what undoes those calls was not registered; and nothing is forgotten: the code that did it
+/// went on after what had failed.
+fn ended_early(run: &Run, policy: &Retry, ahead: (String, String), ended: Caught) -> Ending {
+    let (error, how) = match ended {
+        Ok(Ok(_)) => {
+            run.history.settle();
+            return Ending::Outcome("dead", Err(run.ended_before(ahead, "succeeds")));
+        }
+        Ok(Err(error)) if is_to_be_mended(run, &error) => {
+            run.history.settle();
+            return Ending::Outcome("dead", Err(error));
+        }
+        Ok(Err(error)) => {
+            let how = format!("fails with {}", error.code());
+            (error, how)
+        }
+        Err(panic) => (panicked("the workflow", &*panic), "panics".to_owned()),
     };
-    let (position, name) = run.history.ahead()?;
-    let text = format!(
-        "position {position} of run {} holds {name:?}, but the code now {how} before it; \
-         deploy code that makes the same calls, then retry the run",
-        run.id
-    );
-    Some(Error::new(Code::NonDeterminism, text))
+    run.history.settle();
+    // What it decided by may have been outside of its record, and pass.
+    match policy.pause_after(run.history.retries + 1, clock::jitter()) {
+        Some(pause) if policy.retries() && is_worth_a_retry(&error) => Ending::Retry(pause, error),
+        _ => Ending::Outcome("dead", Err(run.ended_before(ahead, &how))),
+    }
+}
+
+impl Run {
+    /// That its code does `how` before it has come to a call which is recorded.
+    pub(crate) fn ended_before(&self, (position, name): (String, String), how: &str) -> Error {
+        let text = format!(
+            "position {position} of run {} holds {name:?}, but the code now {how} before it; \
+             deploy code that makes the same calls, then retry the run",
+            self.id
+        );
+        Error::new(Code::NonDeterminism, text)
+    }
+
+    /// Ends this history of the run and begins another, with `input`. Never returns.
+    pub(crate) async fn continue_as_new<T>(self: &Arc<Self>, input: &str) -> Result<T, Error> {
+        if let Some(why) = self.refusal_at_rest().await {
+            return Err(why);
+        }
+        if let Some(ahead) = self.history.ahead() {
+            return self.die(self.ended_before(ahead, "continues as new")).await;
+        }
+        self.vault.check("the input of the run", input)?;
+        let input = &self.seal(&Place::Input { keyed: false }, input).await?;
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // A child that the database refuses fails here, and not in a history that is gone.
+        self.barrier().await;
+        self.stop(Stop::Continue(history::continued(&self.history, input, published)?));
+        std::future::pending().await
+    }
 }
 
 /// Why the run was told to end: its [own](is_own) end, also where it is read back.

@@ -1,5 +1,6 @@
 //! The control connection: heartbeat, notifications, session locks, and the keeper's duties when it falls to us.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::look::Look;
+use super::run::Run;
 use super::{Engine, Life, keeper, life};
 use crate::error::Result;
+use crate::id;
 use crate::store::connect::{Link, Notice, Session};
 use crate::store::{claim, worker};
 use crate::telemetry;
@@ -51,8 +54,11 @@ pub(crate) struct Control<'a> {
     pub(super) keeper: keeper::Duties,
     /// How long until the next heartbeat, where that has something to do before its time.
     next_beat: Option<Duration>,
-    /// Claims that this worker did not know when it last looked.
+    /// Runs of which somebody says that they are to be cancelled: see [`Control::look_into`].
+    suspects: Vec<Uuid>,
+    /// Claims that this worker did not know when it last looked, and the last claim that had begun by then.
     unknown: Vec<(Uuid, i32)>,
+    looked_during: u64,
     claims: Look,
 }
 
@@ -74,7 +80,9 @@ impl<'a> Control<'a> {
             holds: false,
             keeper: keeper::Duties::default(),
             next_beat: None,
+            suspects: Vec::new(),
             unknown: Vec::new(),
+            looked_during: 0,
             claims: Look::new(Instant::now(), patience),
         }
     }
@@ -131,7 +139,7 @@ impl<'a> Control<'a> {
             self.life.hint.notify_one();
         }
         if pulse.look {
-            self.look(&session).await?;
+            self.look(&session, &self.life.run_ids()).await?;
         }
         self.rest(&session).await?;
         if pulse.is_keeper {
@@ -153,12 +161,17 @@ impl<'a> Control<'a> {
     /// Finds claims that this worker does not know, and hands back what it still does not know at the next heartbeat.
     async fn reconcile(&mut self, session: &Session) -> Result<()> {
         if !self.unknown.is_empty() {
+            if !self.life.under_way.are_past(self.looked_during) {
+                // They may be on their way into memory.
+                return Ok(());
+            }
             life::return_lost(&self.engine, &self.life, session, &mut self.unknown).await?;
         }
         let (began, suspicion) = (Instant::now(), &self.life.suspicion);
         if let Some(page) = self.claims.piece(began, || suspicion.swap(false, Ordering::AcqRel)) {
             let (unknown, next) = life::unknown_claims(&self.engine, &self.life, session, page).await?;
             self.unknown = unknown;
+            self.looked_during = self.life.under_way.last();
             self.claims.looked(began, Instant::now(), next);
         }
         Ok(())
@@ -186,9 +199,9 @@ impl<'a> Control<'a> {
         Ok(true)
     }
 
-    /// Looks for what has come for the runs in memory: notifications get lost.
-    async fn look(&self, session: &Session) -> Result<()> {
-        for runs in self.life.run_ids().chunks(LOOK) {
+    /// Looks for what has come for runs in memory: notifications get lost.
+    async fn look(&self, session: &Session, runs: &[Uuid]) -> Result<()> {
+        for runs in runs.chunks(LOOK) {
             let (cancelled, woken) = worker::came_for(session, &self.engine.target.schema, runs).await?;
             for (run, by) in cancelled.iter().filter_map(|(run, by)| Some((self.life.run(run)?, by))) {
                 run.cancel(*by);
@@ -198,19 +211,24 @@ impl<'a> Control<'a> {
         Ok(())
     }
 
+    /// Asks the database about the runs that are said to be cancelled: anybody who may connect may say so. Where that does not
+    /// work, or on another connection, the next heartbeat looks at all.
+    async fn look_into(&mut self) -> Result<()> {
+        let suspects = std::mem::take(&mut self.suspects);
+        let session = self.link.session().await?.clone();
+        if self.prepared == Some(session.number) {
+            self.look(&session, &suspects).await?;
+        }
+        Ok(())
+    }
+
     fn notice(&mut self, notice: &Notice) {
         match notice {
             Notice::Notified(channel, payload) => {
                 if channel.ends_with(".cancel") {
-                    // By when it has ended may follow, in microseconds of the database's clock.
-                    let (id, by) = payload.split_once(' ').unwrap_or((payload, ""));
-                    if let Some(run) = id.parse().ok().and_then(|id| self.life.run(&id)) {
-                        run.cancel(by.parse().ok().and_then(|by| jiff::Timestamp::from_microsecond(by).ok()));
-                    }
+                    self.suspects.extend(self.named(payload).map(|run| run.id));
                 } else if channel.ends_with(".signal") {
-                    for run in payload.split(',').filter_map(|id| self.life.run(&id.parse().ok()?)) {
-                        run.nudge();
-                    }
+                    self.named(payload).for_each(|run| run.nudge());
                 } else {
                     self.life.hint.notify_one();
                 }
@@ -220,6 +238,12 @@ impl<'a> Control<'a> {
                 self.prepared = None;
             }
         }
+    }
+
+    /// The runs in memory that a notification may be about.
+    fn named(&self, payload: &str) -> impl Iterator<Item = Arc<Run>> + use<> {
+        let tags: HashSet<u16> = id::tags(payload).collect();
+        self.life.all_runs().into_iter().filter(move |run| tags.contains(&id::tag(&run.id)))
     }
 }
 
@@ -237,7 +261,13 @@ pub(crate) async fn control_loop(control: &mut Control<'_>) -> End {
             () = engine.rig.beat() => beats = true,
             Some(notice) = control.notices.recv() => {
                 control.notice(&notice);
-                if matches!(notice, Notice::Lost) {
+                let mut is_lost = matches!(notice, Notice::Lost);
+                // What came meanwhile is covered by the same look.
+                while let Ok(more) = control.notices.try_recv() {
+                    control.notice(&more);
+                    is_lost |= matches!(more, Notice::Lost);
+                }
+                if is_lost || !control.suspects.is_empty() && control.look_into().await.is_err() {
                     next_beat = Instant::now();
                 }
                 continue;

@@ -13,6 +13,7 @@ use super::control::{self, Control};
 use super::journal::{self, Journal, LANES, Lane};
 use super::run::{Identity, Run, Stop};
 use super::slots::Slots;
+use super::under_way::UnderWay;
 use super::{Engine, claimer, executor};
 use crate::error::{Code, Error, Result};
 use crate::id::WorkerId;
@@ -42,6 +43,8 @@ pub(crate) struct Life {
     pub(crate) hint: Notify,
     /// The session that heartbeats, listens and holds locks; `None` while it is cut.
     pub(crate) control: watch::Sender<Option<Session>>,
+    /// What is claimed and not in memory yet.
+    pub(crate) under_way: UnderWay,
     /// The answer to a claim was lost: there may be claims that this worker does not know.
     pub(crate) suspicion: AtomicBool,
     /// The end of this life.
@@ -232,6 +235,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
         room: Notify::new(),
         hint: Notify::new(),
         control: watch::channel(Some(session)).0,
+        under_way: UnderWay::default(),
         suspicion: AtomicBool::new(false),
         over: CancellationToken::new(),
         outcomes: engine.waiter.clone(),
@@ -366,6 +370,7 @@ impl Life {
             room: Notify::new(),
             hint: Notify::new(),
             control: watch::channel(None).0,
+            under_way: UnderWay::default(),
             suspicion: AtomicBool::new(false),
             over: CancellationToken::new(),
             outcomes,

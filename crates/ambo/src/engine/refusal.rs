@@ -13,11 +13,11 @@ use super::run::Run;
 use crate::error::{Code, Error};
 
 /// Between two looks of a refused call while the vault opens what others have recorded.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 /// Between two looks of one whether the steps that it waits for are still polled.
 const CALL: Duration = Duration::from_millis(100);
 /// How many polls of the body it takes, at most, until a future that was woken has been polled.
-const ROUNDS: u64 = 3;
+pub(super) const ROUNDS: u64 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -216,7 +216,7 @@ impl Run {
         let _at_work = self.waits.work();
         loop {
             let passed = self.history.passed();
-            if self.refusal.opening.load(Ordering::Acquire) > 0 {
+            if self.is_reading() {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
@@ -224,7 +224,7 @@ impl Run {
                 continue;
             }
             tokio::task::yield_now().await;
-            if self.history.passed() == passed && self.refusal.opening.load(Ordering::Acquire) == 0 {
+            if self.history.passed() == passed && !self.is_reading() {
                 let why = self.refusal();
                 self.refusal.told.fetch_add(u64::from(why.is_some()), Ordering::AcqRel);
                 return why;
@@ -310,10 +310,15 @@ impl Run {
     pub(crate) async fn comes_back(&self, moment: Duration) {
         loop {
             tokio::time::sleep(moment).await;
-            if self.refusal.opening.load(Ordering::Acquire) == 0 {
+            if !self.is_reading() {
                 return;
             }
         }
+    }
+
+    /// Whether a call is reading what it had recorded.
+    pub(super) fn is_reading(&self) -> bool {
+        self.refusal.opening.load(Ordering::Acquire) > 0
     }
 
     /// Says that a call reads what it had recorded.

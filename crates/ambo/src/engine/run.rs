@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::clock;
-use super::history::{self, Continued, History};
+use super::history::{Continued, History};
 use super::journal::{Fact, Journal};
 use super::refusal::Refusal;
 use super::script::Rig;
@@ -28,7 +28,6 @@ use crate::store::connect::Session;
 use crate::store::flush::NewCheckpoint;
 use crate::telemetry::WorkflowMeters;
 use crate::vault::Vault;
-use crate::vault::place::Place;
 use crate::workflow::States;
 
 /// Why a run is taken from its body.
@@ -89,12 +88,14 @@ pub(crate) struct Run {
     /// The signals that were consumed, by their numbers.
     consumed: Mutex<Vec<i64>>,
     /// The number of the last value that was published, by key.
-    published: Mutex<HashMap<String, i32>>,
+    pub(super) published: Mutex<HashMap<String, i32>>,
     /// It has started children, or may have.
     pub(crate) has_children: AtomicBool,
     /// What undoes the steps that have succeeded, in their order.
     compensations: Mutex<Vec<Compensation>>,
     pub(super) refusal: Refusal,
+    /// Recorded failures that are not answered yet, and races whose losers come through their record: see `rest.rs`.
+    pub(super) held_back: AtomicUsize,
     pub(crate) history: History,
     /// How many calls it may record.
     history_max: usize,
@@ -194,6 +195,7 @@ impl Run {
             has_children: AtomicBool::new(history.iter().any(may_have_children)),
             compensations: Mutex::default(),
             refusal: Refusal::new(cancelled, is_late),
+            held_back: AtomicUsize::new(0),
             history: History::new(history),
             pending: Mutex::default(),
             sent: AtomicU64::new(0),
@@ -410,18 +412,6 @@ impl Run {
     /// Something has come for the run: what waits looks again.
     pub(crate) fn nudge(&self) {
         self.waits.nudge();
-    }
-
-    /// Ends this history of the run and begins another, with `input`. Never returns.
-    pub(crate) async fn continue_as_new<T>(&self, input: &str) -> Result<T, Error> {
-        if let Some(why) = self.refusal_at_rest().await {
-            return Err(why);
-        }
-        self.vault.check("the input of the run", input)?;
-        let input = &self.seal(&Place::Input { keyed: false }, input).await?;
-        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.stop(Stop::Continue(history::continued(&self.history, input, published)?));
-        std::future::pending().await
     }
 
     /// The run has ended, in a transaction of its own. Never returns.

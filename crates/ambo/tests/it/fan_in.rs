@@ -87,6 +87,29 @@ async fn of_two_members_that_end_at_once_neither_is_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_an_open_transaction_cancels_holds_up_nobody_and_goes_on_if_that_is_rolled_back() {
+    let db = database().await;
+    let all = FanIn::of(parts(2)).then(Enqueue::named("whole", &1)).on(&db.client).await.unwrap();
+    let mut caller = connect(&db.url).await;
+    let tx = caller.transaction().await.unwrap();
+    tx.query_one("select ambo.cancel_run($1)", &[&all.then.run.as_uuid()]).await.unwrap();
+    // Both members end: what wakes the last one comes first at every claim.
+    for member in &all.members {
+        db.client.cancel(member.run, "").await.unwrap();
+    }
+    let begun = Arc::new(AtomicU32::new(0));
+    let builder = Worker::builder(&db.client).workflow_fn("part", part).workflow_fn("whole", whole);
+    let _worker = builder.state(begun.clone()).start().await.unwrap();
+    for other in ambo::enqueue_all(&db.client, parts(3).collect::<Vec<_>>()).await.unwrap() {
+        let ended = tokio::time::timeout(Duration::from_secs(30), result(&db.client, other.run)).await;
+        ended.expect("a claim that waits for the lock takes back what it has claimed");
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 0);
+    tx.rollback().await.unwrap();
+    assert_eq!(result(&db.client, all.then.run).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_comes_last_and_is_retried_waits_for_its_members_again() {
     let db = database().await;
     let begun = Arc::new(AtomicU32::new(0));

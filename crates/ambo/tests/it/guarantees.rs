@@ -97,6 +97,8 @@ async fn g2_a_run_that_nobody_knows_waits_and_says_for_what() {
     let known = Enqueue::named("other", &1).on(&db.client).await.unwrap().run;
     let _: Result<(), Failure<Error>> = db.client.handle::<Untyped>(known).result_as().await;
     assert_eq!(db.client.show_run(run).await.unwrap().summary.state, "ready");
+    let why = db.client.why(run).await.unwrap();
+    assert_eq!((why.len(), why[0].reason.as_str()), (1, "no worker"), "{why:?}");
     other.drain(Duration::ZERO).await;
     let knows =
         Worker::builder(&db.client).workflow_fn("later", async |_: Ctx<'_>, n: i32| -> Result<i32> { Ok(n) });

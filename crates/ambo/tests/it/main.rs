@@ -15,6 +15,7 @@ mod expiry;
 mod family;
 mod fan_in;
 mod fence;
+mod forged;
 mod fork;
 #[cfg(feature = "testing")]
 mod grace;
@@ -53,6 +54,8 @@ mod random;
 mod recovery;
 mod redaction;
 mod replay_check;
+#[cfg(feature = "testing")]
+mod rest;
 mod retry;
 mod schedule;
 mod schema;
@@ -60,8 +63,8 @@ mod search;
 mod smoke;
 #[cfg(feature = "sqlx")]
 mod stage;
-#[cfg(feature = "testing")]
 mod telemetry;
+#[cfg(feature = "testing")]
 mod testbed;
 #[cfg(feature = "testing")]
 mod time_limits;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ambo::{Ctx, Enqueue, Error, Failure, Handle, Result, SendSignal, TokioPostgres, Untyped, Worker};
+use ambo::{Code, Ctx, Enqueue, Error, Failure, Handle, Result, SendSignal, TokioPostgres, Untyped, Worker};
 use ambo_postgres::{Cluster, Place, Shutdown};
 
 use crate::harness::{Database, connect, database, database_at};
@@ -359,6 +359,14 @@ async fn the_defaults_of_a_database_do_not_get_in_the_way() {
         execute format('alter database %I set intervalstyle = sql_standard', d);
         execute format('alter database %I set timezone = ''Asia/Kathmandu''', d);
         end $$";
+    // What holds in the sessions that record.
+    let note = "create table noted (level text);
+        create function note() returns trigger language plpgsql as $$ begin
+            insert into public.noted values (current_setting('synchronous_commit') || ', ' || current_setting('transaction_isolation'));
+            return null; end $$;
+        create trigger note after insert on ambo.checkpoint for each row execute function note();
+        create trigger note after insert on ambo.outcome for each row execute function note();";
+    db.sql.batch_execute(note).await.unwrap();
     db.sql.batch_execute(defaults).await.unwrap();
     let client = ambo::Client::connect(&db.url).await.unwrap();
     client.migrate().await.unwrap();
@@ -370,6 +378,8 @@ async fn the_defaults_of_a_database_do_not_get_in_the_way() {
     let run = Enqueue::named("plain", &21).delay(Duration::from_millis(10)).on(&client).await.unwrap();
     let result: Result<i64, Failure<Error>> = client.handle::<Untyped>(run.run).result_as().await;
     assert_eq!(result.unwrap(), 42);
+    assert_eq!(db.number("select count(*) from noted where level = 'on, read committed'").await, 2);
+    assert_eq!(db.number("select count(*) from noted").await, 2);
     worker.drain(Duration::ZERO).await;
 }
 
@@ -426,4 +436,34 @@ async fn facts_that_appear_after_they_were_read_back_are_taken_for_what_they_are
     }
     assert_eq!(db.number("select count(*) from ambo.checkpoint").await, 40);
     worker.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloned_database_starts_no_worker_before_it_is_adopted() {
+    let origin = database().await;
+    let run = Enqueue::named("plain", &21).on(&origin.client).await.unwrap().run;
+    let (server, name) = origin.url.rsplit_once('/').unwrap();
+    let admin = connect(&format!("{server}/postgres")).await;
+    // A template has no other sessions.
+    let clone = format!(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{name}';
+         create database {name}_clone template {name}"
+    );
+    for statement in clone.split(';') {
+        admin.batch_execute(statement).await.unwrap();
+    }
+    let client = ambo::Client::connect(&format!("{server}/{name}_clone")).await.unwrap();
+    let worker = || {
+        Worker::builder(&client)
+            .workflow_fn("plain", async |_: Ctx<'_>, n: i64| -> Result<i64> { Ok(2 * n) })
+            .start()
+    };
+    assert_eq!(worker().await.unwrap_err().code(), Code::NotAdopted);
+    assert!(!client.show_run(run).await.unwrap().summary.state.contains("succeeded"));
+    client.adopt().await.unwrap();
+    let worker = worker().await.unwrap();
+    let result: Result<i64, Failure<Error>> = client.handle::<Untyped>(run).result_as().await;
+    assert_eq!(result.unwrap(), 42);
+    worker.drain(Duration::ZERO).await;
+    admin.batch_execute(&format!("drop database {name}_clone with (force)")).await.unwrap();
 }

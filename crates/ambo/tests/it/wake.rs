@@ -118,9 +118,12 @@ async fn an_enqueue_can_be_prepared_for_two_phases_with_notification_off() {
     db.until("select count(*) = 4 from ambo.outcome").await;
 }
 
-/// Notifications that arrive on the channel of wake-ups, counted.
-async fn count_wakes(db: &Database) -> (tokio_postgres::Client, mpsc::UnboundedReceiver<String>) {
-    let (client, mut connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
+/// What notifications say that arrive on these channels.
+pub(crate) async fn hear(
+    url: &str,
+    channels: &[&str],
+) -> (tokio_postgres::Client, mpsc::UnboundedReceiver<String>) {
+    let (client, mut connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     let (heard, hearing) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut messages = futures_util::stream::poll_fn(move |cx| connection.poll_message(cx));
@@ -130,14 +133,16 @@ async fn count_wakes(db: &Database) -> (tokio_postgres::Client, mpsc::UnboundedR
             }
         }
     });
-    client.batch_execute("listen \"ambo.wake\"").await.unwrap();
+    for channel in channels {
+        client.batch_execute(&format!("listen \"ambo.{channel}\"")).await.unwrap();
+    }
     (client, hearing)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_notified_while_nobody_sleeps() {
     let db = database().await;
-    let (client, mut heard) = count_wakes(&db).await;
+    let (client, mut heard) = hear(&db.url, &["wake"]).await;
     // No worker at all.
     for _ in 0..20 {
         db.sql.batch_execute(ENQUEUE).await.unwrap();
