@@ -49,8 +49,9 @@ begin
     if not exists (select from ambo.worker w where w.id = p_worker and w.dead_at is null) then
         raise exception 'AMBO030: worker % lost its lease', p_worker using errcode = 'AM030';
     end if;
-    -- Before the snapshot, see above. A sequence that was never drawn from says 1 all the same.
-    select case when s.is_called then s.last_value else 0 end into v_last from ambo.ready_seq s;
+    -- Before the snapshot, see above. Not by `select last_value`: that reads the row without its lock, and while PostgreSQL logs a
+    -- sequence, each 32 draws, it holds what is reserved, so that the mark could pass rows whose transaction has no xid yet.
+    v_last := coalesce(pg_sequence_last_value('ambo.ready_seq'), 0);
     with lane as materialized (
         select l.* from unnest(p_queues, p_workflows, p_priorities, p_lows)
             with ordinality as l (queue, workflow, priority, low, n)

@@ -306,7 +306,8 @@ begin
         open := array(select generate_subscripts(p_lanes, 1));
     end if;
     if limited then
-        select case when s.is_called then s.last_value else 0 end into seen from ambo.slot_seq s;
+        -- Not by `select last_value`: see claim.sql.
+        seen := coalesce(pg_sequence_last_value('ambo.slot_seq'), 0);
         if runs is not null and (q.rate_limit is not null or q.group_rate_limit is not null) then
             v_claimed := (select sum(w) from unnest(weights) w);
             if q.rate_limit is not null and v_claimed > 0 then
