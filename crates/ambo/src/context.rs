@@ -83,6 +83,12 @@ impl<'run> Ctx<'run> {
         Ctx { run, branch: "".into(), index: run.history.from() }
     }
 
+    /// To be called when this branch has ended well: its failures were gone on after, and a retry of the run forgets none of them.
+    pub(crate) fn ends_well(&self) -> impl FnOnce() + Send + use<'run> {
+        let (run, branch) = (self.run, self.branch.clone());
+        move || run.history.built(&branch, 0)
+    }
+
     /// What becomes of the payloads of this run.
     pub(crate) fn vault(&self) -> &'run Vault {
         &self.run.vault
@@ -485,7 +491,7 @@ impl<'run> Ctx<'run> {
     }
 
     /// How many recorded calls of this run lie behind this point, since it began or last continued as new. A replay finds the
-    /// same number here.
+    /// same number here, but where branches run side by side, behind a race, or behind a patch that is new: do not decide by it there.
     pub fn history_len(&self) -> usize {
         self.run.history.passed()
     }

@@ -89,8 +89,13 @@ where
         values: &[Option<Value>],
         _: &Options,
     ) -> BoxFuture<'run, Result<Value, E>> {
+        let ends_well = cx.ends_well();
         let sequence = self.body.call(cx, self.inputs.take(values));
-        Box::pin(async move { sequence.await.map(|value| Arc::new(value) as Value) })
+        Box::pin(async move {
+            let value = sequence.await?;
+            ends_well();
+            Ok(Arc::new(value) as Value)
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ambo::testing::Testbed;
-use ambo::{Code, Ctx, Either, Error, Result, Retry, RunId, SendSignal, WorkerBuilder};
+use ambo::{Code, Ctx, Either, Error, Graph, Node, Result, Retry, RunId, SendSignal, WorkerBuilder};
 
 use crate::undo::{HOUR, Journal, ended, endless, note, trip};
 
@@ -306,4 +306,34 @@ async fn a_run_that_asks_whether_it_was_cancelled_is_undone_after_a_replay_too()
     bed.client().cancel(run, "").await.unwrap();
     assert_eq!(ended(bed.client(), run).await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(count(&journal, "undo page"), 2, "{:?}", journal.all());
+}
+
+/// Whether it was paid: that it was not is no failure.
+async fn pay(mut cx: Ctx<'_>, _input: ()) -> Result<bool> {
+    let journal = cx.state::<Journal>()?;
+    let card = cx.step("card", || async {
+        journal.note("card");
+        Err::<(), _>(Error::message("declined"))
+    });
+    Ok(card.await.is_ok())
+}
+
+static MAILS: AtomicU32 = AtomicU32::new(0);
+
+#[ambo::graph]
+fn ordered(graph: &mut Graph, input: Node<()>) -> Node<bool> {
+    let paid = graph.sequence("pay", input, pay);
+    graph.step("mail", paid, |paid| async move {
+        if MAILS.fetch_add(1, Ordering::SeqCst) == 0 { Err(Error::message("not now")) } else { Ok(paid) }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_forgets_no_failure_that_a_node_has_gone_on_after() {
+    let (bed, journal, _) = bed(WorkerBuilder::workflow::<ordered>).await;
+    let run = ordered::enqueue(()).on(bed.client()).await.unwrap().run;
+    ended(bed.client(), run).await.unwrap_err();
+    bed.client().retry(run).await.unwrap();
+    assert_eq!(ended(bed.client(), run).await.unwrap(), false);
+    assert_eq!(count(&journal, "card"), 1, "{:?}", journal.all());
 }
