@@ -99,22 +99,17 @@ fn is_to_be_mended(run: &Run, error: &Error) -> bool {
 /// another call, nothing is undone, for what undoes those calls was not registered; and nothing is forgotten: the code that did it
 /// went on after what had failed.
 fn ended_early(run: &Run, policy: &Retry, ahead: (String, String), ended: Caught) -> Ending {
+    let is_mended = matches!(&ended, Ok(Err(error)) if is_to_be_mended(run, error));
+    run.history.settle();
     let (error, how) = match ended {
-        Ok(Ok(_)) => {
-            run.history.settle();
-            return Ending::Outcome("dead", Err(run.ended_before(ahead, "succeeds")));
-        }
-        Ok(Err(error)) if is_to_be_mended(run, &error) => {
-            run.history.settle();
-            return Ending::Outcome("dead", Err(error));
-        }
+        Ok(Ok(_)) => return Ending::Outcome("dead", Err(run.ended_before(ahead, "succeeds"))),
+        Ok(Err(error)) if is_mended => return Ending::Outcome("dead", Err(error)),
         Ok(Err(error)) => {
             let how = format!("fails with {}", error.code());
             (error, how)
         }
         Err(panic) => (panicked("the workflow", &*panic), "panics".to_owned()),
     };
-    run.history.settle();
     // What it decided by may have been outside of its record, and pass.
     match policy.pause_after(run.history.retries + 1, clock::jitter()) {
         Some(pause) if policy.retries() && is_worth_a_retry(&error) => Ending::Retry(pause, error),

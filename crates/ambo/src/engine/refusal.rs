@@ -12,8 +12,6 @@ use tokio::sync::Notify;
 use super::run::Run;
 use crate::error::{Code, Error};
 
-/// Between two looks of a refused call while the vault opens what others have recorded.
-pub(super) const LOOK: Duration = Duration::from_millis(5);
 /// Between two looks of one whether the steps that it waits for are still polled.
 const CALL: Duration = Duration::from_millis(100);
 /// How many polls of the body it takes, at most, until a future that was woken has been polled.
@@ -214,22 +212,17 @@ impl Run {
         self.refusal()?;
         // It does not leave memory when the last step has ended and nobody has told the others yet: nothing would wake it.
         let _at_work = self.waits.work();
-        loop {
-            let passed = self.history.passed();
-            if self.is_reading() {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
+        let round = async || {
             if self.waits_for_steps().await {
-                continue;
+                return false;
             }
             tokio::task::yield_now().await;
-            if self.history.passed() == passed && !self.is_reading() {
-                let why = self.refusal();
-                self.refusal.told.fetch_add(u64::from(why.is_some()), Ordering::AcqRel);
-                return why;
-            }
-        }
+            true
+        };
+        while !self.is_still(round()).await {}
+        let why = self.refusal();
+        self.refusal.told.fetch_add(u64::from(why.is_some()), Ordering::AcqRel);
+        why
     }
 
     /// How many calls were told that they are refused.

@@ -4,12 +4,16 @@
 //! what they had recorded, and what undoes that would not be registered. So a failure is answered when the body
 //! has come as far through its record as it can without it, and what is not recorded begins behind that.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
-use super::refusal::{LOOK, ROUNDS};
+use super::refusal::ROUNDS;
 use super::run::Run;
 
+/// Between two looks while the vault opens what others have recorded.
+const LOOK: Duration = Duration::from_millis(5);
 /// After so many rounds in which nothing comes by, what holds others back would have come to rest if it were polled.
 const PATIENCE: u64 = 3 * ROUNDS;
 
@@ -30,19 +34,23 @@ impl Run {
             return;
         }
         let _at_work = self.waits.work();
-        loop {
-            let passed = self.history.passed();
-            if self.is_reading() {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
+        let rounds = async || {
             for _ in 0..ROUNDS {
                 come_round().await;
             }
-            if self.history.passed() == passed && !self.is_reading() {
-                return;
-            }
+            true
+        };
+        while !self.is_still(rounds()).await {}
+    }
+
+    /// Whether no call read its record or came by it while `rounds` went by, and these say so too.
+    pub(super) async fn is_still(&self, rounds: impl Future<Output = bool>) -> bool {
+        let passed = self.history.passed();
+        if self.is_reading() {
+            tokio::time::sleep(LOOK).await;
+            return false;
         }
+        rounds.await && self.history.passed() == passed && !self.is_reading()
     }
 
     /// Calls that are not recorded wait for what holds them back.
@@ -60,17 +68,13 @@ impl Run {
     /// Before a call that is not recorded begins. What holds it back and is not polled any more is not waited for.
     pub(crate) async fn goes_on_at_rest(&self) {
         self.rests().await;
-        let (mut passed, mut quiet) = (self.history.passed(), 0);
-        while self.held_back.load(Ordering::Acquire) > 0 && quiet <= PATIENCE {
-            if self.is_reading() {
-                tokio::time::sleep(LOOK).await;
-                quiet = 0;
-                continue;
-            }
+        let round = async || {
             come_round().await;
-            let now = self.history.passed();
-            quiet = if now == passed { quiet + 1 } else { 0 };
-            passed = now;
+            true
+        };
+        let mut quiet = 0;
+        while self.held_back.load(Ordering::Acquire) > 0 && quiet <= PATIENCE {
+            quiet = if self.is_still(round()).await { quiet + 1 } else { 0 };
         }
     }
 }
