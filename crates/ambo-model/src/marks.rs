@@ -18,6 +18,8 @@ pub enum Rule {
     SequenceBeforeXid,
     /// The mark stays below a row that somebody else had locked.
     LockedRowsHoldTheMark,
+    /// One that held it already is passed, and its xid goes into `late`.
+    PassedRowsAreKept,
     /// Each claim looks for the rows of `late`.
     LateProbe,
     /// `late` has what is at or above `xmax`, up to the last xid given out.
@@ -189,9 +191,14 @@ impl Marks {
         taken.sort_unstable();
         taken.dedup();
 
+        let is_read_on = taken.len() < self.limit || taken.iter().any(|&row| state.seq(row) > low);
+        let passed = seen
+            .iter()
+            .copied()
+            .find(|&row| state.seq(row) == low + 1 && !taken.contains(&row) && is_read_on);
         let left = seen.iter().copied().find(|row| {
             let holds = self.keeps(Rule::LockedRowsHoldTheMark) || state.is_ready(*row);
-            state.seq(*row) > low && !taken.contains(row) && holds
+            state.seq(*row) > low && !taken.contains(row) && Some(*row) != passed && holds
         });
         let highest = taken.iter().map(|&row| state.seq(row)).max().unwrap_or(0);
         let mut new_low = left.map_or_else(|| low.max(last_seq).max(highest), |row| state.seq(row) - 1);
@@ -199,6 +206,9 @@ impl Marks {
             .iter()
             .filter(|row| self.keeps(Rule::LockedLateRowsAreKept) && !late_locked.contains(row));
         let mut new_late = in_progress | kept.map(|&row| bit(state.xid(row))).fold(0, |a, b| a | b);
+        if self.keeps(Rule::PassedRowsAreKept) {
+            new_late |= passed.map_or(0, |row| bit(state.xid(row)));
+        }
         if self.keeps(Rule::AboveXmax) {
             // Up to our own xid, if there is one: it is the next.
             new_late |= range(xmax, state.next_xid);

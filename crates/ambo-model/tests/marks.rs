@@ -49,6 +49,12 @@ fn a_mark_that_passes_locked_rows_loses_those_of_a_claim_that_is_rolled_back() {
 }
 
 #[test]
+fn a_locked_row_that_a_mark_passes_unremembered_is_lost_when_it_is_let_go() {
+    // For the one whose mark passed it, as above.
+    assert!(finds(model(2, 2, 1, &[Rule::PassedRowsAreKept]), UNKNOWN));
+}
+
+#[test]
 fn without_the_probe_for_late_xids_what_commits_late_is_lost() {
     assert_loses(2, 1, Rule::LateProbe);
 }

@@ -8,8 +8,9 @@
 -- then belongs to a transaction that had its xid before S and was not seen as ended by S: one of those in
 -- progress in S, or one from xmax of S (which is only the last *ended* xid plus one) to the last xid given out.
 -- All these are in p_late of the next claim; of those whose rows it leaves below the mark, of the one after, or the mark goes
--- back below all that they brought. A row that S sees but that somebody else had locked holds the
--- mark, or its xid, until it is gone.
+-- back below all that they brought. A row that S sees but that somebody else had locked holds the mark; one that held it at the
+-- last claim already is passed, so that a transaction that stays open does not make each claim walk over all that died since,
+-- and its xid is kept until it is gone.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, and the runs in the
 -- memory of this worker for which something came (`nudged`).
@@ -95,18 +96,26 @@ begin
         -- Seen and taken, both in order: the first place where they differ is the lowest row left behind.
         select l.n, coalesce(
             (select min(p.seen) - 1
-             from unnest(
-                 array(select r.seq from ambo.ready r
-                       where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
-                         and r.seq > l.low
-                       order by r.seq limit 1 + cardinality(g.seqs)),
-                 g.seqs) as p (seen, taken)
+             from unnest(s.seen, case when h.passed then l.low + 1 || t.taken else t.taken end) as p (seen, taken)
              where p.seen is distinct from p.taken),
-            greatest(l.low, v_last, (select max(o.seq) from ordered o))) as low
+            greatest(l.low, v_last, (select max(o.seq) from ordered o))) as low,
+            case when h.passed then (
+                select r.xid from ambo.ready r
+                where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+                  and r.seq = l.low + 1) end as passed
         from lane l cross join lateral (
             select array(select o.seq from ordered o
                          where o.queue = l.queue and o.workflow = l.workflow and o.priority = l.priority
-                           and o.seq > l.low) as seqs) g
+                           and o.seq > l.low) as taken offset 0) t
+        cross join lateral (
+            select array(select r.seq from ambo.ready r
+                         where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+                           and r.seq > l.low
+                         order by r.seq limit 2 + cardinality(t.taken)) as seen offset 0) s
+        -- The row just above the mark, where the lane was read beyond it. As many at a time as can be looked for.
+        cross join lateral (
+            select s.seen[1] = l.low + 1 and s.seen[1] is distinct from t.taken[1] and cardinality(p_late) < 1000
+                   and (t.taken[1] is not null or (select count(*) from locked) < p_limit) as passed offset 0) h
     )
     select array_agg(o.run_id) filter (where not o.wakes), array_agg(o.attempt) filter (where not o.wakes),
         array_agg(o.losses) filter (where not o.wakes), array_agg(o.seq) filter (where not o.wakes),
@@ -118,6 +127,7 @@ begin
         (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
+              union select m.passed from mark m where m.passed is not null
               union select s.xid from late_seen s where s.place <> all (array(select k.place from locked k))),
         pg_snapshot_xmax(pg_current_snapshot()),
         (select count(*) = v_most from late_seen)

@@ -464,6 +464,45 @@ async fn a_claim_does_not_walk_over_the_dead_behind_a_pinned_snapshot() {
     assert!(blocks > 1000, "without marks a claim touched {blocks} blocks only");
 }
 
+/// A transaction of a user that cancels a waiting run and then stays open holds its row, and holds back vacuum, too.
+#[tokio::test]
+async fn a_run_that_somebody_has_locked_does_not_have_each_claim_walk_over_what_died_since() {
+    let db = database().await;
+    let mut claimer = Claimer::new(&db).await;
+    let mut holders = Vec::new();
+    for _ in 0..3 {
+        let run: Uuid = db.sql.query_one("select ambo.enqueue_workflow('a')", &[]).await.unwrap().get(0);
+        let holder = connect(&db.url).await;
+        holder.batch_execute(&format!("begin; select ambo.cancel_run('{run}')")).await.unwrap();
+        holders.push(holder);
+        // Of a lane that has others before, between and behind.
+        db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
+    }
+    let flood = "select count(*) from ambo.enqueue_workflows(
+        array_fill('a'::text, array[50000]), array_fill('1'::json, array[50000]))";
+    db.sql.batch_execute(flood).await.unwrap();
+    let mut claimed = 0;
+    while claimed < 50_003 {
+        let (runs, marks) = claimer.claim(10_000).await;
+        assert!(!runs.is_empty(), "{claimed}");
+        claimed += runs.len();
+        claimer.keep(marks);
+    }
+    for _ in 0..3 {
+        db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
+        let (runs, blocks) = blocks_of_a_claim(&mut claimer).await;
+        assert_eq!(runs.len(), 1);
+        println!("{blocks} blocks");
+        assert!(blocks < 100, "one claim beside locked runs touched {blocks} blocks");
+    }
+    for (holder, end) in holders.iter().zip(["rollback", "commit", "rollback"]) {
+        holder.batch_execute(end).await.unwrap();
+    }
+    assert_eq!(blocks_of_a_claim(&mut claimer).await.0.len(), 2, "what was let go is there");
+    assert_eq!(blocks_of_a_claim(&mut claimer).await.0.len(), 0);
+    assert!(db.number("select count(*) from ambo.ready").await == 0);
+}
+
 /// A sequence's row, read while it is drawn from, may say up to 32 more than was drawn: a mark that was set by it passed rows whose
 /// transactions had no xid yet, once in some ten million runs, and only the sweep found them, minutes later.
 #[tokio::test(flavor = "multi_thread")]
