@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use crate::database::Database;
 use crate::engine::Setting;
 use crate::server::Server;
+use crate::swept;
 
 /// What --quick may take.
 const QUICK: Duration = Duration::from_secs(36);
@@ -118,6 +119,7 @@ impl Bench {
                     );
                     samples.add(metric, competitor, figure);
                 }
+                swept::ensure_none().with_context(|| format!("{scenario}: {competitor}"))?;
             }
         }
         Ok(samples)

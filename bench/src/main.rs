@@ -12,6 +12,7 @@ mod report;
 mod scenario;
 mod server;
 mod statement_log;
+mod swept;
 mod yardstick;
 
 use std::process::ExitCode;
@@ -97,6 +98,7 @@ async fn run(args: Args) -> Result<()> {
         Some(Name::All) | None => Name::EACH.to_vec(),
         Some(name) => vec![name],
     };
+    swept::listen()?;
     let server = Server::start(args.url.as_deref()).await?;
     let bench = Bench { server, quick: args.quick, rounds: args.rounds, only: args.only, peers: args.peers };
     eprintln!("PostgreSQL: {}", bench.server.settings_in_words());
