@@ -1,7 +1,7 @@
 //! Low-water marks: claimers that read a lane above the place where they stopped, and transactions that commit late.
 //!
 //! Producers enqueue in transactions of their own, open for as long as they like. A claimer keeps a mark (`low`) and the
-//! transactions that may still bring a row below it (`late`). Snapshots are PostgreSQL's: `xmax` is the last *ended* xid plus one,
+//! transactions that may still bring a row below it (`late`), and rows that it has passed while somebody had them locked (`held`). Snapshots are PostgreSQL's: `xmax` is the last *ended* xid plus one,
 //! so that what is at or above it may be in progress too. One lane; one row a producer.
 
 use stateright::{Model, Property};
@@ -18,8 +18,10 @@ pub enum Rule {
     SequenceBeforeXid,
     /// The mark stays below a row that somebody else had locked.
     LockedRowsHoldTheMark,
-    /// One that held it already is passed, and its xid goes into `late`.
+    /// One that held it already is passed, and looked for by name from then on.
     PassedRowsAreKept,
+    /// As long as somebody has it locked.
+    HeldRowsAreKept,
     /// Each claim looks for the rows of `late`.
     LateProbe,
     /// `late` has what is at or above `xmax`, up to the last xid given out.
@@ -51,6 +53,8 @@ pub struct Marks {
 
 /// A set of xids, as bits.
 type Xids = u32;
+/// A set of rows, as bits.
+type Rows = u32;
 
 /// All there is: the rows, the transactions, what the claimers remember.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +89,7 @@ enum Row {
 struct Claimer {
     low: u8,
     late: Xids,
+    held: Rows,
     stage: Stage,
 }
 
@@ -93,7 +98,7 @@ enum Stage {
     Idle,
     Began { last_seq: u8 },
     Looked { last_seq: u8, seen: Vec<u8>, in_progress: Xids, xmax: u8 },
-    Took { taken: Vec<u8>, xid: u8, low: u8, late: Xids, at_end: bool },
+    Took { taken: Vec<u8>, xid: u8, low: u8, late: Xids, held: Rows, at_end: bool },
 }
 
 /// What happens next.
@@ -121,8 +126,9 @@ pub enum Action {
     LoseAnswer(u8),
 }
 
-fn bit(xid: u8) -> Xids {
-    1 << xid
+/// Of an xid, or of a row.
+fn bit(number: u8) -> u32 {
+    1 << number
 }
 
 fn range(from: u8, to: u8) -> Xids {
@@ -153,16 +159,16 @@ impl State {
         rows
     }
 
-    /// Ends a claim: what it took becomes this. Answers its mark, what is late, and whether the lane was read to its end.
-    fn end_claim(&mut self, claimer: u8, row: Row) -> Option<(u8, Xids, bool)> {
+    /// Ends a claim: what it took becomes this. Answers its mark, what is late, what is held, and whether the lane was read to its end.
+    fn end_claim(&mut self, claimer: u8, row: Row) -> Option<(u8, Xids, Rows, bool)> {
         let claimer = &mut self.claimers[usize::from(claimer)];
         let stage = std::mem::replace(&mut claimer.stage, Stage::Idle);
-        let Stage::Took { taken, xid, low, late, at_end } = stage else { return None };
+        let Stage::Took { taken, xid, low, late, held, at_end } = stage else { return None };
         for taken in taken {
             self.producers[usize::from(taken)].row = row;
         }
         self.ended |= bit(xid);
-        Some((low, late, at_end))
+        Some((low, late, held, at_end))
     }
 }
 
@@ -171,9 +177,9 @@ impl Marks {
         self.broken.keeps(rule)
     }
 
-    /// The statement of `claim`: `late_seen`, `locked`, `taken`, `mark`, and what is computed after.
+    /// The statement of `claim`: `late_seen`, `held_seen`, `locked`, `taken`, `mark`, `kept`, and what is computed after.
     fn take(&self, state: &mut State, c: u8) -> Option<()> {
-        let Claimer { low, late, stage } = state.claimers[usize::from(c)].clone();
+        let Claimer { low, late, held, stage } = state.claimers[usize::from(c)].clone();
         let Stage::Looked { last_seq, seen, in_progress, xmax } = stage else { return None };
         let is_late = |row: u8| self.keeps(Rule::LateProbe) && late & bit(state.xid(row)) != 0;
         let is_below = |row: &u8| is_late(*row) && state.seq(*row) <= low;
@@ -181,10 +187,14 @@ impl Marks {
         late_seen.sort_by_key(|&row| state.xid(row));
         late_seen.truncate(self.limit + 1);
         let is_flood = late_seen.len() > self.limit;
+        let held_seen: Vec<u8> =
+            seen.iter().copied().filter(|&row| held & bit(row) != 0 && state.seq(row) <= low).collect();
         let mut late_locked = late_seen.clone();
+        late_locked.extend(&held_seen);
         late_locked.sort_by_key(|&row| state.seq(row));
-        late_locked.truncate(self.limit);
+        late_locked.dedup();
         late_locked.retain(|&row| state.is_ready(row));
+        late_locked.truncate(self.limit);
         let fresh = seen.iter().copied().filter(|&row| state.seq(row) > low && state.is_ready(row));
         let mut taken = late_locked.clone();
         taken.extend(fresh.take(self.limit - late_locked.len()));
@@ -206,9 +216,12 @@ impl Marks {
             .iter()
             .filter(|row| self.keeps(Rule::LockedLateRowsAreKept) && !late_locked.contains(row));
         let mut new_late = in_progress | kept.map(|&row| bit(state.xid(row))).fold(0, |a, b| a | b);
-        if self.keeps(Rule::PassedRowsAreKept) {
-            new_late |= passed.map_or(0, |row| bit(state.xid(row)));
-        }
+        let passed = passed.filter(|_| self.keeps(Rule::PassedRowsAreKept));
+        let kept = held_seen
+            .iter()
+            .copied()
+            .filter(|row| self.keeps(Rule::HeldRowsAreKept) && !late_locked.contains(row));
+        let new_held = kept.chain(passed).map(bit).fold(0, |a, b| a | b);
         if self.keeps(Rule::AboveXmax) {
             // Up to our own xid, if there is one: it is the next.
             new_late |= range(xmax, state.next_xid);
@@ -227,12 +240,13 @@ impl Marks {
         }
         let claimer = &mut state.claimers[usize::from(c)];
         if taken.is_empty() {
-            *claimer = Claimer { low: new_low, late: new_late, stage: Stage::Idle };
+            *claimer = Claimer { low: new_low, late: new_late, held: new_held, stage: Stage::Idle };
             return Some(());
         }
         let xid = state.next_xid;
         let at_end = left.is_none();
-        claimer.stage = Stage::Took { taken: taken.clone(), xid, low: new_low, late: new_late, at_end };
+        let (low, late, held) = (new_low, new_late, new_held);
+        claimer.stage = Stage::Took { taken: taken.clone(), xid, low, late, held, at_end };
         state.next_xid += 1;
         for row in taken {
             state.producers[usize::from(row)].row = Row::Locked;
@@ -251,7 +265,7 @@ impl Model for Marks {
             last_seq: 0,
             ended: 1,
             producers: vec![Producer { xid: None, seq: None, row: Row::NotYet }; self.producers],
-            claimers: vec![Claimer { low: 0, late: 0, stage: Stage::Idle }; self.claimers],
+            claimers: vec![Claimer { low: 0, late: 0, held: 0, stage: Stage::Idle }; self.claimers],
             failures: 0,
         }]
     }
@@ -323,11 +337,11 @@ impl Model for Marks {
             }
             Action::Take(c) => self.take(&mut state, c)?,
             Action::CommitClaim(c) => {
-                let (mut low, late, at_end) = state.end_claim(c, Row::Gone)?;
+                let (mut low, late, held, at_end) = state.end_claim(c, Row::Gone)?;
                 if at_end && !self.keeps(Rule::SequenceBeforeXid) {
                     low = low.max(state.last_seq);
                 }
-                state.claimers[usize::from(c)] = Claimer { low, late, stage: Stage::Idle };
+                state.claimers[usize::from(c)] = Claimer { low, late, held, stage: Stage::Idle };
             }
             Action::RollbackClaim(c) => {
                 state.end_claim(c, Row::Ready)?;
@@ -343,10 +357,13 @@ impl Model for Marks {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![Property::always("no run below the mark is unknown", |_, state: &State| {
-            state.producers.iter().all(|producer| {
+            state.producers.iter().zip(0u8..).all(|(producer, row)| {
                 let (Some(xid), Some(seq)) = (producer.xid, producer.seq) else { return true };
                 matches!(producer.row, Row::NotYet | Row::Gone)
-                    || state.claimers.iter().all(|c| seq > c.low || c.late & bit(xid) != 0)
+                    || state
+                        .claimers
+                        .iter()
+                        .all(|c| seq > c.low || c.late & bit(xid) != 0 || c.held & bit(row) != 0)
             })
         })]
     }

@@ -55,6 +55,11 @@ fn a_locked_row_that_a_mark_passes_unremembered_is_lost_when_it_is_let_go() {
 }
 
 #[test]
+fn a_held_row_that_is_forgotten_while_it_is_locked_is_lost_when_it_is_let_go() {
+    assert!(finds(model(2, 2, 1, &[Rule::HeldRowsAreKept]), UNKNOWN));
+}
+
+#[test]
 fn without_the_probe_for_late_xids_what_commits_late_is_lost() {
     assert_loses(2, 1, Rule::LateProbe);
 }

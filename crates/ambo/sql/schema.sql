@@ -459,8 +459,8 @@ function claimed_runs(p_runs uuid[])
     returns TABLE(run_id uuid, workflow text, queue text, input json, key text, attempts_max smallint, cancelled boolean, parent_id uuid, too_late boolean, undo_left_ms bigint)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
-function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[])
-    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint)
+function claim(p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[], p_lows bigint[], p_late xid8[], p_held_lanes integer[] DEFAULT '{}'::integer[], p_held bigint[] DEFAULT '{}'::bigint[])
+    returns TABLE(run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint, priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean, seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint, held_lanes integer[], held bigint[])
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function claims_of(p_worker bigint, p_page bigint, OUT runs uuid[], OUT attempts integer[], OUT next_page bigint)
@@ -991,7 +991,7 @@ function stop_schedule(p_name text, p_tick timestamp with time zone, p_reason te
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
-function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
+function sweep(p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[], p_held bigint[])
     returns bigint
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
 

@@ -8,21 +8,22 @@
 -- then belongs to a transaction that had its xid before S and was not seen as ended by S: one of those in
 -- progress in S, or one from xmax of S (which is only the last *ended* xid plus one) to the last xid given out.
 -- All these are in p_late of the next claim; of those whose rows it leaves below the mark, of the one after, or the mark goes
--- back below all that they brought. A row that S sees but that somebody else had locked holds the mark; one that held it at the
--- last claim already is passed, so that a transaction that stays open does not make each claim walk over all that died since,
--- and its xid is kept until it is gone.
+-- back below all that they brought. A row that S sees but that somebody else had locked holds the mark, or its xid, until it is
+-- gone. One that held the mark at the last claim already is passed, so that a transaction that stays open does not make each claim
+-- walk over all that died since; it is looked for by name until it is gone, for its xid may have enqueued a million others.
 --
--- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, and the runs in the
--- memory of this worker for which something came (`nudged`).
+-- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, the rows that were passed (`held`,
+-- and of which lane, by its number from 1), and the runs in the memory of this worker for which something came (`nudged`).
 --
 -- A row that only wakes leads to its run, wherever that is: parked, and it is claimed; in a worker's memory, and that
 -- worker is told; on the way from there, and the row goes back into its lane; elsewhere, and there is nothing to do.
 create or replace function ambo.claim(
     p_worker bigint, p_limit integer, p_queues text[], p_workflows text[], p_priorities smallint[],
-    p_lows bigint[], p_late xid8[])
+    p_lows bigint[], p_late xid8[], p_held_lanes integer[] default '{}', p_held bigint[] default '{}')
 returns table (run_id uuid, workflow text, queue text, input json, attempt integer, losses smallint,
                priority smallint, key text, attempts_max smallint, time_left_ms bigint, cancelled boolean,
-               seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint)
+               seq bigint, lows bigint[], late xid8[], parent_id uuid, nudged uuid[], too_late boolean, undo_left_ms bigint,
+               held_lanes integer[], held bigint[])
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -37,6 +38,8 @@ declare
     v_deadlines timestamptz[];
     v_lows bigint[];
     v_late xid8[];
+    v_held_lanes integer[];
+    v_held bigint[];
     v_xmax xid8;
     v_flood boolean;
     -- Late rows that are looked at; the turn of those beyond is not known.
@@ -67,10 +70,20 @@ begin
         cross join lateral (select l.n from lane l where l.queue = r.queue and l.workflow = r.workflow
                                                      and l.priority = r.priority and r.seq <= l.low limit 1) l
         limit v_most
+    ), held_seen as materialized (
+        select r.place, r.seq, l.n
+        from unnest(p_held_lanes, p_held) as h (n, seq)
+        cross join lateral (select l.* from lane l where l.n = h.n and h.seq <= l.low offset 0) l
+        cross join lateral (select r.ctid as place, r.seq from ambo.ready r
+                            where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
+                              and r.seq = h.seq offset 0) r
     ), locked as materialized (
         -- In the order of lanes, and in each what came late, below its mark, before the rest.
         select f.place from lane l cross join lateral (
-            select b.place from (select s.place from late_seen s where s.n = l.n order by s.seq) s
+            select b.place from (
+                select s.place from (select s.place, s.seq from late_seen s where s.n = l.n
+                                     union all select h.place, h.seq from held_seen h where h.n = l.n) s
+                order by s.seq) s
             cross join lateral (
                 select r.ctid as place from ambo.ready r where r.ctid = s.place offset 0 for update skip locked) b
             union all
@@ -99,10 +112,7 @@ begin
              from unnest(s.seen, case when h.passed then l.low + 1 || t.taken else t.taken end) as p (seen, taken)
              where p.seen is distinct from p.taken),
             greatest(l.low, v_last, (select max(o.seq) from ordered o))) as low,
-            case when h.passed then (
-                select r.xid from ambo.ready r
-                where r.queue = l.queue and r.workflow = l.workflow and r.priority = l.priority
-                  and r.seq = l.low + 1) end as passed
+            l.low + 1 as held, h.passed
         from lane l cross join lateral (
             select array(select o.seq from ordered o
                          where o.queue = l.queue and o.workflow = l.workflow and o.priority = l.priority
@@ -114,8 +124,12 @@ begin
                          order by r.seq limit 2 + cardinality(t.taken)) as seen offset 0) s
         -- The row just above the mark, where the lane was read beyond it. As many at a time as can be looked for.
         cross join lateral (
-            select s.seen[1] = l.low + 1 and s.seen[1] is distinct from t.taken[1] and cardinality(p_late) < 1000
+            select s.seen[1] = l.low + 1 and s.seen[1] is distinct from t.taken[1] and cardinality(p_held) < 1000
                    and (t.taken[1] is not null or (select count(*) from locked) < p_limit) as passed offset 0) h
+    ), kept as materialized (
+        select m.n, m.held as seq from mark m where m.passed
+        union all
+        select h.n, h.seq from held_seen h where h.place <> all (array(select k.place from locked k))
     )
     select array_agg(o.run_id) filter (where not o.wakes), array_agg(o.attempt) filter (where not o.wakes),
         array_agg(o.losses) filter (where not o.wakes), array_agg(o.seq) filter (where not o.wakes),
@@ -127,11 +141,11 @@ begin
         (select array_agg(coalesce(m.low, 0) order by g.n)
          from unnest(p_lows) with ordinality as g (low, n) left join mark m on m.n = g.n),
         array(select x from pg_snapshot_xip(pg_current_snapshot()) x
-              union select m.passed from mark m where m.passed is not null
               union select s.xid from late_seen s where s.place <> all (array(select k.place from locked k))),
+        (select array_agg(k.n::integer order by k.n, k.seq) from kept k), (select array_agg(k.seq order by k.n, k.seq) from kept k),
         pg_snapshot_xmax(pg_current_snapshot()),
         (select count(*) = v_most from late_seen)
-    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_xmax, v_flood
+    into v_ids, v_attempts, v_losses, v_seqs, v_deadlines, v_woken, v_lows, v_late, v_held_lanes, v_held, v_xmax, v_flood
     from ordered o;
 
     -- Our own xid was given out after S, by the first write; where nothing was written, age() reads the counter.
@@ -194,6 +208,8 @@ begin
     end if;
     lows := v_lows;
     late := v_late;
+    held_lanes := v_held_lanes;
+    held := v_held;
     return next;
     nudged := null;
     if v_ids is not null then
@@ -202,7 +218,7 @@ begin
                (extract(epoch from t.deadline - now()) * 1000)::bigint,
                q.run_id is not null, t.seq,
                null::bigint[], null::xid8[], r.parent_id, null::uuid[], t.attempt = 1 and r.start_by <= now(),
-               (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint
+               (extract(epoch from q.undo_by - clock_timestamp()) * 1000)::bigint, null::integer[], null::bigint[]
         from unnest(v_ids, v_attempts, v_losses, v_deadlines, v_seqs)
                  with ordinality as t (id, attempt, losses, deadline, seq, n)
         cross join lateral (select r.* from ambo.run r where r.id = t.id offset 0) r
@@ -250,9 +266,9 @@ begin
 end $$;
 
 -- The safety net below a lane's mark: the lowest run that stands in (p_above, p_upto], if any. Those of p_late
--- are not forgotten: the next claim looks for them.
+-- and p_held are not forgotten: the next claim looks for them.
 create or replace function ambo.sweep(
-    p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[])
+    p_queue text, p_workflow text, p_priority smallint, p_above bigint, p_upto bigint, p_late xid8[], p_held bigint[])
 returns bigint
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
@@ -262,7 +278,7 @@ begin
     return (
         select r.seq from ambo.ready r
         where r.queue = p_queue and r.workflow = p_workflow and r.priority = p_priority
-          and r.seq > p_above and r.seq <= p_upto and r.xid <> all (p_late)
+          and r.seq > p_above and r.seq <= p_upto and r.xid <> all (p_late) and r.seq <> all (p_held)
         order by r.seq limit 1);
 end $$;
 

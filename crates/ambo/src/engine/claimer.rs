@@ -1,5 +1,6 @@
 //! The claimer: one a process. Claims as much as there is room for, and sleeps, visibly, when there is nothing.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +26,7 @@ const BYTES_MAX: usize = 128 * 1024 * 1024;
 /// What one claim is to bring at most, as far as the ones before tell; of the first nothing is known, and it is a small one.
 const CLAIM_BYTES: usize = 16 * 1024 * 1024;
 const FIRST_BYTES: usize = CLAIM_BYTES / 64;
-/// Lanes that a claimer keeps marks for; beyond it the one that was empty longest is forgotten and found anew.
+/// Lanes that a claimer keeps marks for; beyond it those are forgotten that are empty, and found anew when something comes.
 const LANES_MAX: usize = 1000;
 /// Pauses between claims that find nothing, before the claimer goes to sleep.
 const PAUSES: [u64; 6] = [1, 2, 3, 4, 5, 5];
@@ -355,12 +356,9 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         self.sort_lanes();
-        let Claimed { runs, lows, late, nudged } =
-            claim::claim(&session, &schema, self.life.worker, limit, &self.lanes, &self.late).await?;
+        let Claimed { runs, late, nudged } =
+            claim::claim(&session, &schema, self.life.worker, limit, &mut self.lanes, &self.late).await?;
         failpoint::reach("claim-answered");
-        for (lane, low) in self.lanes.iter_mut().zip(lows) {
-            lane.low = low;
-        }
         self.late = late;
         telemetry::claimed(runs.len(), started.elapsed());
         self.count_shares(&runs, room);
@@ -411,8 +409,7 @@ impl Claimer {
         .await?;
         let is_new = !found.is_empty();
         self.lanes.extend(found);
-        let excess = self.lanes.len().saturating_sub(LANES_MAX);
-        self.lanes.drain(..excess);
+        forget_excess(&mut self.lanes, LANES_MAX);
         self.discovered = Some(Instant::now());
         Ok(is_new)
     }
@@ -444,7 +441,7 @@ impl Claimer {
         let nap = if self.asleep_on.is_none() {
             // Nobody will tell us: behind a pooler, or while the control connection is cut.
             Duration::from_millis(250).min(self.engine.poll)
-        } else if self.late.is_empty() {
+        } else if self.late.is_empty() && self.lanes.iter().all(|lane| lane.held.is_empty()) {
             self.engine.poll
         } else {
             Duration::from_millis(5u64 << empty.saturating_sub(PAUSES.len()).min(8)).min(self.engine.poll)
@@ -506,6 +503,16 @@ fn glance(deadline: Option<Instant>) -> Instant {
     deadline.map_or(soon, |deadline| deadline.min(soon))
 }
 
+/// Forgets lanes beyond so many: first those with the highest marks, for that of an empty lane is the end of the sequence, and that
+/// of any other stands below what waits there.
+fn forget_excess(lanes: &mut Vec<Lane>, most: usize) {
+    let excess = lanes.len().saturating_sub(most);
+    if excess > 0 {
+        lanes.sort_by_key(|lane| Reverse(lane.low));
+        lanes.drain(..excess);
+    }
+}
+
 /// Sorts lanes by what comes first, and among equals has another one come first each time.
 fn take_turns(lanes: &mut [Lane]) {
     let class = |lane: &Lane| (lane.priority, !lane.goes_on());
@@ -521,14 +528,25 @@ mod tests {
     use super::*;
     use crate::workflow::{GOES_ON, PIN};
 
+    fn lane(workflow: &str, priority: i16) -> Lane {
+        Lane { queue: "q".to_owned(), workflow: workflow.to_owned(), priority, low: 0, held: Vec::new() }
+    }
+
+    #[test]
+    fn of_too_many_lanes_the_empty_ones_are_forgotten() {
+        let marks =
+            [("urgent", -9, 17), ("empty", -5, 100), ("new", 0, 0), ("late", 7, 60), ("idle", 8, 100)];
+        let mut lanes: Vec<Lane> =
+            marks.iter().map(|(name, priority, low)| Lane { low: *low, ..lane(name, *priority) }).collect();
+        forget_excess(&mut lanes, 5);
+        assert_eq!(lanes.len(), 5);
+        forget_excess(&mut lanes, 3);
+        take_turns(&mut lanes);
+        assert!(lanes.iter().map(|lane| lane.workflow.as_str()).eq(["urgent", "new", "late"]));
+    }
+
     #[test]
     fn each_of_equal_lanes_comes_first_in_its_turn() {
-        let lane = |workflow: &str, priority| Lane {
-            queue: "q".to_owned(),
-            workflow: workflow.to_owned(),
-            priority,
-            low: 0,
-        };
         let goes_on = format!("a{PIN}{PIN}{PIN}{GOES_ON}");
         let mut lanes =
             vec![lane("late", 7), lane("b", 0), lane("a", 0), lane(&goes_on, 0), lane("urgent", -1)];

@@ -14,13 +14,15 @@ use crate::payload::Json;
 use crate::workflow::{GOES_ON, PIN};
 
 /// Where runs of one queue, workflow and priority wait, with the claimer's low-water mark: no row at or below
-/// `low` is waiting, except those of transactions that were in progress at the last claim.
+/// `low` is waiting, except those of transactions that were in progress at the last claim, and those that are `held`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lane {
     pub(crate) queue: String,
     pub(crate) workflow: String,
     pub(crate) priority: i16,
     pub(crate) low: i64,
+    /// Rows that somebody had locked for so long that the mark has passed them.
+    pub(crate) held: Vec<i64>,
 }
 
 impl Lane {
@@ -77,11 +79,10 @@ pub(crate) struct Checkpoint {
     pub(crate) error: Option<Json>,
 }
 
-/// What a claim found: runs, the new marks in the order of the lanes, and the transactions to look for next time.
+/// What a claim found: runs, and the transactions to look for next time. The marks are in the lanes.
 #[derive(Debug, Default)]
 pub(crate) struct Claimed {
     pub(crate) runs: Vec<ClaimedRun>,
-    pub(crate) lows: Vec<i64>,
     pub(crate) late: Vec<Xid8>,
     /// Runs in the memory of this worker for which something came.
     pub(crate) nudged: Vec<Uuid>,
@@ -92,16 +93,18 @@ pub(crate) async fn claim(
     schema: &Schema,
     worker: i64,
     limit: i32,
-    lanes: &[Lane],
+    lanes: &mut [Lane],
     late: &[Xid8],
 ) -> Result<Claimed> {
     let queues: Vec<&str> = lanes.iter().map(|lane| lane.queue.as_str()).collect();
     let workflows: Vec<&str> = lanes.iter().map(|lane| lane.workflow.as_str()).collect();
     let priorities: Vec<i16> = lanes.iter().map(|lane| lane.priority).collect();
     let lows: Vec<i64> = lanes.iter().map(|lane| lane.low).collect();
+    let held = (1i32..).zip(lanes.iter()).flat_map(|(n, lane)| lane.held.iter().map(move |seq| (n, *seq)));
+    let (held_lanes, held): (Vec<i32>, Vec<i64>) = held.unzip();
     let rows = session
         .query(
-            &schema.sql("select * from ambo.claim($1, $2, $3, $4, $5, $6, $7)"),
+            &schema.sql("select * from ambo.claim($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
             &[
                 (&worker, Type::INT8),
                 (&limit, Type::INT4),
@@ -110,13 +113,15 @@ pub(crate) async fn claim(
                 (&priorities, Type::INT2_ARRAY),
                 (&lows, Type::INT8_ARRAY),
                 (&late, Type::XID8_ARRAY),
+                (&held_lanes, Type::INT4_ARRAY),
+                (&held, Type::INT8_ARRAY),
             ],
         )
         .await?;
     let mut claimed = Claimed { runs: Vec::with_capacity(rows.len()), ..Claimed::default() };
     for row in rows {
         let Some(id) = row.try_get::<_, Option<Uuid>>(0).map_err(from_driver)? else {
-            claimed.lows = row.try_get::<_, Option<_>>(12).map_err(from_driver)?.unwrap_or_default();
+            read_marks(&row, lanes).map_err(from_driver)?;
             claimed.late = row.try_get(13).map_err(from_driver)?;
             claimed.nudged = row.try_get::<_, Option<_>>(15).map_err(from_driver)?.unwrap_or_default();
             continue;
@@ -125,6 +130,23 @@ pub(crate) async fn claim(
     }
     add_history(session, schema, &mut claimed.runs).await?;
     Ok(claimed)
+}
+
+/// The new marks of lanes, in their order, and the rows that these passed.
+fn read_marks(row: &tokio_postgres::Row, lanes: &mut [Lane]) -> Result<(), tokio_postgres::Error> {
+    let lows: Vec<i64> = row.try_get::<_, Option<_>>(12)?.unwrap_or_default();
+    for (lane, low) in lanes.iter_mut().zip(lows) {
+        lane.low = low;
+        lane.held.clear();
+    }
+    let of: Vec<i32> = row.try_get::<_, Option<_>>(18)?.unwrap_or_default();
+    let held: Vec<i64> = row.try_get::<_, Option<_>>(19)?.unwrap_or_default();
+    for (n, seq) in of.into_iter().zip(held) {
+        if let Some(lane) = usize::try_from(n - 1).ok().and_then(|at| lanes.get_mut(at)) {
+            lane.held.push(seq);
+        }
+    }
+    Ok(())
 }
 
 fn read_run(row: &tokio_postgres::Row, id: Uuid) -> Result<ClaimedRun, tokio_postgres::Error> {
@@ -201,14 +223,15 @@ pub(crate) async fn find_lanes(
         .await?;
     rows.iter()
         .map(|row| {
-            Ok(Lane { queue: row.try_get(0)?, workflow: row.try_get(1)?, priority: row.try_get(2)?, low: 0 })
+            let (queue, workflow, priority) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Lane { queue, workflow, priority, low: 0, held: Vec::new() })
         })
         .collect::<Result<_, tokio_postgres::Error>>()
         .map_err(from_driver)
 }
 
-/// The lowest waiting run of a lane in `(above, upto]` that is not of a `late` transaction: what the marks should
-/// never have left behind.
+/// The lowest waiting run of a lane in `(above, upto]` that is neither held nor of a `late` transaction: what the marks should never
+/// have left behind.
 pub(crate) async fn sweep(
     session: &Session,
     schema: &Schema,
@@ -219,7 +242,7 @@ pub(crate) async fn sweep(
 ) -> Result<Option<i64>> {
     let row = session
         .query_one(
-            &schema.sql("select ambo.sweep($1, $2, $3, $4, $5, $6)"),
+            &schema.sql("select ambo.sweep($1, $2, $3, $4, $5, $6, $7)"),
             &[
                 (&lane.queue, Type::TEXT),
                 (&lane.workflow, Type::TEXT),
@@ -227,6 +250,7 @@ pub(crate) async fn sweep(
                 (&above, Type::INT8),
                 (&upto, Type::INT8),
                 (&late, Type::XID8_ARRAY),
+                (&lane.held, Type::INT8_ARRAY),
             ],
         )
         .await?;

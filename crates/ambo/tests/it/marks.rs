@@ -11,8 +11,7 @@ use crate::random::Random;
 
 const QUEUES: [&str; 2] = ["default", "other"];
 const WORKFLOWS: [&str; 2] = ["a", "b"];
-const CLAIM: &str =
-    "select run_id, lows, late::text[] from ambo.claim($1, $2, $3, $4, $5, $6, $7::text[]::xid8[])";
+const CLAIM: &str = "select run_id, lows, late::text[], held_lanes, held from ambo.claim($1, $2, $3, $4, $5, $6, $7::text[]::xid8[], $8, $9)";
 const FIND_LANES: &str = "select queue, workflow, priority from ambo.find_lanes($1, $2, $3, $4, $5)";
 
 /// What a worker's claimer remembers: its marks, and the transactions that were in progress.
@@ -21,6 +20,8 @@ struct Claimer {
     sql: tokio_postgres::Client,
     lanes: Vec<(String, String, i16, i64)>,
     late: Vec<String>,
+    /// What the marks have passed: of which lane, and where.
+    held: Vec<((String, String, i16), i64)>,
     /// Broken on purpose: forgets the transactions that were in progress.
     forgetful: bool,
 }
@@ -29,6 +30,7 @@ struct Claimer {
 struct Marks {
     lows: Vec<i64>,
     late: Vec<String>,
+    held: Vec<(i32, i64)>,
 }
 
 impl Claimer {
@@ -37,7 +39,7 @@ impl Claimer {
         let register = "select worker_id from ambo.register_worker('marks', '', 0, $1, $2, false)";
         let names: (Vec<&str>, Vec<&str>) = (QUEUES.to_vec(), WORKFLOWS.to_vec());
         let worker = sql.query_one(register, &[&names.0, &names.1]).await.unwrap().get(0);
-        Claimer { worker, sql, lanes: Vec::new(), late: Vec::new(), forgetful: false }
+        Claimer { worker, sql, lanes: Vec::new(), late: Vec::new(), held: Vec::new(), forgetful: false }
     }
 
     /// As the engine does: looks for new lanes, then claims up to `limit` runs.
@@ -63,7 +65,15 @@ impl Claimer {
         let workflows: Vec<&str> = self.lanes.iter().map(|lane| lane.1.as_str()).collect();
         let priorities: Vec<i16> = self.lanes.iter().map(|lane| lane.2).collect();
         let lows: Vec<i64> = self.lanes.iter().map(|lane| lane.3).collect();
-        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 7] = [
+        let number = |place: &(String, String, i16)| {
+            self.lanes.iter().position(|lane| (&lane.0, &lane.1, lane.2) == (&place.0, &place.1, place.2))
+        };
+        let (held_lanes, held): (Vec<i32>, Vec<i64>) = self
+            .held
+            .iter()
+            .filter_map(|(place, seq)| Some((i32::try_from(number(place)? + 1).unwrap(), *seq)))
+            .unzip();
+        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 9] = [
             (&self.worker, Type::INT8),
             (&limit, Type::INT4),
             (&queues, Type::TEXT_ARRAY),
@@ -71,9 +81,11 @@ impl Claimer {
             (&priorities, Type::INT2_ARRAY),
             (&lows, Type::INT8_ARRAY),
             (&self.late, Type::TEXT_ARRAY),
+            (&held_lanes, Type::INT4_ARRAY),
+            (&held, Type::INT8_ARRAY),
         ];
         let rows = self.sql.query_typed(CLAIM, &params).await.expect("claim");
-        let mut marks = Marks { lows, late: Vec::new() };
+        let mut marks = Marks { lows, late: Vec::new(), held: Vec::new() };
         let mut runs = Vec::new();
         for row in rows {
             match row.get::<_, Option<Uuid>>(0) {
@@ -81,6 +93,9 @@ impl Claimer {
                 None => {
                     marks.lows = row.get::<_, Option<_>>(1).unwrap_or_default();
                     marks.late = row.get(2);
+                    let of: Vec<i32> = row.get::<_, Option<_>>(3).unwrap_or_default();
+                    marks.held =
+                        of.into_iter().zip(row.get::<_, Option<Vec<i64>>>(4).unwrap_or_default()).collect();
                 }
             }
         }
@@ -91,6 +106,11 @@ impl Claimer {
         for (lane, low) in self.lanes.iter_mut().zip(marks.lows) {
             lane.3 = low;
         }
+        let place = |n: i32| {
+            let lane = &self.lanes[usize::try_from(n - 1).unwrap()];
+            (lane.0.clone(), lane.1.clone(), lane.2)
+        };
+        self.held = marks.held.into_iter().map(|(n, seq)| (place(n), seq)).collect();
         self.late = if self.forgetful { Vec::new() } else { marks.late };
     }
 
@@ -98,6 +118,7 @@ impl Claimer {
     fn forget(&mut self) {
         self.lanes.clear();
         self.late.clear();
+        self.held.clear();
     }
 }
 
@@ -470,19 +491,25 @@ async fn a_run_that_somebody_has_locked_does_not_have_each_claim_walk_over_what_
     let db = database().await;
     let mut claimer = Claimer::new(&db).await;
     let mut holders = Vec::new();
-    for _ in 0..3 {
-        let run: Uuid = db.sql.query_one("select ambo.enqueue_workflow('a')", &[]).await.unwrap().get(0);
+    let hold = async |run: Uuid| {
         let holder = connect(&db.url).await;
         holder.batch_execute(&format!("begin; select ambo.cancel_run('{run}')")).await.unwrap();
-        holders.push(holder);
+        holder
+    };
+    for _ in 0..2 {
+        let run = db.sql.query_one("select ambo.enqueue_workflow('a')", &[]).await.unwrap().get(0);
+        holders.push(hold(run).await);
         // Of a lane that has others before, between and behind.
         db.sql.batch_execute("select ambo.enqueue_workflow('a')").await.unwrap();
     }
     let flood = "select count(*) from ambo.enqueue_workflows(
         array_fill('a'::text, array[50000]), array_fill('1'::json, array[50000]))";
     db.sql.batch_execute(flood).await.unwrap();
+    // And one whose transaction has enqueued many more.
+    let amid = "select run_id from ambo.ready order by seq offset 20000 limit 1";
+    holders.push(hold(db.sql.query_one(amid, &[]).await.unwrap().get(0)).await);
     let mut claimed = 0;
-    while claimed < 50_003 {
+    while claimed < 50_001 {
         let (runs, marks) = claimer.claim(10_000).await;
         assert!(!runs.is_empty(), "{claimed}");
         claimed += runs.len();
