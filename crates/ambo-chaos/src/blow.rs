@@ -1,5 +1,6 @@
 //! How a blow falls. Those on the servers take turns; all others fall at once.
 
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,12 @@ use crate::pair::Pair;
 use crate::plan::Blow;
 use crate::proxy::{Fate, Proxy};
 use crate::round::blocking;
-use crate::staff::Staff;
+use crate::staff::{NEXT_VERSION, Staff};
 
 /// How long a worker is stopped at most, where nobody buries it: a lease, a grace, a beat, and room.
 const UNBURIED: Duration = Duration::from_secs(10);
+/// How long a migration tries: a failover and its own patience for tables in use are in it.
+const MIGRATION: Duration = Duration::from_secs(20);
 /// How slow the network is while a worker that was buried wakes.
 const WAKING: Duration = Duration::from_millis(60);
 
@@ -102,22 +105,38 @@ async fn on_worker(field: &Arc<Field>, blow: &Blow) -> Result<Option<String>> {
             }))
         }
         _ => {
-            let url = field.pair.lock().await.url();
-            let migrating = tokio::spawn(async move {
-                // The server may be down just now; then the schema is what it was.
-                match ambo::Client::connect_unchecked(&url, "ambo").await {
-                    Ok(client) => client.migrate().await.is_ok(),
-                    Err(_) => false,
-                }
-            });
+            // First the schema: a program of the next version does not start on this one's.
+            if tokio::time::timeout(MIGRATION, migrate(field)).await.is_err() {
+                return Ok(None);
+            }
             let renewed = blocking(move || {
                 (0..staff.count()).try_fold(0, |renewed, desk| Ok(renewed + i32::from(staff.renew(desk, 2)?)))
             });
             let renewed = renewed.await?;
-            let migrated = migrating.await.unwrap_or(false);
-            Ok((renewed > 0).then(|| format!("of {renewed} workers, schema migrated: {migrated}")))
+            Ok((renewed > 0).then(|| format!("of {renewed} workers, after the schema")))
         }
     }
+}
+
+/// Brings the schema to the next version, however often the server is lost meanwhile.
+async fn migrate(field: &Arc<Field>) {
+    loop {
+        let url = field.pair.lock().await.url();
+        if migrating(&url).await.is_ok_and(|status| status.success()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// This program as one of the version to come, which migrates.
+async fn migrating(url: &str) -> Result<ExitStatus> {
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.args(["migrate", url]).envs([NEXT_VERSION]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::null()).kill_on_drop(true).spawn()?;
+    // It ends when this is closed.
+    let _stdin = child.stdin.take();
+    Ok(child.wait().await?)
 }
 
 /// Waits until a worker process that is stopped has no row any more; says how long that took, if no longer than it may.

@@ -55,12 +55,15 @@ enum Role {
     /// Executes runs.
     #[command(hide = true)]
     Worker(work::Post),
+    /// Migrates a database, and ends.
+    #[command(hide = true)]
+    Migrate { url: String },
 }
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if let Some(Role::Worker(post)) = args.role {
+    if let Some(role) = args.role {
         ambo_postgres::exit_with_parent();
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
         tracing_subscriber::fmt()
@@ -68,7 +71,7 @@ fn main() -> Result<ExitCode> {
             .with_ansi(false)
             .with_writer(std::io::stderr)
             .init();
-        return runtime.block_on(work::work(post)).map(|()| ExitCode::SUCCESS);
+        return runtime.block_on(play(role)).map(|()| ExitCode::SUCCESS);
     }
     let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let first = args.seed.unwrap_or(now);
@@ -78,6 +81,17 @@ fn main() -> Result<ExitCode> {
     }
     let seconds = args.seconds.unwrap_or_else(|| if args.rounds.is_some() { u64::MAX } else { 60 });
     run(&runtime, first, args.rounds.unwrap_or(u64::MAX), Duration::from_secs(seconds))
+}
+
+/// Another process of the bank.
+async fn play(role: Role) -> Result<()> {
+    match role {
+        Role::Worker(post) => work::work(post).await,
+        Role::Migrate { url } => {
+            ambo::Client::connect_unchecked(&url, "ambo").await?.migrate().await?;
+            Ok(())
+        }
+    }
 }
 
 /// Round after round, until one finds something.

@@ -50,7 +50,7 @@ pub(crate) enum Blow {
     FillVolume { time: Duration },
     /// The clock of the workers jumps, and back.
     Clock { seconds: i64, time: Duration },
-    /// All workers are replaced by those of another version, one by one; the schema is migrated meanwhile.
+    /// The schema is migrated to the version to come; then all workers are replaced by those of it, one by one.
     Upgrade,
     /// pgbench is killed, and another comes.
     KillPgbench,

@@ -10,6 +10,8 @@ use std::{fs, thread};
 
 use anyhow::{Context as _, Result};
 
+/// Makes a process one of the version to come, which has another schema; the tests of upgrades use it too.
+pub(crate) const NEXT_VERSION: (&str, &str) = ("AMBO_NEXT_VERSION", "1");
 /// How long a worker that was told to leave may take to hand back what it has.
 const LEAVE: Duration = Duration::from_secs(4);
 
@@ -86,6 +88,9 @@ impl Staff {
             command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file);
             // What jumps in a real machine is the time of day.
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_NO_CACHE", "1");
+        }
+        if version > 1 {
+            command.envs([NEXT_VERSION]);
         }
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "ambo=info".into()));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
