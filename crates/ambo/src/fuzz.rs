@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::engine::history::History as Recorded;
 use crate::error::{Code, Error};
 use crate::graph::Shape;
-use crate::id::RunId;
+use crate::id::{self, RunId};
 use crate::replay_check::History;
 use crate::schedule::{Timing, tick_of};
 use crate::store::Schema;
@@ -29,6 +29,20 @@ fn a_hostile_id_or_code_is_refused_or_means_what_it_says() {
         if let Some(code) = Code::parse(text) {
             assert!(code.as_str() == text || code.sqlstate() == text);
         }
+    });
+}
+
+#[test]
+fn a_hostile_notification_names_what_it_names_or_nothing() {
+    let run: RunId = RUN.parse().expect("an id");
+    attack(&["0000", "0000,ffff,12ab", "0000,,+1,-1,10000"], 50_000, |text| {
+        let tags: Vec<u16> = id::tags(text).collect();
+        assert!(tags.len() <= 1 + text.matches(',').count());
+        for tag in tags {
+            assert!(id::tags(&format!("{tag:04x}")).eq([tag]));
+        }
+        // Whatever else is in it, what stands between commas is heard.
+        assert!(id::tags(&format!("{text},0000")).any(|tag| tag == id::tag(&run.as_uuid())));
     });
 }
 

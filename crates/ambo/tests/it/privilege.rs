@@ -57,6 +57,15 @@ async fn each_role_may_execute_what_is_stated_and_touch_no_table() {
     let tables = "select c.oid::regclass::text from pg_class c
         where c.relnamespace = 'ambo'::regnamespace and c.relkind in ('r', 'p')";
     let tables = db.sql.query(tables, &[]).await.unwrap();
+    let sequences = "select c.oid::regclass::text from pg_class c
+        where c.relnamespace = 'ambo'::regnamespace and c.relkind = 'S'";
+    let sequences = db.sql.query(sequences, &[]).await.unwrap();
+    assert!(
+        tables.len() > 20 && sequences.len() > 3,
+        "{} tables, {} sequences",
+        tables.len(),
+        sequences.len()
+    );
     // And one who has none of them, but may be granted the use of the schema by mistake.
     let nobody =
         user(&db, "ambo", "producer").await.split_once("//").unwrap().1.split_once('@').unwrap().0.to_owned();
@@ -79,15 +88,48 @@ async fn each_role_may_execute_what_is_stated_and_touch_no_table() {
                 format!("select from {table}"),
                 format!("delete from {table}"),
                 format!("insert into {table} default values"),
+                format!("truncate {table}"),
+                format!("lock table {table} in access share mode"),
+                format!(
+                    "create trigger mine before insert on {table} execute function suppress_redundant_updates_trigger()"
+                ),
+                format!("copy {table} to stdout"),
             ] {
                 assert!(is_refused(&db, role, &act).await, "{role}: {act}");
             }
         }
-        for act in
-            ["select nextval('ambo.ready_seq')", "create table ambo.mine ()", "drop function ambo.wake()"]
-        {
+        for sequence in &sequences {
+            let sequence: &str = sequence.get(0);
+            for act in [
+                format!("select nextval('{sequence}')"),
+                format!("select setval('{sequence}', 1)"),
+                format!("select last_value from {sequence}"),
+            ] {
+                assert!(is_refused(&db, role, &act).await, "{role}: {act}");
+            }
+        }
+        for act in [
+            "create table ambo.mine ()",
+            "drop function ambo.wake()",
+            "create function ambo.mine() returns int return 1",
+        ] {
             assert!(is_refused(&db, role, act).await, "{role}: {act}");
         }
+        // And what nobody thought of trying, by the catalogue's account: of tables, of their columns, of sequences, with those that
+        // are to come.
+        let rights = format!(
+            "select count(*) from pg_class c where c.relnamespace = 'ambo'::regnamespace and (
+                 c.relkind in ('r', 'p', 'v', 'm', 'f') and (
+                     has_table_privilege('{role}', c.oid, 'select, insert, update, delete, truncate, references, trigger')
+                     or has_any_column_privilege('{role}', c.oid, 'select, insert, update, references'))
+                 or c.relkind = 'S' and has_sequence_privilege('{role}', c.oid, 'usage, select, update'))"
+        );
+        assert_eq!(db.number(&rights).await, 0, "{role}");
+        let defaults = format!(
+            "select count(*) from pg_default_acl d cross join lateral aclexplode(d.defaclacl) a
+             where a.grantee in (0, '{role}'::regrole) and d.defaclobjtype in ('r', 'S')"
+        );
+        assert_eq!(db.number(&defaults).await, 0, "{role}");
     }
     assert!(refused > 300, "nothing was tried");
     db.sql.batch_execute(&format!("revoke usage on schema ambo from {nobody}")).await.unwrap();

@@ -59,7 +59,8 @@ impl Load {
     }
 }
 
-/// Watches how long anybody who enqueues waits for a lock: by the server's own account, whatever the machine is busy with.
+/// Watches how long anybody but the migration, enqueuers and workers, waits for a table: by the server's own account, whatever the
+/// machine is busy with.
 fn watch_waits(db: &Database) -> (Arc<AtomicU64>, tokio::task::JoinHandle<()>) {
     let (longest_us, url) = (Arc::new(AtomicU64::new(0)), db.url.clone());
     let seen = longest_us.clone();
@@ -68,7 +69,8 @@ fn watch_waits(db: &Database) -> (Arc<AtomicU64>, tokio::task::JoinHandle<()>) {
         let waits =
             "select coalesce(max(extract(epoch from clock_timestamp() - l.waitstart) * 1000000), 0)::int8
             from pg_locks l join pg_stat_activity a on a.pid = l.pid
-            where not l.granted and a.application_name = 'enqueuer' and a.datname = current_database()";
+            where not l.granted and l.locktype = 'relation' and a.application_name <> 'ambo client'
+              and a.datname = current_database()";
         let waits = sql.prepare(waits).await.unwrap();
         loop {
             let waited: i64 = sql.query_one(&waits, &[]).await.unwrap().get(0);
