@@ -227,7 +227,8 @@ begin
     end if;
 end $$;
 
--- Lanes that hold runs and that the worker does not know yet: reads only the gaps between known priorities.
+-- Lanes that hold runs and that the worker does not know yet: reads only the gaps between known priorities, one probe each, and again
+-- those in which there was something. All at once: for a worker with many queues and workflows these are thousands.
 create or replace function ambo.find_lanes(
     p_queues text[], p_workflows text[], p_known_queues text[], p_known_workflows text[],
     p_known_priorities smallint[])
@@ -238,30 +239,32 @@ set enable_seqscan = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
-    v_above integer;
-    v_below integer;
-    v_found smallint;
+    v_queues text[];
+    v_workflows text[];
+    v_above integer[];
+    v_below integer[];
 begin
-    for queue, workflow in select q, w from unnest(p_queues) q, unnest(p_workflows) w loop
-        v_above := -32769;
-        loop
-            v_below := (select min(k.p) from unnest(p_known_queues, p_known_workflows, p_known_priorities)
-                            as k (q, w, p)
-                        where k.q = queue and k.w = workflow and k.p > v_above);
-            v_found := (select r.priority from ambo.ready r
-                        where r.queue = find_lanes.queue and r.workflow = find_lanes.workflow
-                          and r.priority > v_above and r.priority < coalesce(v_below, 32768)
-                        order by r.priority limit 1);
-            if v_found is not null then
-                priority := v_found;
-                return next;
-                v_above := v_found;
-            elsif v_below is not null then
-                v_above := v_below;
-            else
-                exit;
-            end if;
-        end loop;
+    select array_agg(g.queue), array_agg(g.workflow), array_agg(g.above), array_agg(g.below)
+    into v_queues, v_workflows, v_above, v_below
+    from (
+        select k.queue, k.workflow, k.priority as above, lead(k.priority, 1, 32768) over priorities as below,
+               first_value(k.priority) over priorities = -32769 as is_asked_for
+        from (select q as queue, w as workflow, -32769 as priority from unnest(p_queues) q, unnest(p_workflows) w
+              union all
+              select k.q, k.w, k.p::integer from unnest(p_known_queues, p_known_workflows, p_known_priorities) as k (q, w, p)) k
+        window priorities as (partition by k.queue collate "C", k.workflow collate "C" order by k.priority)) g
+    where g.is_asked_for;
+    loop
+        select array_agg(g.queue), array_agg(g.workflow), array_agg(f.priority::integer), array_agg(g.below)
+        into v_queues, v_workflows, v_above, v_below
+        from unnest(v_queues, v_workflows, v_above, v_below) as g (queue, workflow, above, below)
+        cross join lateral (
+            select r.priority from ambo.ready r
+            where r.queue = g.queue and r.workflow = g.workflow and r.priority > g.above and r.priority < g.below
+            order by r.priority limit 1) f;
+        exit when v_queues is null;
+        return query select u.queue, u.workflow, u.priority::smallint
+                     from unnest(v_queues, v_workflows, v_above) as u (queue, workflow, priority);
     end loop;
 end $$;
 

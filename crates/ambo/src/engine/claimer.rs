@@ -30,8 +30,10 @@ const FIRST_BYTES: usize = CLAIM_BYTES / 64;
 const LANES_MAX: usize = 1000;
 /// Pauses between claims that find nothing, before the claimer goes to sleep.
 const PAUSES: [u64; 6] = [1, 2, 3, 4, 5, 5];
-/// How often new lanes are looked for while the known ones keep the claimer busy.
+/// How often new lanes are looked for while the known ones keep the claimer busy; and for how many times as long as a look took it
+/// claims before the next, for where queues and workflows are many a look takes its time.
 const DISCOVER: Duration = Duration::from_millis(50);
+const DISCOVER_SHARE: u32 = 20;
 /// How long a suspect waits for the worker to be empty, while nothing is claimed, before it begins all the same: one
 /// long run must not keep a worker from all others.
 const SUSPENSE: Duration = Duration::from_secs(5);
@@ -53,7 +55,8 @@ struct Claimer {
     lanes: Vec<Lane>,
     /// Transactions that were in progress at the last claim: what they commit may lie below the marks.
     late: Vec<Xid8>,
-    discovered: Option<Instant>,
+    /// When new lanes are looked for next; none as long as they never were.
+    discover_at: Option<Instant>,
     /// The managed queues.
     dispatchers: Vec<Dispatcher>,
     /// Which source of runs comes first in the next round, so that one that never runs dry does not keep room from others.
@@ -87,7 +90,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         link,
         lanes: Vec::new(),
         late: Vec::new(),
-        discovered: None,
+        discover_at: None,
         dispatchers: Vec::new(),
         turn: 0,
         run_bytes: FIRST_BYTES,
@@ -269,9 +272,7 @@ impl Claimer {
 
     async fn claim_plain(&mut self, room: usize, empty: usize) -> Result<usize> {
         // While there is work, new lanes are looked for now and then; when there is none, after every look.
-        if self.discovered.is_none()
-            || empty == 0 && self.discovered.is_some_and(|at| at.elapsed() > DISCOVER)
-        {
+        if self.discover_at.is_none_or(|at| empty == 0 && at < Instant::now()) {
             self.discover().await?;
         }
         let mut found = self.claim(room).await?;
@@ -399,6 +400,7 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         let registration = &self.engine.registration;
+        let began = Instant::now();
         let found = claim::find_lanes(
             &session,
             &schema,
@@ -410,7 +412,7 @@ impl Claimer {
         let is_new = !found.is_empty();
         self.lanes.extend(found);
         forget_excess(&mut self.lanes, LANES_MAX);
-        self.discovered = Some(Instant::now());
+        self.discover_at = Some(Instant::now() + (began.elapsed() * DISCOVER_SHARE).max(DISCOVER));
         Ok(is_new)
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::harness::{Database, connect, database};
 use crate::limits::{Bench, Job, job};
+use crate::random::Random;
 
 impl Bench {
     /// Enqueues all of it in one transaction.
@@ -275,4 +276,50 @@ async fn what_was_to_start_by_a_time_and_did_not_blocks_its_group() {
     bench.all_ended(3).await;
     let numbers: Vec<u32> = bench.gauge.begun.lock().unwrap().iter().map(|(_, number)| *number).collect();
     assert_eq!(numbers, [2, 0, 1]);
+}
+
+/// Whatever is known already, every lane that holds a run is found, once, and none that nobody asked for.
+#[tokio::test]
+async fn every_lane_that_is_not_known_is_found() {
+    let db = database().await;
+    let mut random = Random::new();
+    db.sql.batch_execute("select ambo.create_queue('other')").await.unwrap();
+    let mut lanes: Vec<(String, String, i16)> = Vec::new();
+    for priority in [-32768, -7, -1, 0, 1, 2, 3, 900, 32767] {
+        for (queue, workflow) in
+            ["default", "other"].iter().flat_map(|queue| ["a", "b", "c"].map(|workflow| (queue, workflow)))
+        {
+            if random.once_in(2) {
+                let sql = format!(
+                    "select ambo.enqueue_workflow('{workflow}', queue => '{queue}', priority => {priority})"
+                );
+                db.sql.batch_execute(&sql).await.expect(&sql);
+                lanes.push(((*queue).to_owned(), workflow.to_owned(), priority));
+            }
+        }
+    }
+    let find = "select queue, workflow, priority from ambo.find_lanes($1, $2, $3, $4, $5)";
+    for _ in 0..200 {
+        let workflows: &[&str] = *random.pick(&[&["a", "b"][..], &["b"], &["c", "a", "b", "d"]]);
+        let queues: &[&str] = *random.pick(&[&["other"][..], &["default", "other"], &["nowhere", "default"]]);
+        let mut known: Vec<_> = lanes.iter().filter(|_| random.once_in(3)).cloned().collect();
+        // And one that is empty by now.
+        known.push(("other".to_owned(), "a".to_owned(), 5));
+        let columns = (
+            known.iter().map(|lane| lane.0.as_str()).collect::<Vec<_>>(),
+            known.iter().map(|lane| lane.1.as_str()).collect::<Vec<_>>(),
+            known.iter().map(|lane| lane.2).collect::<Vec<_>>(),
+        );
+        let found =
+            db.sql.query(find, &[&queues, &workflows, &columns.0, &columns.1, &columns.2]).await.unwrap();
+        let mut found: Vec<(String, String, i16)> =
+            found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        let is_asked_for = |lane: &&(String, String, i16)| {
+            queues.contains(&lane.0.as_str()) && workflows.contains(&lane.1.as_str()) && !known.contains(lane)
+        };
+        let mut wanted: Vec<_> = lanes.iter().filter(is_asked_for).cloned().collect();
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted);
+    }
 }
