@@ -30,10 +30,10 @@ const FIRST_BYTES: usize = CLAIM_BYTES / 64;
 const LANES_MAX: usize = 1000;
 /// Pauses between claims that find nothing, before the claimer goes to sleep.
 const PAUSES: [u64; 6] = [1, 2, 3, 4, 5, 5];
-/// How often new lanes are looked for while the known ones keep the claimer busy; and for how many times as long as a look took it
-/// claims before the next, for where queues and workflows are many a look takes its time.
-const DISCOVER: Duration = Duration::from_millis(50);
-const DISCOVER_SHARE: u32 = 20;
+/// How long until new lanes are looked for again while the known ones keep the claimer busy: so many times what the last look took, for
+/// where queues and workflows are many it takes its time, and in these bounds.
+const DISCOVER_TIMES: u32 = 20;
+const DISCOVER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a suspect waits for the worker to be empty, while nothing is claimed, before it begins all the same: one
 /// long run must not keep a worker from all others.
 const SUSPENSE: Duration = Duration::from_secs(5);
@@ -412,7 +412,8 @@ impl Claimer {
         let is_new = !found.is_empty();
         self.lanes.extend(found);
         forget_excess(&mut self.lanes, LANES_MAX);
-        self.discover_at = Some(Instant::now() + (began.elapsed() * DISCOVER_SHARE).max(DISCOVER));
+        let pause = (began.elapsed() * DISCOVER_TIMES).clamp(DISCOVER.0, DISCOVER.1);
+        self.discover_at = Some(Instant::now() + pause);
         Ok(is_new)
     }
 
