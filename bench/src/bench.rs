@@ -50,6 +50,8 @@ pub struct Bench {
     pub quick: bool,
     /// The user's choice of rounds.
     pub rounds: Option<usize>,
+    /// The user's choice of how long something is held open in `pinned`, in seconds.
+    pub held: Option<u64>,
     /// The user's choice of competitors; empty for all.
     pub only: Vec<String>,
     /// The user's choice of how the peers are set up.

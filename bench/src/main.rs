@@ -57,6 +57,9 @@ struct Args {
     /// With `pinned`: instead, a steady load of Ambo for so many seconds, with history dropped meanwhile.
     #[arg(long, value_name = "SECONDS")]
     soak: Option<u64>,
+    /// With `pinned`: how long something is held open each time, in seconds. Default: 600.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["quick", "soak"])]
+    held: Option<u64>,
     #[command(subcommand)]
     hidden: Option<Hidden>,
 }
@@ -100,7 +103,14 @@ async fn run(args: Args) -> Result<()> {
     };
     swept::listen()?;
     let server = Server::start(args.url.as_deref()).await?;
-    let bench = Bench { server, quick: args.quick, rounds: args.rounds, only: args.only, peers: args.peers };
+    let bench = Bench {
+        server,
+        quick: args.quick,
+        rounds: args.rounds,
+        held: args.held,
+        only: args.only,
+        peers: args.peers,
+    };
     eprintln!("PostgreSQL: {}", bench.server.settings_in_words());
     let mut lines = Vec::new();
     for name in names {

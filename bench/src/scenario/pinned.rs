@@ -28,6 +28,8 @@ mod soak;
 
 /// Of the maximum.
 const LOAD: f64 = 0.7;
+/// How long something is held open, in seconds.
+const HELD: u64 = 600;
 const FRACTION: &str = "fraction_of_clean";
 const SERVED: &str = "served_of_offered";
 const LATENCY: &str = "p99_of_clean";
@@ -79,7 +81,7 @@ async fn measure<E: Engine>(bench: &Bench, database: &Database) -> Result<Sample
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut phases: Vec<Phase> = Vec::new();
     for name in PHASES {
-        let time = bench.time(10_000, name.full_seconds() * 1000);
+        let time = bench.time(10_000, name.seconds(bench.held.unwrap_or(HELD)) * 1000);
         let phase = phase::watch(name, database, &pulse, time).await?;
         eprintln!("pinned: {}: {phase}", E::NAME);
         phases.push(phase);

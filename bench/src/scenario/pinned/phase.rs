@@ -39,12 +39,12 @@ pub enum Name {
 }
 
 impl Name {
-    /// How long it lasts, without --quick.
-    pub fn full_seconds(self) -> u64 {
+    /// How long it lasts, without --quick, where something is held open for so many seconds.
+    pub fn seconds(self, held: u64) -> u64 {
         match self {
             Name::Clean => 120,
             Name::Released => 90,
-            _ => 600,
+            _ => held,
         }
     }
 
