@@ -55,6 +55,8 @@ struct Claimer {
     lanes: Vec<Lane>,
     /// Transactions that were in progress at the last claim: what they commit may lie below the marks.
     late: Vec<Xid8>,
+    /// The last claim took rows that wake, and nothing came of it.
+    in_vain: bool,
     /// When new lanes are looked for next; none as long as they never were.
     discover_at: Option<Instant>,
     /// The managed queues.
@@ -90,6 +92,7 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         link,
         lanes: Vec::new(),
         late: Vec::new(),
+        in_vain: false,
         discover_at: None,
         dispatchers: Vec::new(),
         turn: 0,
@@ -357,10 +360,11 @@ impl Claimer {
         let schema = self.link.schema().clone();
         let session = self.link.session().await?.clone();
         self.sort_lanes();
-        let Claimed { runs, late, nudged } =
+        let Claimed { runs, late, nudged, in_vain } =
             claim::claim(&session, &schema, self.life.worker, limit, &mut self.lanes, &self.late).await?;
         failpoint::reach("claim-answered");
         self.late = late;
+        self.in_vain = in_vain;
         telemetry::claimed(runs.len(), started.elapsed());
         self.count_shares(&runs, room);
         let found = self.take_in(runs, &nudged).await;
@@ -373,7 +377,7 @@ impl Claimer {
     /// Most urgent first, and of these what goes on; equals take turns. Where queues have weights, the queue that is due
     /// comes first.
     fn sort_lanes(&mut self) {
-        take_turns(&mut self.lanes);
+        take_turns(&mut self.lanes, !self.in_vain);
         if let Some(shares) = &self.shares {
             let due = |lane: &Lane| shares.due(&lane.queue);
             self.lanes.sort_by(|a, b| due(a).total_cmp(&due(b)).then_with(|| a.queue.cmp(&b.queue)));
@@ -516,9 +520,10 @@ fn forget_excess(lanes: &mut Vec<Lane>, most: usize) {
     }
 }
 
-/// Sorts lanes by what comes first, and among equals has another one come first each time.
-fn take_turns(lanes: &mut [Lane]) {
-    let class = |lane: &Lane| (lane.priority, !lane.goes_on());
+/// Sorts lanes by what comes first, and among equals has another one come first each time. What goes on is first, but after a claim
+/// that woke nobody, for a row that goes back each time would take a worker's only place for ever.
+fn take_turns(lanes: &mut [Lane], goes_on_first: bool) {
+    let class = |lane: &Lane| (lane.priority, lane.goes_on() != goes_on_first);
     lanes.sort_by_key(class);
     // Not all of them as a whole: where there are several classes, those of one would keep their order for ever.
     for equals in lanes.chunk_by_mut(|a, b| class(a) == class(b)) {
@@ -544,7 +549,7 @@ mod tests {
         forget_excess(&mut lanes, 5);
         assert_eq!(lanes.len(), 5);
         forget_excess(&mut lanes, 3);
-        take_turns(&mut lanes);
+        take_turns(&mut lanes, true);
         assert!(lanes.iter().map(|lane| lane.workflow.as_str()).eq(["urgent", "new", "late"]));
     }
 
@@ -555,7 +560,7 @@ mod tests {
             vec![lane("late", 7), lane("b", 0), lane("a", 0), lane(&goes_on, 0), lane("urgent", -1)];
         let mut first = Vec::new();
         for _ in 0..4 {
-            take_turns(&mut lanes);
+            take_turns(&mut lanes, true);
             let order: Vec<&str> = lanes.iter().map(|lane| lane.workflow.as_str()).collect();
             assert_eq!((order[0], order[1], order[4]), ("urgent", goes_on.as_str(), "late"));
             first.push(order[2].to_owned());
@@ -563,5 +568,8 @@ mod tests {
         assert_eq!(first[0], first[2]);
         assert_eq!(first[1], first[3]);
         assert_ne!(first[0], first[1]);
+        take_turns(&mut lanes, false);
+        let order: Vec<&str> = lanes.iter().map(|lane| lane.workflow.as_str()).collect();
+        assert_eq!((order[0], order[3], order[4]), ("urgent", goes_on.as_str(), "late"));
     }
 }

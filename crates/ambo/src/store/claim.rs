@@ -86,6 +86,9 @@ pub(crate) struct Claimed {
     pub(crate) late: Vec<Xid8>,
     /// Runs in the memory of this worker for which something came.
     pub(crate) nudged: Vec<Uuid>,
+    /// All that was taken were rows that wake, and nobody of this worker was woken: where somebody has locked the run that is to be, such
+    /// a row goes back, and is there again at the next claim.
+    pub(crate) in_vain: bool,
 }
 
 pub(crate) async fn claim(
@@ -123,11 +126,14 @@ pub(crate) async fn claim(
         let Some(id) = row.try_get::<_, Option<Uuid>>(0).map_err(from_driver)? else {
             read_marks(&row, lanes).map_err(from_driver)?;
             claimed.late = row.try_get(13).map_err(from_driver)?;
-            claimed.nudged = row.try_get::<_, Option<_>>(15).map_err(from_driver)?.unwrap_or_default();
+            let nudged: Option<Vec<Uuid>> = row.try_get(15).map_err(from_driver)?;
+            claimed.in_vain = nudged.as_ref().is_some_and(Vec::is_empty);
+            claimed.nudged = nudged.unwrap_or_default();
             continue;
         };
         claimed.runs.push(read_run(&row, id).map_err(from_driver)?);
     }
+    claimed.in_vain &= claimed.runs.is_empty();
     add_history(session, schema, &mut claimed.runs).await?;
     Ok(claimed)
 }

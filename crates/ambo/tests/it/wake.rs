@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ambo::{Ctx, Error, Result, Worker};
+use ambo::{Ctx, Error, Result, SendSignal, Worker, WorkerBuilder};
 use ambo_postgres::{Cluster, Place};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -11,15 +11,18 @@ use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::harness::{Database, connect, database, database_at};
 
-/// A worker of which each run tells that it has begun.
-async fn listener(db: &Database, poll: Duration) -> (Worker, mpsc::UnboundedReceiver<Instant>) {
-    let (begun, began) = mpsc::unbounded_channel();
+/// What is to be a worker of which each run tells that it has begun.
+fn telling(db: &Database, begun: mpsc::UnboundedSender<Instant>) -> WorkerBuilder {
     let body = async |cx: Ctx<'_>, _: serde_json::Value| -> Result<()> {
         let begun = cx.state::<mpsc::UnboundedSender<Instant>>()?;
         begun.send(Instant::now()).map_err(|_| Error::message("nobody listens"))
     };
-    let worker = Worker::builder(&db.client).workflow_fn("tell", body).state(begun).poll_interval(poll);
-    (worker.start().await.expect("worker"), began)
+    Worker::builder(&db.client).workflow_fn("tell", body).state(begun)
+}
+
+async fn listener(db: &Database, poll: Duration) -> (Worker, mpsc::UnboundedReceiver<Instant>) {
+    let (begun, began) = mpsc::unbounded_channel();
+    (telling(db, begun).poll_interval(poll).start().await.expect("worker"), began)
 }
 
 const ENQUEUE: &str = "select ambo.enqueue_workflow('tell')";
@@ -208,4 +211,34 @@ async fn the_probe_leaves_no_lock_in_the_session_of_the_caller() {
         }
         assert!(cancelled > 50, "too few statements were cancelled: {cancelled}");
     }
+}
+
+/// Waits for a word that may come, in memory hardly at all.
+#[ambo::workflow]
+async fn waiting(mut cx: Ctx, _: u32) -> Result<String> {
+    cx.signal("word").await
+}
+
+/// A transaction of a user that has to do with a parked run, and stays open, keeps a signal from that run. It stands first in its lane at
+/// each claim, goes back each time, and must not be all that a worker with one place ever takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cannot_be_woken_takes_no_place_from_others() {
+    let db = database().await;
+    let (begun, mut began) = mpsc::unbounded_channel();
+    let worker = telling(&db, begun).workflow::<waiting>().park_after(Duration::from_millis(20));
+    let _worker = worker.max_in_flight(1).start().await.expect("worker");
+    let run = waiting::enqueue(1).on(&db.client).await.unwrap().run;
+    db.until("select count(*) = 1 from ambo.timer where attempt > 0").await;
+    let holder = connect(&db.url).await;
+    holder.batch_execute("begin; select from ambo.timer for update").await.unwrap();
+    assert!(SendSignal::new(run, "word", &"go").on(&db.client).await.unwrap());
+    for n in 0..20 {
+        db.sql.batch_execute(ENQUEUE).await.unwrap();
+        let found = tokio::time::timeout(Duration::from_secs(20), began.recv()).await;
+        assert!(found.is_ok(), "run {n} has to wait for the one that cannot be woken");
+    }
+    db.until("select count(*) = 20 from ambo.outcome").await;
+    holder.batch_execute("rollback").await.unwrap();
+    let said = tokio::time::timeout(Duration::from_secs(20), db.client.handle::<waiting>(run).result()).await;
+    assert_eq!(said.expect("it is woken when it is let go").unwrap(), "go");
 }
