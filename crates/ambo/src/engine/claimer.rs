@@ -1,7 +1,6 @@
 //! The claimer: one a process. Claims as much as there is room for, and sleeps, visibly, when there is nothing.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -41,8 +40,9 @@ const SUSPENSE: Duration = Duration::from_secs(5);
 const SOLITUDE: Duration = Duration::from_secs(30);
 /// Between two looks whether what a suspect waits for, or what waits for it, only waits itself.
 const GLANCE: Duration = Duration::from_millis(100);
-/// The sweep below the marks looks at so many places of a lane at a time, once a second: as many as it can in this time,
-/// where the dead stand that cannot be vacuumed, for nothing is claimed meanwhile.
+/// The sweep below the marks looks at so many lanes, once a second, and in each at so many places: as many as it can in this time, where the
+/// dead stand that cannot be vacuumed, for nothing is claimed meanwhile.
+const SWEEP_LANES: usize = 16;
 const SWEEP_STEPS: std::ops::RangeInclusive<i64> = 1000..=50_000;
 const SWEEP_TIME: Duration = Duration::from_millis(3);
 
@@ -78,7 +78,6 @@ struct Claimer {
     asleep_on: Option<u64>,
     swept: Instant,
     sweep_step: i64,
-    sweep_from: HashMap<(String, String, i16), i64>,
 }
 
 /// Claims until the life is over.
@@ -103,7 +102,6 @@ pub(crate) async fn claim_loop(engine: Arc<Engine>, life: Arc<Life>) {
         asleep_on: None,
         swept: Instant::now(),
         sweep_step: *SWEEP_STEPS.start(),
-        sweep_from: HashMap::new(),
     };
     let looped = async {
         let mut empty = 0usize;
@@ -476,16 +474,17 @@ impl Claimer {
         }
     }
 
-    /// The safety net: a bounded look below the marks, a piece a second. That it finds something is a bug.
+    /// The safety net: a bounded look below the marks, a piece a second, of the lanes that were looked at longest ago. That it finds
+    /// something is a bug.
     async fn sweep(&mut self, session: &Session) -> Result<()> {
         self.swept = Instant::now();
         let schema = self.link.schema().clone();
-        for lane in &mut self.lanes {
-            let place = (lane.queue.clone(), lane.workflow.clone(), lane.priority);
-            let above = *self.sweep_from.get(&place).unwrap_or(&0);
-            let upto = lane.low.min(above + self.sweep_step);
+        let mut turns: Vec<&mut Lane> = self.lanes.iter_mut().collect();
+        turns.sort_by_key(|lane| lane.swept.1);
+        for lane in turns.into_iter().take(SWEEP_LANES) {
             let began = Instant::now();
-            let found = claim::sweep(session, &schema, lane, above, upto, &self.late).await?;
+            let upto = lane.low.min(lane.swept.0 + self.sweep_step);
+            let found = claim::sweep(session, &schema, lane, lane.swept.0, upto, &self.late).await?;
             let step = if began.elapsed() > SWEEP_TIME { self.sweep_step / 2 } else { self.sweep_step * 2 };
             self.sweep_step = step.clamp(*SWEEP_STEPS.start(), *SWEEP_STEPS.end());
             if let Some(seq) = found {
@@ -498,7 +497,7 @@ impl Claimer {
                 telemetry::sweep_found();
                 lane.low = seq - 1;
             }
-            self.sweep_from.insert(place, if upto >= lane.low { 0 } else { upto });
+            lane.swept = (if upto >= lane.low { 0 } else { upto }, Some(began));
         }
         Ok(())
     }
@@ -537,7 +536,7 @@ mod tests {
     use crate::workflow::{GOES_ON, PIN};
 
     fn lane(workflow: &str, priority: i16) -> Lane {
-        Lane { queue: "q".to_owned(), workflow: workflow.to_owned(), priority, low: 0, held: Vec::new() }
+        Lane::new("q".to_owned(), workflow.to_owned(), priority)
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -23,9 +24,15 @@ pub(crate) struct Lane {
     pub(crate) low: i64,
     /// Rows that somebody had locked for so long that the mark has passed them.
     pub(crate) held: Vec<i64>,
+    /// Up to where the sweep has come, and when.
+    pub(crate) swept: (i64, Option<Instant>),
 }
 
 impl Lane {
+    pub(crate) fn new(queue: String, workflow: String, priority: i16) -> Lane {
+        Lane { queue, workflow, priority, low: 0, held: Vec::new(), swept: (0, None) }
+    }
+
     /// Whether what stands there goes on, and does not begin.
     pub(crate) fn goes_on(&self) -> bool {
         self.workflow.splitn(4, PIN).nth(3).is_some_and(|mark| mark.starts_with(GOES_ON))
@@ -228,10 +235,7 @@ pub(crate) async fn find_lanes(
         )
         .await?;
     rows.iter()
-        .map(|row| {
-            let (queue, workflow, priority) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            Ok(Lane { queue, workflow, priority, low: 0, held: Vec::new() })
-        })
+        .map(|row| Ok(Lane::new(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
         .collect::<Result<_, tokio_postgres::Error>>()
         .map_err(from_driver)
 }

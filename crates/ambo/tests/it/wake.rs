@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ambo::{Ctx, Error, Result, SendSignal, Worker, WorkerBuilder};
+use ambo::{Ctx, Error, QueueSettings, Result, SendSignal, Worker, WorkerBuilder};
 use ambo_postgres::{Cluster, Place};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -213,6 +213,24 @@ async fn the_probe_leaves_no_lock_in_the_session_of_the_caller() {
     }
 }
 
+/// What must never be: a run below the mark, of a transaction that ended long ago. The net that is there for it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_stands_below_the_mark_against_all_rules_is_found_by_the_sweep() {
+    let db = database().await;
+    let (_worker, mut began) = listener(&db, Duration::from_millis(200)).await;
+    // More lanes than one sweep looks at.
+    for priority in 0..20 {
+        let enqueue = format!("select ambo.enqueue_workflow('tell', priority => {priority}::smallint)");
+        db.sql.batch_execute(&enqueue).await.unwrap();
+        began.recv().await.unwrap();
+    }
+    let below = "begin; select ambo.enqueue_workflow('tell', priority => 7::smallint);
+        update ambo.ready set seq = 1, xid = '3'; commit";
+    db.sql.batch_execute(below).await.unwrap();
+    let found = tokio::time::timeout(Duration::from_secs(30), began.recv()).await;
+    assert!(found.is_ok(), "the sweep passes it over");
+}
+
 /// Waits for a word that may come, in memory hardly at all.
 #[ambo::workflow]
 async fn waiting(mut cx: Ctx, _: u32) -> Result<String> {
@@ -223,7 +241,14 @@ async fn waiting(mut cx: Ctx, _: u32) -> Result<String> {
 /// each claim, goes back each time, and must not be all that a worker with one place ever takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_cannot_be_woken_takes_no_place_from_others() {
+    for settings in [QueueSettings::default(), QueueSettings::default().concurrency(5)] {
+        others_go_on_beside_a_run_that_cannot_be_woken(&settings).await;
+    }
+}
+
+async fn others_go_on_beside_a_run_that_cannot_be_woken(settings: &QueueSettings) {
     let db = database().await;
+    db.client.set_queue("default", settings).await.unwrap();
     let (begun, mut began) = mpsc::unbounded_channel();
     let worker = telling(&db, begun).workflow::<waiting>().park_after(Duration::from_millis(20));
     let _worker = worker.max_in_flight(1).start().await.expect("worker");
