@@ -18,6 +18,25 @@ const DEPTH_MAX: usize = 127;
 /// Recorded JSON, as the text it was.
 pub(crate) type Json = Box<str>;
 
+/// The same text with U+FFFD for each NUL: PostgreSQL keeps an escaped NUL, but reads nothing out of a value that has one.
+pub(crate) fn without_nul(json: Json) -> Json {
+    if !json.contains("\\u0000") {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len());
+    let mut rest = &*json;
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        out.push_str(before);
+        let is_nul = escape.starts_with("\\u0000");
+        let (now, after) = escape.split_at(if is_nul { 6 } else { 2 });
+        out.push_str(if is_nul { "\\ufffd" } else { now });
+        rest = after;
+    }
+    out.push_str(rest);
+    out.into()
+}
+
 pub(crate) fn encode(what: &str, value: &impl Serialize) -> Result<Json, Error> {
     let text = serde_json::to_string(value).map_err(|error| {
         Error::new(Code::NotEncodable, format!("{what} cannot be written as JSON")).with_source(error)

@@ -17,7 +17,7 @@ use crate::args::{
 };
 use crate::database::Database;
 use crate::failure::Failure;
-use crate::output::{Cell, Column, Output, Table, age, state_style};
+use crate::output::{Cell, Column, Output, Table, age, clean, state_style};
 
 const COLUMNS: &[Column] = &[
     Column::whole("ID"),
@@ -82,7 +82,7 @@ async fn why(run: RunId, client: &Client, output: Output) -> Result<()> {
             _ => String::new(),
         };
         let until = reason.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
-        output.line(&format!("{}: {}{in_the_way}{until}", reason.reason, reason.explanation))?;
+        output.line(&clean(&format!("{}: {}{in_the_way}{until}", reason.reason, reason.explanation)))?;
     }
     Ok(())
 }

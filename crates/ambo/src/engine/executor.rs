@@ -299,11 +299,12 @@ fn encode_failure(run: &Run, error: &Error) -> Json {
     }
     let (at, undone) = (run.history.unhandled(), run.is_undone());
     let encoded = payload::encode("the error", &At { error, at, undone }).ok();
-    encoded.filter(|json| json.len() <= ERROR_BYTES_MAX).unwrap_or_else(|| {
+    let json = encoded.filter(|json| json.len() <= ERROR_BYTES_MAX).unwrap_or_else(|| {
         let at = Vec::new();
         payload::encode("the error", &At { error: &shortened(error), at, undone })
             .unwrap_or_else(|_| "{}".into())
-    })
+    });
+    payload::without_nul(json)
 }
 
 /// The largest error that is recorded whole, in bytes of JSON; encrypted it is a third larger.
@@ -312,7 +313,9 @@ const ERROR_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 /// The recorded form of an error; one that is too large keeps its code and loses its details.
 pub(crate) fn encode_error(error: &Error) -> Json {
     let whole = payload::encode("the error", error).ok().filter(|json| json.len() <= ERROR_BYTES_MAX);
-    whole.unwrap_or_else(|| serde_json::to_string(&shortened(error)).unwrap_or_else(|_| "{}".into()).into())
+    let json = whole
+        .unwrap_or_else(|| serde_json::to_string(&shortened(error)).unwrap_or_else(|_| "{}".into()).into());
+    payload::without_nul(json)
 }
 
 fn shortened(error: &Error) -> Error {

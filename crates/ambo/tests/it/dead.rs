@@ -234,3 +234,27 @@ async fn how_long_what_has_ended_is_kept_is_set_by_whoever_operates() {
     }
     assert_eq!(kept().await, (days(90), None, days(7)));
 }
+
+/// PostgreSQL reads nothing out of JSON that has a NUL in it, and one such error must not keep all others from being read.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_with_a_nul_hides_no_dead_and_can_be_retried() {
+    let db = database().await;
+    let body = async |_: Ctx<'_>, _: i64| -> Result<i64> {
+        let details = serde_json::json!({"why\0": "no\0ne", "path": "c:\\u0000"});
+        Err(Error::application(&details, "declined\0 by \\u0000"))
+    };
+    let retry = Retry::fixed(Duration::from_millis(1)).max_attempts(2);
+    let builder = Worker::builder(&db.client).workflow_fn("decline", body).retry("decline", retry);
+    let _worker = builder.start().await.unwrap();
+    let run = Enqueue::named("decline", &1).on(&db.client).await.unwrap().run;
+    let error = end(&db, run).await.unwrap_err();
+    assert!(error.to_string().ends_with("declined\u{fffd} by \\u0000"), "{error}");
+    let details: serde_json::Value = error.details().unwrap();
+    assert_eq!(details, serde_json::json!({"why\u{fffd}": "no\u{fffd}ne", "path": "c:\\u0000"}));
+    let letters = db.client.dead_letters(&Filter::default()).await.unwrap();
+    assert_eq!(letters[0].message.as_deref(), Some("declined\u{fffd} by \\u0000"));
+    assert_eq!(db.client.dead_errors(&Filter::default()).await.unwrap().len(), 1);
+    assert!(!db.client.why(run).await.unwrap().is_empty());
+    db.client.retry(run).await.unwrap();
+    end(&db, run).await.unwrap_err();
+}
