@@ -16,6 +16,7 @@ declare
     v_asked record;
     v_ids uuid[];
     v_old uuid;
+    v_differs boolean;
 begin
     perform ambo.check_terms(members, '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,delay,at,start_by,start_within,group_key,weight}');
     perform ambo.check_terms(json_build_array(then_run), '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,group_key,weight}');
@@ -77,7 +78,18 @@ begin
         insert into ambo.fan_in (run_id, upto, looked_at)
         select v_then.run_id, '00000000-0000-0000-0000-000000000000', now() where v_ids is not null;
     else
-        v_ids := array(select c.child_id from ambo.child c where c.run_id = v_then.run_id order by c.child_id);
+        -- Those that were enqueued with it, before it could start any other; and only to who knows them: an id lets its holder read.
+        select array_agg(c.child_id order by c.child_id), count(*) filter (where r.workflow is distinct from e.member ->> 'workflow'
+            or ambo.is_same_payload(r.input, coalesce(e.member -> 'input', 'null')) is not true) > 0 into v_ids, v_differs
+        from json_array_elements(members) with ordinality e (member, n)
+        left join (select c.child_id, row_number() over (order by c.child_id) as n
+                   from ambo.child c where c.run_id = v_then.run_id) c on c.n = e.n
+        left join ambo.run r on r.id = c.child_id;
+        if v_differs then
+            raise exception 'AMBO003: key % of workflow % names a run that comes after other members',
+                quote_literal(v_asked.key), quote_literal(v_asked.workflow)
+                using errcode = 'AM003', hint = 'A key means one fan-in: use another key for other members.';
+        end if;
     end if;
     return json_build_object(
         'then', json_build_object('run', v_then.run_id, 'is_new', v_then.is_new),

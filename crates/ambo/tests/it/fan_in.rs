@@ -53,8 +53,8 @@ async fn what_comes_last_starts_when_all_members_have_ended() {
     assert_eq!(db.client.list_runs(&members).await.unwrap().len(), 51);
     assert_eq!(db.number("select count(*) from ambo.fan_in").await, 0);
     // Asked again, by the key of the last one.
-    let again =
-        FanIn::of(parts(50)).then(Enqueue::named("whole", &7).key("all")).on(&db.client).await.unwrap();
+    let again = FanIn::of(parts(50)).and([Enqueue::named("part", &99)]);
+    let again = again.then(Enqueue::named("whole", &7).key("all")).on(&db.client).await.unwrap();
     assert_eq!((again.then.run, again.then.is_new, again.members.len()), (all.then.run, false, 51));
     // Of nothing.
     let none = FanIn::of(parts(0)).then(Enqueue::named("whole", &8)).on(&db.client).await.unwrap();
@@ -193,4 +193,36 @@ async fn a_fan_in_refuses_what_it_does_not_know() {
     db.client.cancel(all.then.run, "no").await.unwrap();
     assert_eq!(db.client.show_run(all.members[0].run).await.unwrap().summary.state, "ready");
     assert_eq!(db.number("select count(*) from ambo.fan_in").await, 0);
+}
+
+/// Whoever may enqueue can ask again by the key: what an id lets its holder read is for those who know the members.
+#[tokio::test]
+async fn a_fan_in_tells_its_members_only_to_who_names_them() {
+    let db = database().await;
+    let ask = |members: &str| {
+        format!(
+            r#"select ambo.enqueue_fan_in('{members}', '{{"workflow": "whole", "input": 7, "key": "album"}}')::text"#
+        )
+    };
+    let members = r#"[{"workflow": "part", "input": 1}, {"workflow": "part", "input": {"n": [2, null]}}]"#;
+    let members_of = |answer: tokio_postgres::Row| {
+        let answer: serde_json::Value = serde_json::from_str(answer.get(0)).unwrap();
+        answer["members"].as_array().unwrap().iter().map(|member| member["run"].clone()).collect::<Vec<_>>()
+    };
+    let first = members_of(db.sql.query_one(&ask(members), &[]).await.unwrap());
+    assert_eq!(first.len(), 2);
+    // One that it started itself is none of them.
+    let start = "insert into ambo.child (run_id, child_id)
+        select c.run_id, ambo.enqueue_workflow('part', '9') from ambo.child c limit 1";
+    db.sql.batch_execute(start).await.unwrap();
+    assert_eq!(members_of(db.sql.query_one(&ask(members), &[]).await.unwrap()), first);
+    assert_eq!(members_of(db.sql.query_one(&ask("[]"), &[]).await.unwrap()).len(), 0);
+    for other in [
+        r#"[{"workflow": "part", "input": 2}]"#,
+        r#"[{"workflow": "other", "input": 1}]"#,
+        r#"[{"workflow": "part", "input": 1}, {"workflow": "part", "input": {"n": [2, null]}}, {"workflow": "part", "input": 3}]"#,
+    ] {
+        let error = db.sql.query_one(&ask(other), &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "AM003", "{other}");
+    }
 }
