@@ -507,6 +507,10 @@ function drop_partition()
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, enable_hashjoin=on, jit=off
 
+function drop_requests(p_runs uuid[])
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
+
 function drop_signal(run_id uuid, seq bigint)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -846,6 +850,10 @@ function refuse_enqueue(p_workflow text, p_input json, p_queue text, p_key text,
 function refuse_living(p_run uuid)
     returns void
     stable
+
+function refuse_others(p_table regclass)
+    returns void
+    volatile, set search_path=pg_catalog, pg_temp
 
 function refuse_position(p_run uuid, p_position integer[])
     returns void

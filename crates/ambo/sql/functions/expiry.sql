@@ -73,7 +73,7 @@ begin
     into v_late, expired, v_above, v_below, v_seen_by, v_seen_seq, v_left_by
     from ended e;
     if expired > 0 then
-        delete from ambo.cancel_request q where q.run_id = any (v_late);
+        perform ambo.drop_requests(v_late);
         -- Where failure blocks, it does so too.
         perform ambo.lead_groups(v_late, true);
         perform ambo.tell_waiters(v_late);

@@ -69,11 +69,7 @@ begin
             perform ambo.lead_groups(array(select e from unnest(v_ended) e where e = any (p_freed)), true);
         end if;
         -- Mostly these tables have no pages. Whether they have rows could only be told by a walk over the dead ones.
-        if pg_relation_size('ambo.cancel_request') > 0 then
-            delete from ambo.cancel_request r where r.ctid = any (array(
-                select q.place from unnest(p_ended_runs) e (id) cross join lateral (
-                    select q.ctid as place from ambo.cancel_request q where q.run_id = e.id offset 0) q));
-        end if;
+        perform ambo.drop_requests(p_ended_runs);
         if pg_relation_size('ambo.wake') > 0 then
             delete from ambo.wake w where w.ctid = any (array(
                 select k.place from unnest(p_ended_runs) e (id) cross join lateral (

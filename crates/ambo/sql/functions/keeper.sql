@@ -233,7 +233,7 @@ begin
     if v_ended is null then
         return 0;
     end if;
-    delete from ambo.cancel_request q where q.run_id = any (v_ended);
+    perform ambo.drop_requests(v_ended);
     perform ambo.lead_groups(v_ended, true);
     perform ambo.tell_waiters(v_ended);
     perform ambo.wake_parents(v_ended);

@@ -3,6 +3,31 @@
 -- that outlive their partition are moved there in the transaction that drops it.
 -- All DDL here gives up after 50 ms of waiting for a lock and is tried again later.
 
+-- What the owner's default privileges give to others of a new table, or of all that a new installation has: nobody reads or writes here but
+-- through functions. What is granted by hand later stays.
+create or replace function ambo.refuse_others(p_table regclass) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_right record;
+begin
+    for v_right in
+        select case c.relkind when 'S' then 'sequence' else 'table' end as kind, c.oid::regclass::text as name, a.grantee
+        from pg_class c cross join lateral aclexplode(c.relacl) a
+        where c.relnamespace = 'ambo'::regnamespace and c.relkind in ('r', 'p', 'S') and a.grantee <> c.relowner
+          and (p_table is null or c.oid = p_table)
+        union
+        select 'function', p.oid::regprocedure::text, a.grantee
+        from pg_proc p cross join lateral aclexplode(p.proacl) a
+        where p.pronamespace = 'ambo'::regnamespace and a.grantee <> p.proowner and p_table is null
+          and a.grantee not in (select r.oid from pg_roles r
+                                where r.rolname in ('ambo' || '_producer', 'ambo' || '_worker', 'ambo' || '_observer', 'ambo' || '_operator'))
+    loop
+        execute format('revoke all on %s %s from %s', v_right.kind, v_right.name,
+                       case v_right.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(v_right.grantee)) end);
+    end loop;
+end $$;
+
 -- Makes partitions until `partitions_ahead` of them lie in the future. Returns how many it made.
 create or replace function ambo.make_partitions() returns integer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
@@ -32,6 +57,7 @@ begin
             execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
                            v_table, v_table || '_' || v_name,
                            ambo.run_id_floor(v_from), ambo.run_id_floor(v_to));
+            perform ambo.refuse_others(format('ambo.%I', v_table || '_' || v_name)::regclass);
             if not exists (select from ambo.history_partition) then
                 -- The first one: the carried partition reaches up to it.
                 execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');

@@ -77,9 +77,7 @@ begin
     if not found then
         perform ambo.refuse_step(p_worker, p_run, p_attempt, p_position);
     end if;
-    if pg_relation_size('ambo.cancel_request') > 0 then
-        delete from ambo.cancel_request q where q.run_id = p_run;
-    end if;
+    perform ambo.drop_requests(array[p_run]);
     if pg_relation_size('ambo.wake') > 0 then
         delete from ambo.wake w where w.run_id = p_run;
     end if;

@@ -27,6 +27,20 @@ language sql immutable
 return case when cardinality(p_runs) <= 1000
             then (select coalesce(string_agg(right(r.id::text, 4), ','), '') from unnest(p_runs) r (id)) else '' end;
 
+-- Runs have ended: nobody has to be asked to cancel them any more. A request that an open transaction has locked, which asks for it once
+-- more, stays: all runs of a flush would wait for that transaction otherwise. It means nothing, and a retry removes it.
+create or replace function ambo.drop_requests(p_runs uuid[]) returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
+as $$
+begin
+    if pg_relation_size('ambo.cancel_request') > 0 then
+        delete from ambo.cancel_request r where r.ctid = any (array(
+            select q.place from unnest(p_runs) e (id) cross join lateral (
+                select q.ctid as place from ambo.cancel_request q where q.run_id = e.id offset 0 for update skip locked) q));
+    end if;
+end $$;
+
 -- Leaves, for each run, a row that wakes it wherever it is. Unconditionally: nobody decides by looking at the other. It stands in the
 -- lane of what goes on; in a managed queue in one of its own, for there those may have to wait for room.
 create or replace function ambo.leave_wakes(p_runs uuid[]) returns void

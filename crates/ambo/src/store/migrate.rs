@@ -66,8 +66,13 @@ const FUNCTIONS: &[&str] = &[
     include_str!("../../sql/functions/role.sql"),
 ];
 
-/// All that stands in the schema is Ambo's: it takes away what the public may do there.
+/// All that stands in the schema is Ambo's: it takes away what the public may do there. And it is text of one encoding: in a database that
+/// knows none, a byte that is no character of any would keep all that comes with it from being read.
 const REFUSE_OTHERS: &str = "do $$ begin
+    if current_setting('server_encoding') <> 'UTF8' then
+        raise exception 'AMBO041: the database has the encoding %; Ambo needs UTF8', current_setting('server_encoding')
+            using errcode = 'AM041', hint = 'Make one: create database NAME encoding ''UTF8'' template template0.';
+    end if;
     if exists (select from pg_namespace n where n.nspname = 'ambo'
                and (exists (select from pg_class c where c.relnamespace = n.oid)
                     or exists (select from pg_proc p where p.pronamespace = n.oid)))
@@ -119,6 +124,7 @@ fn everything(schema: &Schema) -> String {
         out.push('\n');
     }
     out.push_str(&functions(schema));
+    out.push_str(&schema.sql("select ambo.refuse_others(null);\n"));
     out
 }
 

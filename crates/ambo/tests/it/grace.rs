@@ -248,3 +248,34 @@ async fn parent(cx: Ctx) -> Result<u32> {
     let child = cx.child::<trip>("waits".into()).start()?;
     Ok(cx.result_of(child).await?)
 }
+
+/// A step that waits to be let go.
+#[ambo::workflow]
+async fn held(mut cx: Ctx, _: u32) -> Result<()> {
+    let gate = cx.state::<Arc<Semaphore>>()?;
+    cx.step("hold", || async { gate.acquire().await.map(|permit| permit.forget()).map_err(Error::other) })
+        .await?;
+    Ok(())
+}
+
+/// A transaction of a user that asks once more, for less time, has the request locked until it ends: the end of the run, and the flush
+/// that brings it with those of others, does not wait for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_asked_for_once_more_in_an_open_transaction_keeps_no_run_from_its_end() {
+    let db = harness::database().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let _worker =
+        ambo::Worker::builder(&db.client).workflow::<held>().state(gate.clone()).start().await.unwrap();
+    let mut runs = Vec::new();
+    for n in 0..3 {
+        runs.push(held::enqueue(n).on(&db.client).await.unwrap().run);
+    }
+    db.until("select count(*) = 3 from ambo.claim").await;
+    db.client.cancel(runs[0], "withdrawn").await.unwrap();
+    let asking = harness::connect(&db.url).await;
+    let again = format!("begin; select ambo.cancel_run('{}', null, '1 hour')", runs[0]);
+    asking.batch_execute(&again).await.unwrap();
+    gate.add_permits(3);
+    db.until("select count(*) = 3 from ambo.outcome").await;
+    asking.batch_execute("commit").await.unwrap();
+}

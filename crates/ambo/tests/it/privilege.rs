@@ -269,6 +269,35 @@ async fn an_owner_who_may_not_make_roles_migrates_and_grants_to_those_that_there
     sql.batch_execute(&clean).await.unwrap();
 }
 
+/// Default privileges of the owner, meant for tables of his own, open nothing here: neither what is installed nor what the keeper makes later.
+#[tokio::test]
+async fn default_privileges_give_nobody_a_right_to_what_is_ambos() {
+    let (url, name) = empty_database().await;
+    let (sql, reader) = (connect(&url).await, format!("{name}_reader"));
+    let grants = ["tables", "sequences", "functions"]
+        .map(|kind| format!("alter default privileges grant all on {kind} to {reader}, public;"));
+    sql.batch_execute(&format!("create role {reader}; {}", grants.concat())).await.unwrap();
+    let client = Client::connect_unchecked(&url, "ambo").await.unwrap();
+    client.migrate().await.unwrap();
+    let more =
+        "update ambo.installation set partitions_ahead = partitions_ahead + 2; select ambo.make_partitions()";
+    sql.batch_execute(more).await.unwrap();
+    let rights = format!(
+        "select coalesce(string_agg(what, ', '), '') from (
+             select c.oid::regclass::text as what, c.relacl as acl from pg_class c
+             where c.relnamespace = 'ambo'::regnamespace and c.relkind in ('r', 'p', 'S')
+             union all
+             select p.oid::regprocedure::text, p.proacl from pg_proc p where p.pronamespace = 'ambo'::regnamespace) o
+         where exists (select from aclexplode(o.acl) a where a.grantee in (0, '{reader}'::regrole))"
+    );
+    assert_eq!(sql.query_one(&rights, &[]).await.unwrap().get::<_, &str>(0), "");
+    // They are there: it is not that nothing was granted.
+    sql.batch_execute("create table others ()").await.unwrap();
+    let others = format!("select has_table_privilege('{reader}', 'others', 'select')");
+    assert!(sql.query_one(&others, &[]).await.unwrap().get::<_, bool>(0));
+    sql.batch_execute(&format!("drop owned by {reader}; drop role {reader}")).await.unwrap();
+}
+
 /// A stranger's connection stands in for one of a stopped worker.
 #[tokio::test]
 async fn an_owner_who_may_not_end_what_a_dead_worker_left_says_so() {

@@ -146,3 +146,20 @@ async fn every_function_that_turns_plans_off_turns_their_compilation_off() {
           and not p.proconfig::text ~ 'jit=off'";
     assert_eq!(db.sql.query_one(compiled, &[]).await.unwrap().get::<_, String>(0), "");
 }
+
+/// There any byte is text, and one that is no character would keep its queue from being read.
+#[tokio::test]
+async fn a_database_of_another_encoding_is_refused() {
+    let (url, name) = empty_database().await;
+    let admin = connect(&url).await;
+    let other = format!(
+        "create database {name}_a encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'"
+    );
+    admin.batch_execute(&other).await.unwrap();
+    let client = ambo::Client::connect_unchecked(&format!("{url}_a"), "ambo").await.unwrap();
+    let error = client.migrate().await.unwrap_err();
+    assert_eq!(error.code(), ambo::Code::Configuration);
+    assert!(error.to_string().contains("SQL_ASCII"), "{error}");
+    drop(client);
+    admin.batch_execute(&format!("drop database {name}_a with (force)")).await.unwrap();
+}
