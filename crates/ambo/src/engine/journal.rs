@@ -22,6 +22,9 @@ use crate::telemetry;
 pub(crate) const LANES: usize = 2;
 /// Facts in one flush: past a thousand a batch is not cheaper by the row, only later.
 const BATCH_FACTS: usize = 2000;
+/// Bytes of facts in one flush, about: a message to the server has a gigabyte at most, and one that is refused for that is as large when it
+/// is sent again.
+const FLUSH_BYTES: usize = 16 * 1024 * 1024;
 /// A flush of so many facts shows that many runs wait for it, and that as many facts will follow at once.
 const BUSY_FACTS: usize = 64;
 /// How long they are given to arrive: a flush costs the server a fixed part as dear as some hundred facts, so
@@ -199,8 +202,9 @@ async fn gather(lane: &mut Lane, batch: &mut Vec<Entry>, wanted: usize) {
 /// Makes a batch durable, whatever it takes: through reconnects, reading back what a lost answer left open, and
 /// setting apart a fact that the database refuses.
 async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn Witness) {
-    // Batches still to be flushed, in order: a refused one is split and its halves take its place.
-    let mut pending = vec![batch];
+    // Batches still to be flushed, the first one last: a refused one is split and its halves take its place.
+    let mut pending = pieces(batch, |entry| entry.fact.bytes(), FLUSH_BYTES);
+    pending.reverse();
     while let Some(mut batch) = pending.pop() {
         batch.retain(|entry| !is_past(entry));
         if batch.is_empty() {
@@ -228,6 +232,26 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
             Err(error) => split(batch, &error, &mut pending, witness),
         }
     }
+}
+
+/// Cuts a batch, in its order, into such of so many bytes at most; what is larger is one of its own.
+fn pieces<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize, most: usize) -> Vec<Vec<T>> {
+    if batch.iter().map(&bytes).sum::<usize>() <= most {
+        return vec![batch];
+    }
+    let (mut pieces, mut filled) = (Vec::<Vec<T>>::new(), 0);
+    for entry in batch {
+        let added = bytes(&entry);
+        match pieces.last_mut() {
+            Some(piece) if filled + added <= most => piece.push(entry),
+            _ => {
+                filled = 0;
+                pieces.push(vec![entry]);
+            }
+        }
+        filled += added;
+    }
+    pieces
 }
 
 /// One try. On success the entries are settled; on failure `batch` holds what is not known to be durable.
@@ -393,3 +417,17 @@ fn split(mut batch: Vec<Entry>, error: &Error, pending: &mut Vec<Vec<Entry>>, wi
 
 /// How long a stopping worker waits for its last facts.
 pub(crate) const LAST_FLUSH: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn a_batch_is_cut_in_its_order_and_no_piece_is_too_large() {
+        let cut = |batch: &[usize]| pieces(batch.to_vec(), |bytes| *bytes, 10);
+        assert_eq!(cut(&[]), [[0usize; 0]]);
+        assert_eq!(cut(&[3, 3, 4]), [vec![3, 3, 4]]);
+        assert_eq!(cut(&[3, 3, 5, 5, 1]), [vec![3, 3], vec![5, 5], vec![1]]);
+        assert_eq!(cut(&[1, 30, 1, 9, 1]), [vec![1], vec![30], vec![1, 9], vec![1]]);
+    }
+}

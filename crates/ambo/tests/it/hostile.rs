@@ -542,3 +542,26 @@ async fn who_asks_after_a_retry_is_not_told_the_outcome_from_before_it() {
         }
     }
 }
+
+/// Records 40 results of 2 MB at once.
+#[ambo::workflow]
+async fn plenty(mut cx: Ctx, steps: usize) -> Result<usize> {
+    let calls: Vec<_> =
+        (0..steps).map(|_| cx.step("much", || async { Ok::<_, Error>("x".repeat(2_000_000)) })).collect();
+    let results = futures_util::future::join_all(calls).await;
+    Ok(results.into_iter().filter(std::result::Result::is_ok).count())
+}
+
+/// All of it in one message would be refused, from a gigabyte on, each time that it is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_run_records_at_once_goes_to_the_server_in_pieces() {
+    let db = database().await;
+    let _worker = Worker::builder(&db.client).workflow::<plenty>().start().await.unwrap();
+    let run = plenty::enqueue(40).on(&db.client).await.unwrap().run;
+    assert_eq!(db.client.handle::<plenty>(run).result().await.unwrap(), 40);
+    let largest = "select max(bytes)::bigint from (
+        select sum(length(c.output::text)) as bytes from ambo.checkpoint c group by c.xmin::text) f";
+    let largest = db.number(largest).await;
+    println!("{largest} bytes in one transaction");
+    assert!(largest <= 16 * 1024 * 1024, "{largest} bytes in one transaction");
+}
