@@ -1025,7 +1025,7 @@ function tell_waiters(p_runs uuid[])
 
 function tick_schedule(p_name text, p_tick timestamp with time zone, p_next timestamp with time zone)
     returns text
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
 
 function tokens(p_queue text, p_group text, p_limit integer, p_period interval, p_burst integer)
     returns double precision

@@ -78,8 +78,10 @@ $$;
 -- One tick, if it is still the next one: 'ran', 'skipped' (the run before has not ended), 'missed' (longer ago than the
 -- schedule makes up for), 'waits' (for the run before), 'refused' (its error is kept in the schedule) or 'gone'. 'reckoned': it
 -- was none, and now there is a next one.
+-- Gives up after 50 ms of waiting for a lock, as a cancel of the run before may have to, and is tried again with the next heartbeat: the
+-- keeper's own heart beats between two ticks, and must not wait for the transaction of a user.
 create or replace function ambo.tick_schedule(p_name text, p_tick timestamptz, p_next timestamptz) returns text
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
 as $$
 declare
     v_schedule ambo.schedule%rowtype;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ambo::{Code, Ctx, Enqueue, Error, Overlap, Result, RunId, Schedule, Untyped, Worker};
 
 use crate::child::Child;
-use crate::harness::{Database, database};
+use crate::harness::{Database, connect, database};
 use crate::recovery::take_keeper;
 use crate::workflows::Ledger;
 
@@ -73,6 +73,25 @@ async fn a_tick_that_meets_the_run_before_does_as_it_was_told() {
         .unwrap();
     assert_eq!(tick(&db, "queue").await, "ran", "the one before has ended");
     assert_eq!(db.number("select skipped from ambo.schedule where name = 'skip'").await, 1);
+}
+
+/// The keeper makes ticks between its heartbeats: with two dozen schedules whose runs a user was about to cancel, workers that were alive
+/// were declared dead.
+#[tokio::test]
+async fn a_tick_waits_for_no_transaction_that_cancels_the_run_before() {
+    let db = database().await;
+    let again = Schedule::cron("again", "* * * * *", report()).overlap(Overlap::Cancel);
+    due(&db, "again", "1 s", again).await;
+    assert_eq!(tick(&db, "again").await, "ran");
+    let holder = connect(&db.url).await;
+    holder.batch_execute("begin; select ambo.cancel_run(last_run) from ambo.schedule").await.unwrap();
+    let sql =
+        "select ambo.tick_schedule(s.name, s.next_at, s.next_at + interval '1 min') from ambo.schedule s";
+    let ticked = tokio::time::timeout(Duration::from_secs(20), db.sql.query(sql, &[])).await;
+    let error = ticked.expect("it gives up").expect_err("the run before is locked");
+    assert_eq!(error.code().unwrap().code(), "55P03");
+    holder.batch_execute("rollback").await.unwrap();
+    assert_eq!(tick(&db, "again").await, "ran");
 }
 
 #[tokio::test(flavor = "multi_thread")]

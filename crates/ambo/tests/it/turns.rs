@@ -300,8 +300,9 @@ async fn every_lane_that_is_not_known_is_found() {
     }
     let find = "select queue, workflow, priority from ambo.find_lanes($1, $2, $3, $4, $5)";
     for _ in 0..200 {
-        let workflows: &[&str] = *random.pick(&[&["a", "b"][..], &["b"], &["c", "a", "b", "d"]]);
-        let queues: &[&str] = *random.pick(&[&["other"][..], &["default", "other"], &["nowhere", "default"]]);
+        let workflows = random.pick(&[vec!["a", "b"], vec!["b"], vec!["c", "a", "b", "d"]]).clone();
+        let queues =
+            random.pick(&[vec!["other"], vec!["default", "other"], vec!["nowhere", "default"]]).clone();
         let mut known: Vec<_> = lanes.iter().filter(|_| random.once_in(3)).cloned().collect();
         // And one that is empty by now.
         known.push(("other".to_owned(), "a".to_owned(), 5));
