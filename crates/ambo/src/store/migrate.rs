@@ -4,6 +4,7 @@
 #[cfg(feature = "failpoints")]
 mod next;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
@@ -24,6 +25,10 @@ const SERVES_FROM: i32 = 1;
 const LOCK_TIMEOUT: &str = "25ms";
 /// How long it tries again, each time after a pause, while others hold the tables.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Before it asks for the lock of a table it waits, and nobody with it, for whoever has been in a transaction there for longer than
+/// this, at most so long. Whoever has been there for less is likely to be gone before the lock times out.
+const SETTLED: Duration = Duration::from_millis(15);
+const SETTLES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Tables, in the order in which they are applied; once released they do not change.
 const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../sql/migrations/0001_initial.sql"))];
@@ -292,6 +297,7 @@ async fn step(session: &Session, schema: &Schema) -> Result<Step> {
     }
     let (sql, done) = match migrations().find(|(version, _)| *version > found.tables) {
         Some((version, sql)) => {
+            settle(session, schema).await?;
             let noted = format!("{sql}\nupdate ambo.installation set tables_version = {version};");
             (schema.sql(&noted).into_owned(), None)
         }
@@ -301,6 +307,34 @@ async fn step(session: &Session, schema: &Schema) -> Result<Step> {
     let sql = if has_test_clock(session, schema).await? { test_time(&sql) } else { sql };
     session.batch(&format!("set local lock_timeout = '{LOCK_TIMEOUT}';\n{sql}\ncommit;")).await?;
     Ok(Step { found: found.version, done })
+}
+
+/// Waits until nobody is in a long transaction that has come upon a table of ours. To ask for a lock at any time and give up
+/// after [`LOCK_TIMEOUT`] would come at the right moment now and then: with a client that is always in some transaction of
+/// 300 ms, after some ten seconds.
+async fn settle(session: &Session, schema: &Schema) -> Result<()> {
+    let began = Instant::now();
+    // Since when each transaction has been seen; those of the first look began nobody knows when.
+    let mut known: Option<HashMap<String, Option<Instant>>> = None;
+    let sql = "select distinct l.virtualtransaction from pg_locks l
+        join pg_class c on c.oid = l.relation and c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'p')
+        where l.granted and l.pid <> pg_backend_pid()
+          and l.database = (select d.oid from pg_database d where d.datname = current_database())";
+    loop {
+        let now = Instant::now();
+        let mut present = HashMap::new();
+        for row in session.query(sql, &[(&schema.name(), Type::TEXT)]).await? {
+            let holder: String = row.try_get(0).map_err(from_driver)?;
+            let since = known.as_ref().and_then(|known| known.get(&holder).copied().unwrap_or(Some(now)));
+            present.insert(holder, since);
+        }
+        let settled = present.values().all(|since| since.is_some_and(|since| now - since < SETTLED));
+        if settled || began.elapsed() > SETTLES_WITHIN {
+            return Ok(());
+        }
+        known = Some(present);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
 }
 
 /// Refuses a schema that this code does not fit.
