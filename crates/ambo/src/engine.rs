@@ -92,10 +92,14 @@ impl Engine {
     }
 }
 
+/// How long a worker tries to start while somebody's open transaction holds what it has to write.
+const HELD_AT_START: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Lives until the engine is stopped. The first registration is made by the caller's own attempt, so that a wrong
 /// configuration is an error of `start`, not a loop.
 pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
     let mut first = Some(first);
+    let began = std::time::Instant::now();
     let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
     let mut control = Link::new(Target::clone(&engine.target), "ambo worker control").with_notices(sender);
     while !engine.stop.is_cancelled() && !engine.rig.is_killed() {
@@ -107,7 +111,11 @@ pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sende
                 control = life::lead(&engine, next, control, &mut notices).await;
             }
             Err(error) => {
-                if let Some(first) = first.take() {
+                // Somebody's open transaction has created a queue that this worker serves, or holds a table.
+                let is_held = error.sqlstate() == Some("55P03") && began.elapsed() < HELD_AT_START;
+                if is_held {
+                    tracing::warn!(%error, "an open transaction keeps the worker from starting; it tries again");
+                } else if let Some(first) = first.take() {
                     let _ = first.send(Err(error));
                     return;
                 }

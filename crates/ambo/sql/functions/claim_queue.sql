@@ -20,6 +20,9 @@
 -- that blocks, is the head of its group (ambo.head): the others of the group wait for it. It comes back in a lane of its own, of
 -- its group and marked '+', and takes a place like any other.
 --
+-- Those who claim keep the lock for milliseconds. Who changes the settings keeps it until he commits, and who frees a group keeps its
+-- head: the worker gives up then, and serves its other queues.
+--
 -- A claim answers no payloads: nothing large is sent while the locks are held, for a client that does not read would hold
 -- up all others. See claimed_runs.
 
@@ -119,7 +122,7 @@ create or replace function ambo.claim_queue(
     out ordered text, out ageing_ms bigint, out group_limit integer,
     out group_keys text[], out shares smallint[])
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set search_path = pg_catalog, pg_temp set lock_timeout = '250ms' set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
 as $$
 declare

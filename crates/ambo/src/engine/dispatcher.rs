@@ -27,6 +27,9 @@ const LANES: std::ops::RangeInclusive<usize> = 16..=500;
 const FREE: usize = 20;
 /// How long a claimer sleeps when others hold what it waits for, and nobody tells when they give it back.
 const OTHERS: Duration = Duration::from_millis(50);
+/// How long a queue whose lock, or a row of which, somebody keeps is left alone: longer each time. The other queues of this worker
+/// have that time; a claim waits for 250 ms, see `claim_queue`.
+const KEPT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 /// Between two looks at all lanes: a safety net, like the sweep below the marks of plain ones.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -53,6 +56,8 @@ pub(crate) struct Dispatcher {
     breadth: usize,
     /// Why nothing was taken though something waits: until when to be patient.
     patience: Option<Duration>,
+    /// Somebody keeps the queue: until when it is left alone, and for how long it was.
+    kept: Option<(Instant, Duration)>,
 }
 
 /// What a claim brought.
@@ -81,6 +86,7 @@ impl Dispatcher {
             shares: HashMap::new(),
             breadth: *LANES.end(),
             patience: None,
+            kept: None,
         }
     }
 
@@ -98,6 +104,12 @@ impl Dispatcher {
         limit: usize,
         bases: &[String],
     ) -> Result<Dispatched> {
+        if let Some((until, _)) = self.kept
+            && let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            self.patience = Some(left);
+            return Ok(Dispatched::default());
+        }
         let (mine, count, here) = life.slots.total(&self.queue);
         if count != self.count {
             // What is ours is doubtful: all slots are somebody's whom the database knows.
@@ -120,7 +132,25 @@ impl Dispatcher {
             others: &self.others,
             seen: self.seen,
         };
-        let mut answer = claim_queue::claim_queue(session, schema, &question).await?;
+        let mut answer = match claim_queue::claim_queue(session, schema, &question).await {
+            Err(error) if error.sqlstate() == Some("55P03") => {
+                // It claimed nothing and learned nothing: what is known stands, and whose turn it was has it still.
+                let lows: Vec<_> = choices.iter().map(|choice| Some(choice.low)).collect();
+                let all: Vec<_> = (0..choices.len()).collect();
+                self.turns.update(&choices, &lows, &HashMap::new(), &all, Instant::now());
+                let span = self.kept.map_or(KEPT.0, |(_, span)| (span * 2).min(KEPT.1));
+                tracing::debug!(
+                    queue = &*self.queue,
+                    ?span,
+                    "somebody keeps the queue; it is left alone for a while"
+                );
+                self.kept = Some((Instant::now() + span, span));
+                self.patience = Some(span);
+                return Ok(Dispatched::default());
+            }
+            answer => answer?,
+        };
+        self.kept = None;
         let runs = if answer.given.is_empty() {
             Vec::new()
         } else {

@@ -27,6 +27,7 @@ mod hostile;
 mod hostile_sql;
 #[cfg(feature = "sqlx")]
 mod job;
+mod kept;
 mod key;
 mod limits;
 mod lowered;

@@ -199,6 +199,26 @@ async fn a_step_in_a_wrong_database_says_so() {
     }
 }
 
+#[ambo::workflow]
+async fn read_only(cx: Ctx) -> Result<()> {
+    let (pool, _) = held(&cx)?;
+    let step = cx.transaction("read only").run(&*pool, async |mut tx| {
+        sqlx::query("set transaction read only").execute(&mut *tx).await?;
+        Ok::<_, Error>(())
+    });
+    Ok(step.await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_lets_nothing_be_written_fails() {
+    let stage = Stage::set().await;
+    let _worker = stage.worker().workflow::<read_only>().start().await.unwrap();
+    let run = read_only::enqueue().on(&stage.db.client).await.unwrap().run;
+    let error = stage.end(run).await.unwrap_err();
+    assert_eq!(error.code(), Code::Database, "{error}");
+    assert!(error.to_string().contains("read-only"), "{error}");
+}
+
 /// One effect, through whatever stands between.
 #[ambo::workflow]
 async fn once(cx: Ctx) -> Result<()> {

@@ -148,7 +148,14 @@ impl Place {
             (sql, args)
         };
         let closed = D::commit_with(connection, &self.sql(sql), &args, Token(())).await;
-        closed.map_err(|error| self.explain(error))
+        closed.map_err(|error| match error.sqlstate() {
+            // No standby: this transaction has written before.
+            Some("25006") => {
+                let text = "the body has made its transaction read-only; its step cannot be recorded in it";
+                Error::new(Code::Database, text).with_sqlstate("25006").with_source(error)
+            }
+            _ => self.explain(error),
+        })
     }
 
     /// Whether the transaction is still the one that [`open`](Place::open) began. An error where it is aborted.

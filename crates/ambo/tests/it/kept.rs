@@ -1,0 +1,78 @@
+//! What somebody's open transaction keeps: it may hold up what it is about, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use ambo::{Ctx, Enqueue, Ordered, QueueSettings, Result, RunId, Untyped, Worker};
+
+use crate::harness::{Database, connect, database};
+
+async fn echo(_cx: Ctx<'_>, n: u32) -> Result<u32> {
+    Ok(n)
+}
+
+async fn enqueue(db: &Database, queue: &str, group: Option<&str>) -> RunId {
+    let mut run = Enqueue::<Untyped>::named("echo", &1).queue(queue);
+    if let Some(group) = group {
+        run = run.group(group);
+    }
+    run.on(&db.client).await.unwrap().run
+}
+
+async fn ended(db: &Database, run: RunId) {
+    let handle = db.client.handle::<Untyped>(run);
+    handle.result_as::<u32, ambo::Error>().await.unwrap();
+}
+
+/// A worker serves two managed queues. Another transaction does something to one, and is open for as long as it takes the other
+/// queue to serve twenty runs one by one.
+async fn assert_holds_up_no_other(ordered: bool, does: &str) {
+    let db = database().await;
+    let kept = QueueSettings::default().concurrency(2);
+    let kept = if ordered { kept.ordered(Ordered::Block) } else { kept };
+    db.client.set_queue("kept", &kept).await.unwrap();
+    db.client.set_queue("other", &QueueSettings::default().concurrency(2)).await.unwrap();
+    let builder = Worker::builder(&db.client).queue("kept").queue("other").workflow_fn("echo", echo);
+    let _worker = builder.start().await.unwrap();
+    let first = enqueue(&db, "kept", Some("g")).await;
+    ended(&db, first).await;
+
+    let mut operator = connect(&db.url).await;
+    let tx = operator.transaction().await.unwrap();
+    tx.batch_execute(does).await.unwrap();
+    let waits = enqueue(&db, "kept", Some("g")).await;
+    let began = Instant::now();
+    for _ in 0..20 {
+        let run = enqueue(&db, "other", None).await;
+        ended(&db, run).await;
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(12), "{does}: {took:?}");
+    assert_eq!(db.number("select count(*) from ambo.ready").await, 1, "{does}: nothing was kept");
+    tx.commit().await.unwrap();
+    ended(&db, waits).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_whose_settings_somebody_changes_holds_up_no_other() {
+    assert_holds_up_no_other(false, "select ambo.set_queue('kept', '{\"concurrency\": 1}')").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_for_a_queue_that_somebody_is_about_to_create() {
+    let db = database().await;
+    let mut operator = connect(&db.url).await;
+    let tx = operator.transaction().await.unwrap();
+    tx.batch_execute("select ambo.set_queue('new', '{\"concurrency\": 1}')").await.unwrap();
+    let builder = Worker::builder(&db.client).queue("new").workflow_fn("echo", echo);
+    let starting = tokio::spawn(builder.start());
+    // It asks a second time: the first was given up.
+    let waiting = "from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+    db.until(&format!("select count(*) = 1 {waiting}")).await;
+    let asked = db.sql.query_one(&format!("select query_start::text {waiting}"), &[]).await.unwrap();
+    let asked: String = asked.get(0);
+    db.until(&format!("select count(*) = 1 {waiting} and query_start > '{asked}'")).await;
+    tx.commit().await.unwrap();
+    let _worker = starting.await.unwrap().unwrap();
+    let run = enqueue(&db, "new", None).await;
+    ended(&db, run).await;
+}
