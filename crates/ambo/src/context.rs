@@ -258,6 +258,9 @@ impl<'run> Ctx<'run> {
     /// all of them in their order are a stream. Each is published once, whatever crashes. Keys that begin with `ambo:` are
     /// refused: they are Ambo's own.
     ///
+    /// Nothing is waited for: until it is written the value is in memory. Who publishes much in a loop puts a step or a sleep into it,
+    /// which wait for room in the journal (64 MiB).
+    ///
     /// # Errors
     /// `AMBO001` for the key, `AMBO004` or `AMBO007` for the value, `AMBO025` in a cancelled run.
     pub fn publish<T: serde::Serialize>(&mut self, key: &str, value: &T) -> Result<()> {

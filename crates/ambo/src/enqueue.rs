@@ -355,12 +355,15 @@ impl NewRun {
     }
 }
 
-/// Enqueues many runs in one call, each with its own options; answers in their order. For up to 100,000 runs.
+/// What one call may take: the server takes no message of 1 GiB.
+const CALL_BYTES: usize = 512 << 20;
+
+/// Enqueues many runs in one call, each with its own options; answers in their order. For up to 100,000 runs and 512 MiB.
 ///
 /// On a connection or transaction of the caller's the runs exist if and only if that commits, as with [`Enqueue::on`].
 ///
 /// # Errors
-/// As [`Enqueue::on`]; one refused run refuses all. `AMBO005` for runs of different [schemas](Enqueue::schema).
+/// As [`Enqueue::on`]; one refused run refuses all. `AMBO006` for more than that; `AMBO005` for runs of different [schemas](Enqueue::schema).
 ///
 /// # Cancel safety
 /// If the future is dropped the runs may have been enqueued: all or none.
@@ -379,6 +382,12 @@ pub async fn enqueue_all<W>(
     }
     if new.is_empty() {
         return Ok(Vec::new());
+    }
+    let bytes: usize = new.iter().map(NewRun::bytes).sum();
+    if bytes > CALL_BYTES {
+        let text =
+            format!("one call takes 512 MiB at most, not {} MiB; enqueue in several calls", bytes >> 20);
+        return Err(Error::new(Code::InvalidBulk, text));
     }
     connection.enqueue_many(new).await
 }

@@ -310,6 +310,11 @@ begin
             using errcode = 'AM006';
     elsif v_n > 100000 then
         raise exception 'AMBO006: one call takes 100000 runs at most, not %', v_n using errcode = 'AM006';
+    elsif batch is not null and not exists (
+        select from ambo.timer t where t.run_id = batch and t.xid = pg_current_xact_id_if_assigned())
+    then
+        -- Or somebody's run would be told of ours, and would end ours with it.
+        raise exception 'AMBO005: batch is for enqueue_fan_in alone' using errcode = 'AM005';
     elsif v_terms then
         -- The slow way: one by one, as one call after the other would.
         return query

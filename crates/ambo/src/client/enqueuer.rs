@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::engine::journal::{FLUSH_BYTES, pieces};
 use crate::enqueue::Enqueued;
 use crate::error::{Code, Error, Result};
 use crate::store::connect::{Link, Target};
@@ -15,6 +16,9 @@ use crate::store::start;
 const BATCH: usize = 1000;
 /// Requests waiting at most: beyond it, callers wait to be taken in.
 const WAITING: usize = 10_000;
+
+/// Connections for runs with keys: as many may wait for somebody's key before all others do.
+const KEYED: usize = 4;
 
 /// A batch of so many shows that many callers wait, and that as many will come again at once.
 const BUSY: usize = 16;
@@ -54,7 +58,7 @@ impl Enqueuer {
 
     async fn ask(&self, run: NewRun, worker: Option<i64>) -> Result<Enqueued> {
         let lane = if run.key.is_some() {
-            self.keyed.get_or_init(|| self.open(1, 1))
+            self.keyed.get_or_init(|| self.open(KEYED, 1))
         } else {
             self.plain.get_or_init(|| self.open(2, BATCH))
         };
@@ -127,9 +131,10 @@ fn by_worker(requests: Vec<Request>) -> Vec<Vec<Request>> {
     groups
 }
 
-/// One batch. A batch that was refused is split, until those who are at fault have the error to themselves.
+/// One batch, sent in pieces where it is large: a message to the server is below 1 GiB. A batch that was refused is split, until those who are at fault have the error to themselves.
 async fn commit(link: &mut Link, requests: Vec<Request>) {
-    let mut pending = vec![requests];
+    let mut pending = pieces(requests, |request| request.run.bytes(), FLUSH_BYTES);
+    pending.reverse();
     while let Some(mut requests) = pending.pop() {
         match attempt(link, &requests).await {
             Ok(answers) => {

@@ -24,7 +24,7 @@ pub(crate) const LANES: usize = 2;
 const BATCH_FACTS: usize = 2000;
 /// Bytes of facts in one flush, about: a message to the server has a gigabyte at most, and one that is refused for that is as large when it
 /// is sent again.
-const FLUSH_BYTES: usize = 16 * 1024 * 1024;
+pub(crate) const FLUSH_BYTES: usize = 16 * 1024 * 1024;
 /// A flush of so many facts shows that many runs wait for it, and that as many facts will follow at once.
 const BUSY_FACTS: usize = 64;
 /// How long they are given to arrive: a flush costs the server a fixed part as dear as some hundred facts, so
@@ -235,7 +235,7 @@ async fn commit(link: &mut Link, worker: i64, batch: Vec<Entry>, witness: &dyn W
 }
 
 /// Cuts a batch, in its order, into such of so many bytes at most; what is larger is one of its own.
-fn pieces<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize, most: usize) -> Vec<Vec<T>> {
+pub(crate) fn pieces<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize, most: usize) -> Vec<Vec<T>> {
     if batch.iter().map(&bytes).sum::<usize>() <= most {
         return vec![batch];
     }

@@ -33,6 +33,13 @@ pub(crate) struct NewRun {
     pub(crate) vault: Option<Vault>,
 }
 
+impl NewRun {
+    /// About what it takes to send it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.input.len() + self.attributes.as_ref().map_or(0, |attributes| attributes.len()) + 200
+    }
+}
+
 /// What most runs are not given: the rule of the key, and by when to start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Terms {

@@ -226,3 +226,17 @@ async fn a_fan_in_tells_its_members_only_to_who_names_them() {
         assert_eq!(error.code().unwrap().code(), "AM003", "{other}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_makes_his_runs_those_of_a_run_of_somebody_else() {
+    let db = database().await;
+    let other = Enqueue::<Untyped>::named("whole", &1).delay(Duration::from_secs(3600));
+    let other = other.on(&db.client).await.unwrap().run;
+    for terms in ["", ", start_withins => array['1 hour'::interval]"] {
+        let sql =
+            format!("select * from ambo.enqueue_workflows('{{part}}', array['1'::json]{terms}, batch => $1)");
+        let error = db.sql.query(&sql, &[&other.as_uuid()]).await.unwrap_err();
+        assert_eq!(error.code().map(|state| state.code()), Some("AM005"), "{error:?}");
+    }
+    assert_eq!(db.number("select count(*) from ambo.run").await, 1);
+}

@@ -76,3 +76,26 @@ async fn a_worker_waits_for_a_queue_that_somebody_is_about_to_create() {
     let run = enqueue(&db, "new", None).await;
     ended(&db, run).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_somebody_keeps_hold_up_no_other_key_of_a_client() {
+    let db = database().await;
+    let mut operator = connect(&db.url).await;
+    let tx = operator.transaction().await.unwrap();
+    let keyed = |key: String| Enqueue::<Untyped>::named("echo", &1).key(key);
+    for n in 0..3 {
+        keyed(format!("kept {n}")).on(&tx).await.unwrap();
+    }
+    let client = db.client.clone();
+    let waiting = futures_util::future::join_all((0..3).map(|n| keyed(format!("kept {n}")).on(&client)));
+    let others = async {
+        let waits = "select count(*) = 3 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        db.until(waits).await;
+        assert!(keyed("free".to_owned()).on(&db.client).await.unwrap().is_new);
+    };
+    // They wait for the key until it is theirs, or for as long as they have patience; the other does not wait for them.
+    tokio::select! {
+        _ = waiting => panic!("it waited for a key of somebody else's"),
+        () = others => {}
+    }
+}
