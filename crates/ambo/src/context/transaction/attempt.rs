@@ -103,6 +103,8 @@ impl Attempt<'_> {
         let mut finish = Undropped::new(&self.place.run, finish);
         match self.place.run.finish(false, Pin::new(&mut finish)).await {
             Ok(()) => Ended::Committed(value, json),
+            // Perhaps by a limit that the body has set: not for ever.
+            Err(error) if error.sqlstate() == Some("57014") => Ended::Cut(error),
             Err(error) => trouble(error),
         }
     }
