@@ -39,8 +39,8 @@ struct Args {
     /// Begin no round after so many seconds [default: 60, or without end where --rounds is given].
     #[arg(long)]
     seconds: Option<u64>,
-    /// At most so many rounds.
-    #[arg(long)]
+    /// At most so many rounds; at least one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: Option<u64>,
     /// Print the plans of the rounds, and do nothing.
     #[arg(long)]
@@ -107,9 +107,23 @@ fn run(runtime: &tokio::runtime::Runtime, first: u64, rounds: u64, time: Duratio
         let plan = adapt(Plan::draw(first + number));
         let folder = evidence_folder(plan.seed)?;
         fs::write(folder.join("plan.txt"), plan.to_string())?;
-        let outcome = runtime
-            .block_on(round::play(&plan, &binaries, &folder))
-            .with_context(|| format!("the round with seed {} could not be played", plan.seed))?;
+        // Dropped in its midst a round takes with it what it has started and mounted.
+        let outcome = runtime.block_on(async {
+            tokio::select! {
+                outcome = round::play(&plan, &binaries, &folder) => Some(outcome),
+                _ = told_to_end() => None,
+            }
+        });
+        let Some(outcome) = outcome else {
+            fs::remove_dir_all(&folder)?;
+            eprintln!(
+                "stopped in the round with seed {}; of the {} before it nothing was violated",
+                plan.seed, sum.rounds
+            );
+            return Ok(ExitCode::from(130));
+        };
+        let outcome =
+            outcome.with_context(|| format!("the round with seed {} could not be played", plan.seed))?;
         sum.add(&outcome);
         let says: Vec<String> =
             outcome.findings.figures.iter().map(|(name, count)| format!("{count} {name}")).collect();
@@ -132,8 +146,18 @@ fn run(runtime: &tokio::runtime::Runtime, first: u64, rounds: u64, time: Duratio
         fs::remove_dir_all(&folder)?;
     }
     sum.print(began.elapsed());
+    missing().iter().for_each(|what| println!("\nskipped: {what}"));
     println!("\nNothing was violated.");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ctrl-C or SIGTERM.
+async fn told_to_end() -> Result<()> {
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => Ok(pressed?),
+        _ = terminated.recv() => Ok(()),
+    }
 }
 
 /// What cannot be done on this machine.
