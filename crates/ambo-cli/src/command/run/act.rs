@@ -75,10 +75,13 @@ async fn find(
     wanted.limit = PAGE;
     let (mut found, mut first) = (Vec::new(), Vec::new());
     loop {
-        let page = client.list_runs(&wanted).await?;
-        found.extend(page.iter().map(|run| run.id));
+        let mut page = client.list_runs(&wanted).await?;
         wanted.before = page.last().map(|run| run.id);
         let is_last = page.len() < PAGE as usize;
+        if wanted.state.is_none() {
+            page.retain(|run| concerns(act, &run.state));
+        }
+        found.extend(page.iter().map(|run| run.id));
         if output.is_json && !yes {
             page.iter().try_for_each(|run| output.json(run))?;
         }
@@ -102,6 +105,16 @@ async fn find(
     }
     output.say(&format!("nothing was done; add --yes to {} {}", verb(act), count(found.len())));
     Ok(None)
+}
+
+/// Whether runs in this state are meant where none was named: of the others each would be refused.
+fn concerns(act: &Act, state: &str) -> bool {
+    match act {
+        Act::Cancel(_) => matches!(state, "ready" | "delayed" | "running" | "parked"),
+        Act::Retry => matches!(state, "failed" | "cancelled" | "dead"),
+        Act::Redrive { .. } | Act::PurgeDead => state == "dead",
+        _ => true,
+    }
 }
 
 fn one(act: &Act, acted: &Acted, output: Output) -> Result<()> {
