@@ -82,7 +82,9 @@ fn advice(code: Code, sqlstate: Option<&str>, place: Option<&str>) -> Option<Str
         (Code::Database, Some("28P01" | "28000"), Some(place)) => {
             return Some(format!("check user and password in the URL: {place}"));
         }
-        (Code::Database, Some("42501"), _) => "the role lacks a privilege: use the one that installed Ambo",
+        (Code::Database, Some("42501"), _) => {
+            "the role lacks a privilege: be a member of ambo_observer to look, of ambo_operator to act, or the owner (docs/guide/roles.md)"
+        }
         _ => return None,
     };
     Some(fixed.to_owned())

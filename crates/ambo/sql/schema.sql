@@ -453,7 +453,7 @@ function claim_piece(p_page bigint, OUT first tid, OUT upto tid, OUT next_page b
 
 function claim_queue(p_worker bigint, p_queue text, p_limit integer, p_since text, p_lanes text[], p_priorities smallint[], p_turns integer[], p_classes integer[], p_lows bigint[], p_shares smallint[], p_mine_groups integer[], p_mine integer, p_here integer, p_others bigint[], p_seen bigint, OUT runs uuid[], OUT run_lanes integer[], OUT weights smallint[], OUT attempts integer[], OUT losses smallint[], OUT left_ms bigint[], OUT nudged uuid[], OUT open integer[], OUT tried integer[], OUT left_lanes integer[], OUT left_seqs bigint[], OUT upto text, OUT new_lanes text[], OUT new_priorities smallint[], OUT new_lows bigint[], OUT limited boolean, OUT others bigint[], OUT seen bigint, OUT wait_ms integer, OUT ordered text, OUT ageing_ms bigint, OUT group_limit integer, OUT group_keys text[], OUT shares smallint[])
     returns record
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=250ms, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_nestloop=off
 
 function claimed_runs(p_runs uuid[])
     returns TABLE(run_id uuid, workflow text, queue text, input json, key text, attempts_max smallint, cancelled boolean, parent_id uuid, too_late boolean, undo_left_ms bigint)
@@ -851,10 +851,6 @@ function refuse_living(p_run uuid)
     returns void
     stable
 
-function refuse_others(p_table regclass)
-    returns void
-    volatile, set search_path=pg_catalog, pg_temp
-
 function refuse_position(p_run uuid, p_position integer[])
     returns void
     stable
@@ -903,9 +899,17 @@ function retry_run(p_run uuid, p_due timestamp with time zone DEFAULT NULL::time
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function revoke_defaults(p_table regclass)
+    returns void
+    volatile, set search_path=pg_catalog, pg_temp
+
 function rewind_run(p_run uuid, p_position text)
     returns void
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
+
+function roles()
+    returns text[]
+    immutable
 
 function run_id_floor(at timestamp with time zone)
     returns uuid

@@ -166,14 +166,12 @@ const OF_CHILD: &str = "child run ";
 
 impl Error {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Error {
-            code,
-            message: message.into(),
-            application: None,
-            sqlstate: None,
-            permanent: false,
-            source: None,
+        let mut message = message.into();
+        // Our SQL functions begin with the code, for those who have no other text; here it is shown in any case.
+        if let Some(rest) = message.strip_prefix(code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
+            message = rest.to_owned();
         }
+        Error { code, message, application: None, sqlstate: None, permanent: false, source: None }
     }
 
     pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -275,6 +273,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One of Ambo's that was made an error of the application.
         if self.message.starts_with("AMBO") {
             f.write_str(&self.message)
         } else {

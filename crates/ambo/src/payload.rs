@@ -85,8 +85,8 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, E
         let text = if error.is_syntax() {
             // The database has taken it for JSON, and holds more than can be read here.
             format!(
-                "{what} holds a number out of range, or is nested deeper than {DEPTH_MAX} levels (line {line} column {column}): \
-                 send it otherwise"
+                "{what} holds a number out of range or half of a surrogate pair, or is nested deeper than {DEPTH_MAX} levels \
+                 (line {line} column {column}): send it otherwise"
             )
         } else {
             format!("{what} does not fit `{}` (line {line} column {column})", std::any::type_name::<T>())

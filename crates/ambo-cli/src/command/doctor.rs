@@ -1,8 +1,8 @@
 //! `ambo doctor`: asks the database how it is, and prints what was found and what to do.
 
 mod check;
-mod figures;
-mod held;
+pub(crate) mod figures;
+pub(crate) mod held;
 
 use std::process::ExitCode;
 

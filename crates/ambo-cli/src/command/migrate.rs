@@ -4,6 +4,8 @@ use ambo::Client;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::doctor::figures::Figures;
+use super::doctor::held::missing_roles;
 use crate::args::Global;
 use crate::database::Database;
 use crate::output::Output;
@@ -46,6 +48,12 @@ pub(crate) async fn migrate(database: &Database, output: Output) -> Result<()> {
     let client = database.connect_unchecked().await?;
     let migrated = apply(&client, database).await?;
     output.say(&migrated.sentence());
+    // Whoever may migrate may look; if not, it is the doctor's to say so.
+    if let Ok(signs) = client.vital_signs().await
+        && let Some((message, advice)) = missing_roles(&Figures::new(&signs))
+    {
+        output.say(&format!("roles {message}\n{advice}"));
+    }
     if output.is_json {
         output.json(&migrated)?;
     }

@@ -13,7 +13,8 @@
 -- walk over all that died since; it is looked for by name until it is gone, for its xid may have enqueued a million others.
 --
 -- The first row returned has no run_id and carries the marks (`lows`, in the order given), `late`, the rows that were passed (`held`,
--- and of which lane, by its number from 1), and the runs in the memory of this worker for which something came (`nudged`; empty, not null, where rows that wake were taken and none was).
+-- and of which lane, by its number from 1), and the runs in the memory of this worker for which something came (`nudged`; empty, not
+-- null, where rows that wake were taken and none was).
 --
 -- A row that only wakes leads to its run, wherever that is: parked, and it is claimed; in a worker's memory, and that
 -- worker is told; on the way from there, and the row goes back into its lane; elsewhere, and there is nothing to do.

@@ -1,5 +1,5 @@
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
--- true of: paused_queue, draining_queue, and of groups (as JSON: queue, group) paused_group, draining_group, blocked_group; unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
+-- true of: missing_role, paused_queue, draining_queue, and of groups (as JSON: queue, group) paused_group, draining_group, blocked_group; unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
 -- pinned to a version of which no worker lives. standing_partition is of one that is older than the retention (as JSON: name, runs
 -- alive, runs awaited, the parent of most of these, how many are its). blocked is of a session of Ambo's that waits for a lock (as JSON:
 -- what it is for, who holds the lock): everybody who may connect may take such locks.
@@ -71,6 +71,8 @@ as $$
     union all select 'workers_alive', count(*)::text from alive
     union all select 'keeper_silent_ms', (extract(epoch from pg_catalog.clock_timestamp() - k.renewed_at) * 1000)::bigint::text
         from ambo.keeper k where k.worker_id is not null and k.renewed_at > '-infinity'
+    union all select 'missing_role', r.name from unnest(ambo.roles()) r (name)
+        where not exists (select from pg_roles p where p.rolname = r.name)
     union all select 'paused_queue', q.name from ambo.queue q where q.paused
     union all select 'draining_queue', q.name from ambo.queue q where q.draining
     union all select s.name, json_build_array(g.queue, g.group_key)::text

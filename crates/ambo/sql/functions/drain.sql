@@ -142,7 +142,7 @@ begin
     insert into ambo.outcome (run_id, attempt, status, error)
     select i, 0, 'cancelled', json_build_object('code', 'AMBO025', 'message', 'cancelled: its queue was purged')
     from unnest(v_ids) i;
-    delete from ambo.cancel_request q where q.run_id = any (v_ids);
+    perform ambo.drop_requests(v_ids);
     delete from ambo.fan_in f where f.run_id = any (v_ids);
     perform ambo.tell_waiters(v_ids);
     perform ambo.wake_parents(v_ids);

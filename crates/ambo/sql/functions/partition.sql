@@ -5,7 +5,7 @@
 
 -- What the owner's default privileges give to others of a new table, or of all that a new installation has: nobody reads or writes here but
 -- through functions. What is granted by hand later stays.
-create or replace function ambo.refuse_others(p_table regclass) returns void
+create or replace function ambo.revoke_defaults(p_table regclass) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -20,8 +20,7 @@ begin
         select 'function', p.oid::regprocedure::text, a.grantee
         from pg_proc p cross join lateral aclexplode(p.proacl) a
         where p.pronamespace = 'ambo'::regnamespace and a.grantee <> p.proowner and p_table is null
-          and a.grantee not in (select r.oid from pg_roles r
-                                where r.rolname in ('ambo' || '_producer', 'ambo' || '_worker', 'ambo' || '_observer', 'ambo' || '_operator'))
+          and a.grantee not in (select r.oid from pg_roles r where r.rolname = any (ambo.roles()))
     loop
         execute format('revoke all on %s %s from %s', v_right.kind, v_right.name,
                        case v_right.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(v_right.grantee)) end);
@@ -57,7 +56,7 @@ begin
             execute format('alter table ambo.%I attach partition ambo.%I for values from (%L) to (%L)',
                            v_table, v_table || '_' || v_name,
                            ambo.run_id_floor(v_from), ambo.run_id_floor(v_to));
-            perform ambo.refuse_others(format('ambo.%I', v_table || '_' || v_name)::regclass);
+            perform ambo.revoke_defaults(format('ambo.%I', v_table || '_' || v_name)::regclass);
             if not exists (select from ambo.history_partition) then
                 -- The first one: the carried partition reaches up to it.
                 execute format('alter table ambo.%I detach partition ambo.%I', v_table, v_table || '_carried');

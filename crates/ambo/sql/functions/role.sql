@@ -60,7 +60,7 @@ as $$
         ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('living_member', ''), ('wait_for_members', ''), ('cancel_children', ''), ('refuse_draining', ''),
-        ('readmit_run', ''), ('refuse_living', ''), ('refuse_others', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
+        ('readmit_run', ''), ('refuse_living', ''), ('revoke_defaults', ''), ('roles', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
         ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_limited', ''), ('is_rare', ''), ('is_request', ''), ('lane', ''), ('lanes', ''), ('has_no_room', ''), ('runs_counted', ''), ('limit_reached', ''), ('unseen_xids', ''),
         ('drop_requests', ''), ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
@@ -76,20 +76,24 @@ create or replace function ambo.schema_version(out version integer, out tables_v
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$ select i.schema_version, i.tables_version, i.serves_from from ambo.installation i $$;
 
--- Makes the four roles, where we may, and grants them what they may execute, no more. Roles belong to the whole server; where
--- we may not make them, somebody who may does so, and the owner of the schema calls this again. Returns the roles that
+-- The four roles. Roles belong to the whole server, so each installation has its own by name.
+create or replace function ambo.roles() returns text[]
+language sql immutable
+return array['ambo' || '_producer', 'ambo' || '_worker', 'ambo' || '_observer', 'ambo' || '_operator'];
+
+-- Makes the roles, where we may, and grants them what they may execute, no more. Where we may not make them, somebody who may
+-- does so, and the owner of the schema calls this again. Returns the roles that
 -- there are.
 create or replace function ambo.grant_privileges() returns text[]
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_role text;
     v_name text;
     v_functions text;
     v_granted text[] := '{}';
 begin
-    foreach v_role in array array['producer', 'worker', 'observer', 'operator'] loop
-        v_name := 'ambo' || '_' || v_role;
+    perform pg_advisory_xact_lock(hashtext('ambo.migrate'));
+    foreach v_name in array ambo.roles() loop
         begin
             if not exists (select from pg_roles r where r.rolname = v_name) then
                 execute format('create role %I nologin', v_name);
@@ -101,7 +105,7 @@ begin
         end;
         select string_agg(p.oid::regprocedure::text, ', ') into v_functions
         from pg_proc p join ambo.privileges() g on g.function_name = p.proname
-        where p.pronamespace = 'ambo'::regnamespace and v_role = any (g.roles);
+        where p.pronamespace = 'ambo'::regnamespace and substr(v_name, length('ambo') + 2) = any (g.roles);
         execute format('revoke all on all functions in schema %I from %I', 'ambo', v_name);
         execute format('grant usage on schema %I to %I', 'ambo', v_name);
         execute format('grant execute on function %s to %I', v_functions, v_name);

@@ -272,7 +272,8 @@ impl<'a> TransactionStep<'a> {
     /// After an attempt that had no effect for a reason that passes: 1 ms doubled up to 1 s, jittered.
     async fn pause(&self, troubled: &mut u32, error: &Error) {
         self.run.meters.step_retried();
-        if error.is_conflict() || *troubled != 0 {
+        // About twice a minute.
+        if error.is_conflict() || !(*troubled).is_multiple_of(40) {
             tracing::debug!(%error, "the transaction had no effect; trying again");
         } else {
             tracing::warn!(run = %self.run.id, %error, "the transaction had no effect; trying again until it has");

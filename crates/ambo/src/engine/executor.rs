@@ -76,7 +76,7 @@ pub(crate) async fn execute(engine: Arc<Engine>, life: Arc<Life>, run: Arc<Run>,
         }
         Ending::Fenced => {
             span.in_scope(|| {
-                tracing::warn!(worker = life.worker, "lost the run to another worker; dropped it")
+                tracing::warn!(run = %run.id, worker = life.worker, "lost the run to another worker; dropped it")
             });
             life.lose(&run);
         }

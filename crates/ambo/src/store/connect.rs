@@ -362,6 +362,12 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
         (Code::SchemaMismatch, _) => {
             "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned()
         }
+        _ if sqlstate == "55P03" => {
+            format!(
+                "another transaction, still open, holds what this needs; try again when it has ended ({})",
+                db.message()
+            )
+        }
         (_, Some(hint)) => format!("{} ({hint})", db.message()),
         _ => db.message().to_owned(),
     };

@@ -129,7 +129,7 @@ fn everything(schema: &Schema) -> String {
         out.push('\n');
     }
     out.push_str(&functions(schema));
-    out.push_str(&schema.sql("select ambo.refuse_others(null);\n"));
+    out.push_str(&schema.sql("select ambo.revoke_defaults(null);\n"));
     out
 }
 

@@ -131,6 +131,7 @@ pub(super) fn schedules(schedules: &[ScheduleSummary]) -> Check {
 pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
     let checks = [
         adoption,
+        held::roles,
         partitions,
         retention,
         workers,
@@ -401,6 +402,7 @@ mod tests {
             &[],
             expect![[r#"
                 ok adoption: this database is the one that Ambo was installed in
+                ok roles: all four are there
                 ok partitions: 7 ahead
                 ok retention: nothing keeps the oldest history
                 ok workers: 2 alive
@@ -504,6 +506,7 @@ mod tests {
     fn what_keeps_runs_from_being_claimed_is_named() {
         check(
             &[
+                ("missing_role", "ambo_worker"),
                 ("paused_queue", "mail"),
                 ("unserved_lane", r#"["default", "fulfill"]"#),
                 ("unserved_lane", r#"["mail", "send"]"#),
@@ -512,6 +515,8 @@ mod tests {
             expect![[r#"
                 bad adoption: restored or cloned from another database; no worker starts (AMBO011)
                   if its origin does not run any more: ambo adopt --yes
+                warn roles: not there, for the owner may not make roles: ambo_worker
+                  whoever may: create role ambo_worker nologin, ...; then the owner: select grant_privileges() in Ambo's schema (docs/guide/roles.md)
                 warn unserved_runs: runs wait for workflows that no live worker knows: fulfill (queue default), send (queue mail)
                   start a worker that registers the workflow and serves the queue, or correct the name
                 warn paused_queues: paused: mail

@@ -8,6 +8,26 @@ use super::figures::Figures;
 /// How far the dead are counted: see `doctor.sql`.
 const DEAD_RUNS_COUNTED: i64 = 10_000;
 
+/// What `ambo migrate` says of roles that it could not make.
+pub(crate) fn missing_roles(figures: &Figures<'_>) -> Option<(String, String)> {
+    let roles: Vec<String> = figures.all("missing_role").map(str::to_owned).collect();
+    let first = roles.first()?;
+    Some((
+        format!("not there, for the owner may not make roles: {}", roles.join(", ")),
+        format!(
+            "whoever may: create role {first} nologin, ...; then the owner: select grant_privileges() in Ambo's schema \
+             (docs/guide/roles.md)"
+        ),
+    ))
+}
+
+pub(super) fn roles(figures: &Figures<'_>) -> Check {
+    match missing_roles(figures) {
+        None => ok("roles", "all four are there"),
+        Some((message, advice)) => warn("roles", message, advice),
+    }
+}
+
 pub(super) fn paused_queues(figures: &Figures<'_>) -> Check {
     let queues: Vec<String> = figures.all("paused_queue").map(str::to_owned).collect();
     if queues.is_empty() {
