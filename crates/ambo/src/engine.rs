@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod conclude;
 pub(crate) mod control;
 pub(crate) mod dispatcher;
+pub(crate) mod drain;
 pub(crate) mod executor;
 pub(crate) mod failpoint;
 pub(crate) mod history;
@@ -28,8 +29,8 @@ pub(crate) mod under_way;
 pub(crate) mod wait;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -76,20 +77,10 @@ pub(crate) struct Engine {
     /// No more claims: finish or hand back.
     pub(crate) draining: AtomicBool,
     pub(crate) drain_begun: Notify,
+    /// When a drain is over at the latest.
+    pub(crate) drain_end: watch::Sender<Option<Instant>>,
     /// The end: whatever still runs is handed back.
     pub(crate) stop: CancellationToken,
-}
-
-impl Engine {
-    /// Stops claiming. The loops notice at once.
-    pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-        self.drain_begun.notify_waiters();
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
 }
 
 /// How long a worker tries to start while somebody's open transaction holds what it has to write.
@@ -100,6 +91,7 @@ const HELD_AT_START: std::time::Duration = std::time::Duration::from_secs(60);
 pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
     let mut first = Some(first);
     let began = std::time::Instant::now();
+    tokio::task::spawn_local(drain::end_in_time(engine.clone()));
     let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
     let mut control = Link::new(Target::clone(&engine.target), "ambo worker control").with_notices(sender);
     while !engine.stop.is_cancelled() && !engine.rig.is_killed() {

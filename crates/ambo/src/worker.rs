@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, Collector};
 use crate::client::Client;
+use crate::engine::drain::{self, Signals};
 use crate::engine::script::Rig;
 use crate::engine::wait::MOMENT;
 use crate::engine::{self, Engine, Life, failpoint};
@@ -244,8 +246,8 @@ impl WorkerBuilder {
         telemetry::describe();
         let (client, engine) = self.engine()?;
         let engine = Arc::new(engine);
-        let ended = spawn_thread(engine.clone()).await?;
-        Ok(Worker { client, engine, ended: Some(ended) })
+        let (thread, ended) = spawn_thread(engine.clone()).await?;
+        Ok(Worker { client, engine, thread, ended: Some(ended) })
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -319,7 +321,7 @@ impl WorkerBuilder {
             poll: self.poll,
             park_after: self.park_after,
             rig: self.rig,
-            runtime: tokio::runtime::Handle::current(),
+            runtime: Handle::current(),
             waiter: self.client.waiter().clone(),
             vault: self.client.vault().clone(),
             life: watch::channel(None).0,
@@ -328,17 +330,19 @@ impl WorkerBuilder {
             lease_ms: Arc::new(AtomicI32::new(15_000)),
             draining: AtomicBool::new(false),
             drain_begun: Notify::new(),
+            drain_end: watch::channel(None).0,
             stop: CancellationToken::new(),
         };
         Ok((self.client, engine))
     }
 }
 
-/// Starts the engine's thread; returns once it has registered, with what tells that it has ended.
-async fn spawn_thread(engine: Arc<Engine>) -> Result<oneshot::Receiver<()>> {
+/// Starts the engine's thread; returns once it has registered, with its runtime and what tells that it has ended.
+async fn spawn_thread(engine: Arc<Engine>) -> Result<(Handle, oneshot::Receiver<()>)> {
     let (first, registered) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = runtime.handle().clone();
     std::thread::Builder::new().name("ambo-engine".to_owned()).spawn(move || {
         let local = tokio::task::LocalSet::new();
         let rig = engine.rig.clone();
@@ -349,7 +353,7 @@ async fn spawn_thread(engine: Arc<Engine>) -> Result<oneshot::Receiver<()>> {
         let _ = end.send(());
     })?;
     registered.await.map_err(|_| Error::new(Code::Stopping, "the engine's thread ended"))??;
-    Ok(ended)
+    Ok((thread, ended))
 }
 
 /// A running worker.
@@ -367,6 +371,8 @@ async fn spawn_thread(engine: Arc<Engine>) -> Result<oneshot::Receiver<()>> {
 pub struct Worker {
     client: Client,
     engine: Arc<Engine>,
+    /// The runtime of the engine's thread.
+    thread: Handle,
     ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -391,15 +397,20 @@ impl Worker {
 
     /// How many runs are in memory.
     pub fn in_flight(&self) -> usize {
-        self.engine.life.borrow().as_ref().map_or(0, |life| life.in_flight())
+        self.engine.in_flight()
     }
 
-    /// Runs until SIGTERM or Ctrl-C, then [drains](Worker::drain) for up to 25 s.
+    /// Runs until SIGTERM or Ctrl-C, then [drains](Worker::drain) for up to 25 s; a second signal ends that at once.
     ///
     /// # Errors
     /// If the signals cannot be listened to.
     pub async fn run_until_signal(self) -> Result<()> {
-        self.run_until(signal()?).await;
+        let signals = {
+            let _thread = self.thread.enter();
+            Signals::listen()?
+        };
+        self.thread.spawn(drain::heed(self.engine.clone(), signals));
+        self.ended().await;
         Ok(())
     }
 
@@ -412,15 +423,16 @@ impl Worker {
 
     /// Stops claiming, lets runs finish for up to `limit`, hands the others back, and leaves. Runs that are handed
     /// back go on elsewhere from their checkpoints, with no attempt counted.
-    pub async fn drain(mut self, limit: Duration) {
-        self.engine.drain();
-        let emptied = async {
-            while self.in_flight() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(limit, emptied).await;
-        self.engine.stop.cancel();
+    ///
+    /// One that blocks its thread then is given 5 s to yield, and handed back all the same; what its step still does it may do
+    /// beside the next attempt. Where it blocks a current-thread runtime this returns when it yields, and tokio drops no runtime
+    /// before: a program that must end by then calls `std::process::exit`. Put what blocks into `tokio::task::spawn_blocking`.
+    pub async fn drain(self, limit: Duration) {
+        self.engine.drain(limit);
+        self.ended().await;
+    }
+
+    async fn ended(mut self) {
         if let Some(ended) = self.ended.take() {
             let _ = ended.await;
         }
@@ -523,29 +535,9 @@ fn claimed(enqueued: Enqueued, run: NewRun) -> ClaimedRun {
     }
 }
 
-#[cfg(unix)]
-fn signal() -> Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn signal() -> Result<impl Future<Output = ()>> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
-}
-
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.engine.drain();
+        self.engine.drain(Duration::ZERO);
         self.engine.stop.cancel();
     }
 }

@@ -261,7 +261,10 @@ fn record_outcome(run: &Arc<Run>, status: &'static str, result: Result<Json, Err
 async fn hand_back(engine: &Engine, life: &Life, run: &Arc<Run>) {
     run.flushed().await;
     match return_claim(engine, life, run).await {
-        Ok(()) => life.forget(run),
+        Ok(count) => {
+            life.handed_back.fetch_add(usize::try_from(count).unwrap_or(0), Ordering::AcqRel);
+            life.forget(run);
+        }
         Err(error) => {
             tracing::warn!(run = %run.id, %error, "could not hand the run back; its lease will run out");
             life.lose(run);
@@ -279,11 +282,11 @@ async fn give_back(engine: &Engine, life: &Life, run: &Arc<Run>) {
     }
 }
 
-async fn return_claim(engine: &Engine, life: &Life, run: &Run) -> Result<(), Error> {
+async fn return_claim(engine: &Engine, life: &Life, run: &Run) -> Result<i32, Error> {
     let session = life.control.borrow().clone();
     let session = session.ok_or_else(|| Error::new(Code::Unavailable, "the connection is cut"))?;
     let claim = [(run.id, run.attempt)];
-    crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim).await.map(drop)
+    crate::store::claim::hand_back(&session, &engine.target.schema, life.worker, &claim).await
 }
 
 /// The recorded form of how a run failed: the error, and where; a retry forgets what failed there. And whether all that it did

@@ -47,6 +47,8 @@ pub(crate) struct Life {
     pub(crate) under_way: UnderWay,
     /// The answer to a claim was lost: there may be claims that this worker does not know.
     pub(crate) suspicion: AtomicBool,
+    /// Runs that a stop gave back, one by one.
+    pub(super) handed_back: AtomicUsize,
     /// The end of this life.
     pub(crate) over: CancellationToken,
     outcomes: Arc<crate::client::waiter::Waiter>,
@@ -237,6 +239,7 @@ pub(crate) async fn begin(engine: &Engine, control: &mut Link) -> Result<Birth> 
         control: watch::channel(Some(session)).0,
         under_way: UnderWay::default(),
         suspicion: AtomicBool::new(false),
+        handed_back: AtomicUsize::new(0),
         over: CancellationToken::new(),
         outcomes: engine.waiter.clone(),
     });
@@ -314,7 +317,10 @@ async fn settle_down(engine: &Engine, life: &Arc<Life>, control: &mut Control<'_
         worker::leave(&session, &schema, life.worker, &held).await
     };
     match tokio::time::timeout(journal::LAST_FLUSH, left).await {
-        Ok(Ok(handed_back)) => tracing::info!(worker = life.worker, handed_back, "worker left"),
+        Ok(Ok(rest)) => {
+            let handed_back = life.handed_back.load(Ordering::Acquire) + usize::try_from(rest).unwrap_or(0);
+            tracing::info!(worker = life.worker, handed_back, "worker left");
+        }
         Ok(Err(error)) => {
             tracing::warn!(worker = life.worker, %error, "the worker could not leave; its lease will run out")
         }
@@ -372,6 +378,7 @@ impl Life {
             control: watch::channel(None).0,
             under_way: UnderWay::default(),
             suspicion: AtomicBool::new(false),
+            handed_back: AtomicUsize::new(0),
             over: CancellationToken::new(),
             outcomes,
         }

@@ -106,6 +106,7 @@ fn child_process() {
     runtime.block_on(async {
         match role.as_str() {
             "worker" => worker(&url).await,
+            "signalled" => signalled(&url).await,
             "starter" => starter(&url).await,
             "enqueuer" => enqueuer(&url).await,
             "programs" => programs(&url).await,
@@ -146,6 +147,14 @@ async fn worker(url: &str) {
     let limit = std::env::var("AMBO_CHILD_DRAIN_MS")
         .map_or(ambo::DRAIN, |ms| Duration::from_millis(ms.parse().expect("milliseconds")));
     Arc::into_inner(worker).expect("nobody else has it").drain(limit).await;
+    say("drained");
+}
+
+/// Works as programs do, until a signal.
+async fn signalled(url: &str) {
+    let worker = start(url).await;
+    say("worker");
+    worker.run_until_signal().await.expect("signals");
     say("drained");
 }
 

@@ -1,5 +1,10 @@
 //! Leaving: a worker that is told to stop finishes what is short, gives back what is long, and leaves nothing.
 
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use ambo::{Ctx, Error, Result, Worker};
+
 use crate::child::Child;
 use crate::harness::database;
 use crate::workflows::{Ledger, close_gate, open_gate};
@@ -78,4 +83,84 @@ async fn the_keeper_hands_over_when_it_leaves() {
          and k.worker_id = {second_id} and k.keeps and b.at > l.at and b.at < k.at"
     );
     assert_eq!(db.number(&missed).await, 0, "its first heartbeat after that did not take over");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    close_gate(&db).await;
+    let mut leaver = Child::start("signalled", &db.url, &[]);
+    leaver.says("worker").await;
+    db.sql.batch_execute("select ambo.enqueue_workflow('gated')").await.unwrap();
+    leaver.says("gate").await;
+    leaver.signal("TERM");
+    db.until("select draining from ambo.heartbeat").await;
+    let told = Instant::now();
+    leaver.signal("TERM");
+    leaver.says("drained").await;
+    assert!(leaver.ended().await.success());
+    assert!(told.elapsed() < ambo::DRAIN / 2, "it took {:?}", told.elapsed());
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 0 and attempt = 1").await, 1);
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 0);
+}
+
+#[tokio::test]
+async fn a_signal_is_heard_where_steps_block_all_threads() {
+    let db = database().await;
+    Ledger::prepare(&db).await;
+    let mut leaver = Child::start("signalled", &db.url, &[]);
+    leaver.says("worker").await;
+    // Its runtime has two.
+    db.sql.batch_execute("select ambo.enqueue_workflow('stuck') from generate_series(1, 2)").await.unwrap();
+    leaver.says("stuck").await;
+    leaver.says("stuck").await;
+    leaver.signal("TERM");
+    db.until("select draining from ambo.heartbeat").await;
+    leaver.signal("TERM");
+    leaver.says("drained").await;
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 0 and attempt = 1").await, 2);
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 0);
+    leaver.kill().await;
+}
+
+/// Says that its step has begun, which then keeps its thread until it is let go.
+struct Block {
+    begun: tokio::sync::mpsc::UnboundedSender<()>,
+    release: Mutex<mpsc::Receiver<()>>,
+}
+
+async fn blocks(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<()> {
+    let block = cx.state::<Arc<Block>>()?;
+    let step = cx.step("blocks", async || {
+        let _ = block.begun.send(());
+        let _ = block.release.lock().unwrap().recv();
+        Ok::<_, Error>(())
+    });
+    Ok(step.await?)
+}
+
+#[tokio::test]
+async fn a_drain_ends_where_a_step_blocks_the_runtime() {
+    let db = database().await;
+    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+    let (release, released) = mpsc::channel();
+    let block = Arc::new(Block { begun, release: Mutex::new(released) });
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let builder = Worker::builder(&db.client).workflow_fn("blocks", blocks).state(block);
+    let worker = theirs.spawn(builder.start()).await.unwrap().unwrap();
+    db.sql.batch_execute("select ambo.enqueue_workflow('blocks')").await.unwrap();
+    has_begun.recv().await.unwrap();
+    let (end, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        theirs.block_on(worker.drain(Duration::from_millis(100)));
+        let _ = end.send(());
+        theirs.shutdown_background();
+    });
+    let is_over = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    // Before anything may fail: the thread is not left behind.
+    drop(release);
+    assert!(is_over.is_ok(), "the drain waits for the step");
+    assert_eq!(db.number("select count(*) from ambo.ready where losses = 0 and attempt = 1").await, 1);
+    assert_eq!(db.number("select count(*) from ambo.worker").await, 0);
 }

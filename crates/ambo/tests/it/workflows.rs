@@ -62,6 +62,7 @@ pub(crate) fn register(builder: WorkerBuilder, ledger: Arc<Ledger>) -> WorkerBui
         .workflow_fn("poison", poison)
         .workflow_fn("creep", creep)
         .workflow_fn("gated", gated)
+        .workflow_fn("stuck", stuck)
         .workflow_fn("pauses", pauses)
         .workflow_fn("gated transaction", gated_transaction)
         .state(ledger)
@@ -163,6 +164,16 @@ async fn gated(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<u32> {
     })
     .await?;
     step(&mut cx, "after").await
+}
+
+/// Keeps its thread, for ever as far as a test can tell.
+async fn stuck(mut cx: Ctx<'_>, _: serde_json::Value) -> Result<()> {
+    let step = cx.step("stuck", async || {
+        say("stuck");
+        std::thread::sleep(Duration::from_secs(3600));
+        Ok::<_, Error>(())
+    });
+    Ok(step.await?)
 }
 
 /// Fails at once, and is tried again in an hour.
