@@ -431,6 +431,10 @@ function cancel_children(p_run uuid, p_reason text, p_grace interval)
     returns void
     volatile
 
+function cancel_one(p_run uuid, p_reason text, p_grace interval)
+    returns text
+    volatile
+
 function cancel_reason(p_run uuid)
     returns text
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
@@ -521,7 +525,7 @@ function due_schedules()
 
 function end_children(p_run uuid)
     returns void
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function end_holders(p_worker bigint)
     returns boolean

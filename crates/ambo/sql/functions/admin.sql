@@ -54,10 +54,6 @@ returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
-declare
-    v_run record;
-    v_ended boolean;
-    v_undo_by timestamptz;
 begin
     if octet_length(p_reason) > 4000 then
         raise exception 'AMBO004: the reason of a cancel has % bytes; the limit is 4000', octet_length(p_reason)
@@ -67,7 +63,21 @@ begin
         raise exception 'AMBO005: the grace of a cancel is above zero and at most ten years, not %', p_grace
             using errcode = 'AM005';
     end if;
-    v_undo_by := clock_timestamp() + p_grace;
+    if not exists (select from ambo.outcome o where o.run_id = p_run) then
+        perform ambo.cancel_children(p_run, p_reason, p_grace);
+    end if;
+    return ambo.cancel_one(p_run, p_reason, p_grace);
+end $$;
+
+-- The same of one run alone, whatever it has for children.
+create or replace function ambo.cancel_one(p_run uuid, p_reason text, p_grace interval) returns text
+language plpgsql volatile
+as $$
+declare
+    v_run record;
+    v_ended boolean;
+    v_undo_by timestamptz := clock_timestamp() + p_grace;
+begin
     select r.queue, ambo.lane(r.workflow, null, r.group_key) as lane, r.priority, o.status into v_run
     from ambo.run r left join ambo.outcome o on o.run_id = r.id where r.id = p_run;
     if not found then
@@ -75,7 +85,6 @@ begin
     elsif v_run.status is not null then
         return v_run.status;
     end if;
-    perform ambo.cancel_children(p_run, p_reason, p_grace);
     insert into ambo.cancel_request (run_id, reason, undo_by) values (p_run, p_reason, v_undo_by)
     on conflict do nothing;
     if v_undo_by is not null then
@@ -110,16 +119,31 @@ begin
     return 'requested';
 end $$;
 
--- The same of the children that a run did not detach.
+-- The same of the children that a run did not detach, and of theirs, the lowest first: who waits for one finds it ended. Level by
+-- level, for a chain may be longer than the server's stack is deep.
 create or replace function ambo.cancel_children(p_run uuid, p_reason text, p_grace interval) returns void
 language plpgsql volatile
 as $$
+declare
+    v_below uuid[];
+    v_run uuid;
 begin
-    perform ambo.cancel_run(c.child_id, p_reason, p_grace) from ambo.child c
-    where c.run_id = p_run and not exists (select from ambo.outcome o where o.run_id = c.child_id)
-      -- The members of a fan-in are not there for the sake of what comes after them.
-      and not exists (select from ambo.fan_in f where f.run_id = p_run)
-      and exists (select from ambo.run r where r.id = c.child_id and r.parent_id = p_run);
+    with recursive below as (
+        select p_run as id, 0 as level
+        union all
+        select c.child_id, b.level + 1
+        from below b
+        cross join lateral (select c.child_id from ambo.child c where c.run_id = b.id offset 0) c
+        cross join lateral (
+            select from ambo.run r where r.id = c.child_id and r.parent_id = b.id
+              and not exists (select from ambo.outcome o where o.run_id = r.id) offset 0) r
+        -- The members of a fan-in are not there for the sake of what comes after them.
+        where not exists (select from ambo.fan_in f where f.run_id = b.id)
+    )
+    select array_agg(b.id order by b.level desc, b.id) into v_below from below b where b.level > 0;
+    foreach v_run in array coalesce(v_below, '{}') loop
+        perform ambo.cancel_one(v_run, p_reason, p_grace);
+    end loop;
 end $$;
 
 -- Why somebody asked a run to end, if they said; what its worker asks.

@@ -53,6 +53,7 @@ end $$;
 -- locks, in a transaction of his own: its worker has other things to do meanwhile, and asks again.
 create or replace function ambo.end_children(p_run uuid) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 begin
     perform ambo.cancel_children(p_run, 'its parent has failed and is being undone', null);

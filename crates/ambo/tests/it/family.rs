@@ -429,3 +429,22 @@ async fn a_child_has_a_group_and_a_weight_and_what_it_cannot_have_is_named() {
     assert_eq!(db.number("select count(*) from ambo.run where group_key = 'g' and weight = 2").await, 1);
     worker.drain(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_cancel_reaches_the_end_of_a_chain_of_thousands() {
+    let db = database().await;
+    let chain =
+        "select ambo.enqueue_workflows(array_fill('w'::text, '{5000}'), array_fill('1'::json, '{5000}'));
+        create table link as select id, lag(id) over (order by id) as parent from ambo.run;
+        update ambo.run r set parent_id = l.parent from link l where l.id = r.id;
+        insert into ambo.child (run_id, child_id) select parent, id from link where parent is not null;
+        analyze ambo.run; analyze ambo.child";
+    db.sql.batch_execute(chain).await.unwrap();
+    // In its middle one has ended: what is below it is left alone.
+    let middle = "insert into ambo.outcome (run_id, attempt, status)
+        select id, 1, 'succeeded' from ambo.run order by id offset 4000 limit 1";
+    db.sql.batch_execute(middle).await.unwrap();
+    let cancel = "select ambo.cancel_run(id, 'enough') from link where parent is null";
+    assert_eq!(db.sql.query_one(cancel, &[]).await.unwrap().get::<_, &str>(0), "cancelled");
+    assert_eq!(db.number("select count(*) from ambo.outcome where status = 'cancelled'").await, 4000);
+}
