@@ -37,9 +37,24 @@ pub(crate) fn one_line(text: &str) -> String {
     clean(&words.join(" "))
 }
 
-/// `text` without what would steer a terminal: names and messages come from other people.
+/// `text` without what would steer a terminal: names and messages come from other people. What is not seen itself but turns
+/// round or hides what stands beside it is written out, so that two names that look alike can be told apart.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            _ if c.is_control() => out.push('\u{fffd}'),
+            _ if is_unseen(c) => out.extend(c.escape_unicode()),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Marks of direction, breaks of lines, and what has no width. The joiners U+200C and U+200D are left: scripts need them.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// `text` in at most `width` columns; what is left out shows as `…`.
@@ -61,10 +76,10 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     out
 }
 
-/// `text` in lines of at most `width` columns, broken between words.
+/// `text` in lines of at most `width` columns, broken between words, and within one only where it is wider than a line.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().flat_map(|word| pieces(word, width)) {
         let line =
             lines.last_mut().filter(|line| line.is_empty() || line.width() + 1 + word.width() <= width);
         match line {
@@ -77,6 +92,22 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// A word in pieces that fit, each of a character at least.
+fn pieces(word: &str, width: usize) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let (mut begin, mut used) = (0, 0);
+    for (at, c) in word.char_indices() {
+        let next = c.width().unwrap_or(0);
+        if used + next > width && at > begin {
+            pieces.push(&word[begin..at]);
+            (begin, used) = (at, 0);
+        }
+        used += next;
+    }
+    pieces.push(&word[begin..]);
+    pieces
 }
 
 #[cfg(test)]
@@ -105,12 +136,16 @@ mod tests {
     #[test]
     fn lines_are_broken_between_words() {
         assert_eq!(wrap("nothing can be enqueued", 11), ["nothing can", "be enqueued"]);
-        assert_eq!(wrap("a-very-long-word b", 5), ["a-very-long-word", "b"]);
+        assert_eq!(wrap("no a-very-long-word b", 6), ["no", "a-very", "-long-", "word b"]);
+        assert_eq!(wrap("注文処理", 5), ["注文", "処理"]);
     }
 
     #[test]
     fn nothing_steers_the_terminal() {
         assert_eq!(clean("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(clean("lif\u{202e}luf"), "lif\\u{202e}luf");
+        assert_eq!(clean("a\u{200b}b\u{2028}c"), "a\\u{200b}b\\u{2028}c");
+        assert_eq!(clean("👩\u{200d}💻 é"), "👩\u{200d}💻 é");
         assert_eq!(one_line("{\n  \"a\": 1\n}"), "{ \"a\": 1 }");
     }
 }

@@ -115,6 +115,20 @@ fn an_installation_that_nobody_looked_after_is_stale() {
 }
 
 #[test]
+fn a_long_name_makes_no_line_longer_and_none_is_turned_round() {
+    let db = Database::migrated();
+    let long = "q".repeat(150);
+    db.sql.run(&format!(
+        "select ambo.create_queue(q), ambo.pause_queue(q, true) from unnest(array['{long}', 'lif\u{202e}luf']) q"
+    ));
+    for arguments in [&["doctor"][..], &["queue", "list"]] {
+        let shown = db.ambo(arguments).stdout;
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(shown.contains("lif\\u{202e}luf") && !shown.contains('\u{202e}'), "{shown}");
+    }
+}
+
+#[test]
 fn the_holder_of_a_snapshot_is_named() {
     let db = Database::migrated();
     db.sql.run("set application_name = 'report'; begin isolation level repeatable read; select 1");
