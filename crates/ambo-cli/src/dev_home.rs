@@ -4,6 +4,8 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use tokio_postgres::Config;
+
 use crate::failure::Failure;
 
 /// The directory: PostgreSQL's `data`, `run` and `server.log`; `lock` and `url` while
@@ -32,7 +34,14 @@ impl DevHome {
             Err(error) if is_absent(&error) => false,
             Err(error) => return Err(unreadable(&self.path.join("lock"), &error)),
         };
-        if is_taken { self.read("url") } else { Ok(None) }
+        let url = if is_taken { self.read("url")? } else { None };
+        if url.as_ref().is_some_and(|url| !url.starts_with("postgres://") || url.parse::<Config>().is_err()) {
+            return Err(Failure::failed(
+                format!("{} holds no URL of a database", self.path.join("url").display()),
+                "stop the `ambo dev` that runs there and start it again: it writes the file anew",
+            ));
+        }
+        Ok(url)
     }
 
     /// Takes the directory for a server of our own; `None` if another `ambo dev` has it.

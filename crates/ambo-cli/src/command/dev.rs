@@ -2,6 +2,7 @@
 
 mod child;
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -134,6 +135,15 @@ fn start(home: &DevHome, port: Option<u16>, output: Output) -> Result<Cluster> {
     while home.server_lives() && Instant::now() < deadline {
         std::thread::sleep(SOON);
     }
+    // The server would say so in its log, below what it said before.
+    if let Some(port) = port.filter(|port| is_taken(*port)) {
+        let message = format!("port {port} of 127.0.0.1 is taken by another program");
+        return Err(Failure::failed(
+            message,
+            "name another one, or none: without --port it takes one that is free",
+        )
+        .into());
+    }
     loop {
         let mut builder = Cluster::builder().binaries(binaries.clone()).data_dir(home.path());
         if let Some(port) = port.or_else(|| home.last_port().filter(|port| is_free(*port))) {
@@ -157,6 +167,12 @@ fn start(home: &DevHome, port: Option<u16>, output: Output) -> Result<Cluster> {
 
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// Not whether it may be used: one that we have no right to is free, and the server says what it lacks.
+fn is_taken(port: u16) -> bool {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    bound.is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
 }
 
 /// Makes the database, migrates it and says where it is.

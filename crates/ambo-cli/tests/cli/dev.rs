@@ -206,6 +206,35 @@ fn a_second_one_uses_the_first() {
 }
 
 #[test]
+fn a_port_that_is_taken_is_said_to_be() {
+    let project = Project::new();
+    // A log of before, in which the reason would not be found.
+    assert_eq!(Dev::start(&project).end("TERM").0, Some(0));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = other.local_addr().expect("an address").port().to_string();
+    let ended = Ended::of(&mut project.ambo(&["dev", "--port", &port]), "");
+    let said = ended.failed(1);
+    assert!(said.contains(&format!("port {port} of 127.0.0.1 is taken")), "{said}");
+    assert!(!said.contains("LOG:"), "{said}");
+    project.await_silence();
+}
+
+#[test]
+fn a_url_file_that_is_none_is_named() {
+    let project = Project::new();
+    let home = project.0.join(".ambo");
+    fs::create_dir(&home).expect("a directory");
+    let lock = fs::File::create(home.join("lock")).expect("a file");
+    lock.lock().expect("the lock of a running `ambo dev`");
+    for garbage in ["", "garbage", "postgres://[::1"] {
+        fs::write(home.join("url"), garbage).expect("a file");
+        let ended = Ended::of(&mut project.ambo(&["run", "list"]), "");
+        let said = ended.failed(1);
+        assert!(said.contains(".ambo/url holds no URL") && !said.contains("DATABASE_URL"), "{said}");
+    }
+}
+
+#[test]
 fn a_database_that_is_named_is_used_instead() {
     let project = Project::new();
     let db = Database::empty();
