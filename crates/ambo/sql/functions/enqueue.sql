@@ -43,6 +43,8 @@ begin
     elsif p_attempts is null or p_attempts not between 1 and 1000 then
         raise exception 'AMBO005: attempts is from 1 to 1000, not %', coalesce(p_attempts::text, 'null')
             using errcode = 'AM005';
+    elsif p_key_lifetime is not null and p_key is null then
+        raise exception 'AMBO005: key_lifetime goes by a key' using errcode = 'AM005', hint = 'Pass key as well.';
     elsif p_key_lifetime <= interval '0' or p_key_lifetime > interval '100 years' then
         raise exception 'AMBO005: key_lifetime is above zero and 100 years at most, not %', p_key_lifetime
             using errcode = 'AM005';
@@ -196,7 +198,7 @@ begin
                  and coalesce(p_delay >= interval '0', true))
             and (p_timeout is null or p_timeout > interval '0' and p_timeout <= interval '10 years')
             and p_attempts between 1 and 1000
-            and (p_key_lifetime is null or p_key_lifetime > interval '0' and p_key_lifetime <= interval '100 years')
+            and (p_key_lifetime is null or p_key is not null and p_key_lifetime > interval '0' and p_key_lifetime <= interval '100 years')
             and (p_group is null or octet_length(p_group) between 1 and 200 and strpos(p_group, chr(31)) = 0)
             and p_weight between 1 and 10000);
         select q.managed into v_managed from ambo.queue q where q.name = p_queue and not q.draining;

@@ -18,7 +18,7 @@ begin
     from unnest(p_workflows, p_inputs, p_queues, p_keys, p_priorities, p_timeouts, p_attempts, p_key_lifetimes, p_groups,
                 p_weights) as u (w, i, q, k, p, o, m, l, g, h)
     where (octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0 and octet_length(u.i::text) <= 2097152
-        and u.k is null and u.q = 'default' and u.p = 0 and u.o is null and u.m = 5 and u.g is null
+        and u.k is null and u.l is null and u.q = 'default' and u.p = 0 and u.o is null and u.m = 5 and u.g is null
         and coalesce(u.h, 1) = 1) is not true;
     perform ambo.refuse_draining(p_queues, p_groups);
     -- The fence before the claim: a worker that was declared dead starts nothing.
