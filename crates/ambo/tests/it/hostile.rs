@@ -305,6 +305,33 @@ async fn hostile_sql_is_refused_with_a_stable_sqlstate() {
 }
 
 #[tokio::test]
+async fn a_bulk_enqueue_says_which_of_its_elements_is_refused() {
+    let db = database().await;
+    for (sql, text) in [
+        (
+            "select ambo.enqueue_workflows('{a,b,c}', '{1,2,3}', priorities => '{0,99999,null}')",
+            "AMBO005: priority is from -32768 (first) to 32767, not 99999 (element 2 of 3)",
+        ),
+        (
+            "select ambo.enqueue_workflows('{a,b,c}', '{1,2,3}', queues => '{null,null,nowhere}')",
+            "AMBO002: there is no queue 'nowhere' (element 3 of 3)",
+        ),
+        (
+            "select ambo.enqueue_workflows('{z,a}', '{1,2}', keys => '{k,null}', throttles => '{1 s,1 s}')",
+            "AMBO005: dedup, throttle and debounce go by a key (element 2 of 2)",
+        ),
+        (
+            "select ambo.enqueue_workflows('{a}', '{1}', weights => '{0}')",
+            "AMBO005: weight is from 1 to 10000, not 0",
+        ),
+    ] {
+        let error = db.sql.batch_execute(sql).await.expect_err(sql);
+        assert_eq!(error.as_db_error().map(|error| error.message()), Some(text), "{sql}");
+    }
+    assert_eq!(db.number("select count(*) from ambo.run").await, 0);
+}
+
+#[tokio::test]
 async fn a_number_that_is_too_large_is_refused_as_it_was_given() {
     let db = database().await;
     let run = || Enqueue::named("a", &1);
