@@ -375,16 +375,27 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
     Error::new(code, text).with_sqlstate(&sqlstate)
 }
 
-/// The same of a statement of ours, in which only what the caller gave can be no text to the server: a NUL. All names, reasons
-/// and filters pass here.
+/// The same of a statement of ours, in which only what the caller gave can be no text to the server: mostly a NUL. All names,
+/// reasons and filters pass here.
 fn of_ours(error: tokio_postgres::Error) -> Error {
+    let detail = error.as_db_error().and_then(|error| error.detail()).unwrap_or_default().to_owned();
     let error = from_driver(error);
     match error.sqlstate() {
         Some(state @ ("22021" | "22P05")) => {
-            let text = "a text holds a NUL character, which PostgreSQL cannot hold; leave it out";
+            let text = no_text(error.text(), &detail);
             Error::new(Code::InvalidName, text).with_sqlstate(state)
         }
         _ => error,
+    }
+}
+
+/// Why something is no text to the server. Its words are in the language of the server, the bytes and the escape that it quotes
+/// are not.
+fn no_text(message: &str, detail: &str) -> String {
+    if message.ends_with(": 0x00") || detail.contains("\\u0000") {
+        "a text holds a NUL character, which PostgreSQL cannot hold; leave it out".to_owned()
+    } else {
+        format!("a text holds a character that the database cannot hold: {message}")
     }
 }
 
@@ -490,5 +501,27 @@ mod tls {
             }
         });
         Ok(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_is_said_to_hold_a_nul_only_where_it_does() {
+        for (message, detail) in [
+            ("invalid byte sequence for encoding \"UTF8\": 0x00", ""),
+            ("unsupported Unicode escape sequence", "\\u0000 cannot be converted to text."),
+        ] {
+            assert!(no_text(message, detail).contains("NUL"), "{message}");
+        }
+        for message in [
+            "invalid byte sequence for encoding \"UTF8\": 0xc3 0x28",
+            "character with byte sequence 0xe2 0x82 0xac in encoding \"UTF8\" has no equivalent in encoding \"LATIN1\"",
+        ] {
+            let text = no_text(message, "");
+            assert!(!text.contains("NUL") && text.contains(message), "{text}");
+        }
     }
 }
