@@ -312,8 +312,17 @@ begin
        or coalesce(cardinality(start_withins), v_n) <> v_n or coalesce(cardinality(group_keys), v_n) <> v_n
        or coalesce(cardinality(weights), v_n) <> v_n
     then
-        raise exception 'AMBO006: arrays of one call have one length; workflows has %', coalesce(v_n, 0)
-            using errcode = 'AM006';
+        select string_agg(format('%s has %s', a.name, coalesce(a.n, 0)), ', ' order by a.nth) into v_text
+        from unnest('{workflows,inputs,queues,keys,priorities,delays,ats,attributes,timeouts,attempts,key_lifetimes,group_keys,weights,'
+                    'dedups,throttles,debounces,debounce_maxes,start_bys,start_withins}'::text[],
+                    array[v_n, cardinality(inputs), cardinality(queues), cardinality(keys), cardinality(priorities), cardinality(delays),
+                          cardinality(ats), cardinality(attributes), cardinality(timeouts), cardinality(attempts),
+                          cardinality(key_lifetimes), cardinality(group_keys), cardinality(weights), cardinality(dedups),
+                          cardinality(throttles), cardinality(debounces), cardinality(debounce_maxes), cardinality(start_bys),
+                          cardinality(start_withins)]) with ordinality as a (name, n, nth)
+        where a.nth = 1 or a.n is distinct from v_n and (a.n is not null or a.nth = 2);
+        raise exception 'AMBO006: arrays of one call have one length; %', v_text
+            using errcode = 'AM006', hint = 'Give each array the length of workflows, with null where a run has the default.';
     elsif v_n > 100000 then
         raise exception 'AMBO006: one call takes 100000 runs at most, not %', v_n using errcode = 'AM006';
     elsif batch is not null and not exists (
