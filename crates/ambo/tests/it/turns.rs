@@ -61,7 +61,9 @@ async fn a_group_has_one_turn_whatever_workflows_its_runs_are_of() {
         bench.place(of_a.chain(of_b)).await;
         bench.add_worker().await;
         let of_a = bench.of_the_first(60, |group, _| group == Some("a")).await;
-        assert!((26..=34).contains(&of_a), "{of_a} of 60 turns were a's, a half are 30");
+        // What is claimed together begins in any order: of the last claim that counts perhaps one group alone.
+        let most = 32 + concurrency as usize / 2;
+        assert!((60 - most..=most).contains(&of_a), "{of_a} of 60 turns were a's, a half are 30");
         bench.all_ended(180).await;
     }
 }
