@@ -332,40 +332,46 @@ begin
         raise exception 'AMBO005: batch is for enqueue_fan_in alone' using errcode = 'AM005';
     end if;
     -- What is not plainly good, before anything is written: then a block that catches what is refused costs no transaction of its own.
-    begin
-        for r in
-            select u.*
-            from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes, group_keys,
-                        weights, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins)
-                with ordinality as u (w, i, q, k, p, d, t, o, m, l, g, h, c, e, b, x, s, v, n)
-            where (not v_terms and octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0
-                and octet_length(u.i::text) <= 2097152 and not ambo.is_forged(u.i)
-                and (u.k is null or octet_length(u.k) between 1 and 512)
-                and coalesce(u.p, 0) between -32768 and 32767
-                and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
-                and (u.g is null or octet_length(u.g) between 1 and 200 and strpos(u.g, chr(31)) = 0
-                     and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q where q.managed)))
-                and (u.h is null or u.h between 1 and 10000)
-                and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q))) is not true
-        loop
-            v_at := r.n;
-            perform ambo.refuse_enqueue(r.w, r.i, coalesce(r.q, 'default'), r.k, coalesce(r.p, 0), r.d, r.t, r.o,
-                                        coalesce(r.m, 5), r.l, r.g, coalesce(r.h, 1));
-            if v_terms then
-                perform ambo.refuse_terms(r.k, coalesce(r.c, false), r.e, r.b, r.x, r.d, r.t, r.s, r.v);
+    select min(u.n) into v_at
+    from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes, group_keys, weights)
+        with ordinality as u (w, i, q, k, p, d, t, o, m, l, g, h, n)
+    where (not v_terms and octet_length(u.w) between 1 and 200 and strpos(u.w, chr(31)) = 0
+        and octet_length(u.i::text) <= 2097152 and not ambo.is_forged(u.i)
+        and (u.k is null or octet_length(u.k) between 1 and 512)
+        and coalesce(u.p, 0) between -32768 and 32767
+        and u.d is null and u.t is null and u.o is null and u.m is null and u.l is null
+        and (u.g is null or octet_length(u.g) between 1 and 200 and strpos(u.g, chr(31)) = 0
+             and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q where q.managed)))
+        and (u.h is null or u.h between 1 and 10000)
+        and coalesce(u.q, 'default') = any (array(select q.name from ambo.queue q))) is not true;
+    if v_at is not null then
+        begin
+            for r in
+                select u.*
+                from unnest(workflows, inputs, queues, keys, priorities, delays, ats, timeouts, attempts, key_lifetimes, group_keys,
+                            weights, dedups, throttles, debounces, debounce_maxes, start_bys, start_withins)
+                    with ordinality as u (w, i, q, k, p, d, t, o, m, l, g, h, c, e, b, x, s, v, n)
+                where u.n >= v_at
+            loop
+                v_at := r.n;
+                perform ambo.refuse_enqueue(r.w, r.i, coalesce(r.q, 'default'), r.k, coalesce(r.p, 0), r.d, r.t, r.o,
+                                            coalesce(r.m, 5), r.l, r.g, coalesce(r.h, 1));
+                if v_terms then
+                    perform ambo.refuse_terms(r.k, coalesce(r.c, false), r.e, r.b, r.x, r.d, r.t, r.s, r.v);
+                end if;
+            end loop;
+        exception when others then
+            if v_n = 1 or sqlstate not like 'AM%' then
+                raise;
             end if;
-        end loop;
-    exception when others then
-        if v_n = 1 or sqlstate not like 'AM%' then
-            raise;
-        end if;
-        get stacked diagnostics v_state = returned_sqlstate, v_text = message_text, v_hint = pg_exception_hint;
-        v_text := format('%s (element %s of %s)', v_text, v_at, v_n);
-        if v_hint = '' then
-            raise exception using errcode = v_state, message = v_text;
-        end if;
-        raise exception using errcode = v_state, message = v_text, hint = v_hint;
-    end;
+            get stacked diagnostics v_state = returned_sqlstate, v_text = message_text, v_hint = pg_exception_hint;
+            v_text := format('%s (element %s of %s)', v_text, v_at, v_n);
+            if v_hint = '' then
+                raise exception using errcode = v_state, message = v_text;
+            end if;
+            raise exception using errcode = v_state, message = v_text, hint = v_hint;
+        end;
+    end if;
     if v_terms then
         -- The slow way: one by one, as one call after the other would.
         return query
