@@ -84,13 +84,13 @@ pub(crate) struct Engine {
 }
 
 /// How long a worker tries to start while somebody's open transaction holds what it has to write.
-const HELD_AT_START: std::time::Duration = std::time::Duration::from_secs(60);
+const HELD_AT_START: Duration = Duration::from_secs(60);
 
 /// Lives until the engine is stopped. The first registration is made by the caller's own attempt, so that a wrong
 /// configuration is an error of `start`, not a loop.
 pub(crate) async fn live(engine: Arc<Engine>, first: tokio::sync::oneshot::Sender<Result<()>>) {
     let mut first = Some(first);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     tokio::task::spawn_local(drain::end_in_time(engine.clone()));
     let (sender, mut notices) = tokio::sync::mpsc::unbounded_channel();
     let mut control = Link::new(Target::clone(&engine.target), "ambo worker control").with_notices(sender);

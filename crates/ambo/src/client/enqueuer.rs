@@ -131,7 +131,8 @@ fn by_worker(requests: Vec<Request>) -> Vec<Vec<Request>> {
     groups
 }
 
-/// One batch, sent in pieces where it is large: a message to the server is below 1 GiB. A batch that was refused is split, until those who are at fault have the error to themselves.
+/// One batch, sent in pieces where it is large: a message to the server is below 1 GiB. A batch that was refused is split, until
+/// those who are at fault have the error to themselves.
 async fn commit(link: &mut Link, requests: Vec<Request>) {
     let mut pending = pieces(requests, |request| request.run.bytes(), FLUSH_BYTES);
     pending.reverse();

@@ -105,9 +105,9 @@ impl Dispatcher {
         bases: &[String],
     ) -> Result<Dispatched> {
         if let Some((until, _)) = self.kept
-            && let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            && until > Instant::now()
         {
-            self.patience = Some(left);
+            self.patience = Some(until - Instant::now());
             return Ok(Dispatched::default());
         }
         let (mine, count, here) = life.slots.total(&self.queue);
