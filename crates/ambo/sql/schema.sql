@@ -1015,6 +1015,10 @@ function tags(p_runs uuid[])
     returns text
     immutable
 
+function take_changed(p_worker bigint, p_runs uuid[], p_attempts integer[])
+    returns TABLE(run_id uuid, attempt integer, deadline timestamp with time zone)
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+
 function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record
     volatile

@@ -53,6 +53,10 @@ begin
                     where c.run_id = e.run_id and c.worker_id = p_worker and c.attempt = e.attempt offset 0) h))
             returning c.run_id, c.attempt)
         select array_agg(e.run_id), array_agg(e.attempt) into v_ended, v_ended_attempts from ended e;
+        if coalesce(cardinality(v_ended), 0) < cardinality(p_ended_runs) then
+            select v_ended || array_agg(e.run_id), v_ended_attempts || array_agg(e.attempt) into v_ended, v_ended_attempts
+            from ambo.take_changed(p_worker, p_ended_runs, p_ended_attempts) e;
+        end if;
         v_all := coalesce(cardinality(v_ended), 0) = cardinality(p_ended_runs);
         insert into ambo.outcome (run_id, attempt, status, output, error)
         select e.run_id, e.attempt, e.status::ambo.status, e.output, e.error
@@ -79,6 +83,19 @@ begin
     end if;
     return v_fenced;
 end $$;
+
+-- Takes those of a worker's claims that are still there after others were taken by their places: a heartbeat may have changed one
+-- since, which then has another place. By their keys, for that is what a statement that met such a change looks at again.
+create or replace function ambo.take_changed(p_worker bigint, p_runs uuid[], p_attempts integer[])
+returns table (run_id uuid, attempt integer, deadline timestamptz)
+language sql volatile
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+    delete from ambo.claim c using unnest(p_runs, p_attempts) as e (id, attempt)
+    where c.run_id = e.id and c.worker_id = p_worker and c.attempt = e.attempt
+    returning c.run_id, c.attempt, c.deadline
+$$;
 
 -- A batch that holds more than checkpoints and outcomes: children, events and attributes go in before the checkpoints
 -- that name them, parks and the waking of parents come last.

@@ -35,6 +35,13 @@ begin
     into v_ids, v_attempts, v_deadlines, v_dues, v_awaits
     -- Both in the order of the ids: a merge, whatever the planner believes.
     from held h join parked g on g.run_id = h.run_id;
+    if coalesce(cardinality(v_ids), 0) < cardinality(p_runs) then
+        select v_ids || array_agg(p.run_id), v_attempts || array_agg(p.attempt), v_deadlines || array_agg(g.deadline),
+               v_dues || array_agg(least(coalesce(p.due, 'infinity'), g.deadline)), v_awaits || array_agg(p.awaits)
+        into v_ids, v_attempts, v_deadlines, v_dues, v_awaits
+        from ambo.take_changed(p_worker, p_runs, p_attempts) g
+        join unnest(p_runs, p_attempts, p_dues, p_awaits) as p (run_id, attempt, due, awaits) using (run_id);
+    end if;
     if pg_relation_size('ambo.wake') > 0 then
         with woken as (
             delete from ambo.wake w where w.ctid = any (array(

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ambo::{Code, Ctx, Either, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker, WorkerBuilder};
 
+use tokio::sync::Notify;
+
 use crate::harness::{Database, connect, database};
 
 const PARKED: &str = "select count(*) = 1 from ambo.timer where attempt > 0";
@@ -172,6 +174,42 @@ async fn a_signal_outlasts_a_rewind_that_is_rolled_back() {
     tx.rollback().await.unwrap();
     assert!(result::<Vec<String>>(&db, run).await.is_empty());
     worker.drain(Duration::ZERO).await;
+}
+
+/// Does a step that ends when it is told to, and then ends or waits for a signal.
+async fn dawdle(mut cx: Ctx<'_>, waits: bool) -> Result<()> {
+    let go_on = cx.state::<Arc<Notify>>()?;
+    cx.step("dawdle", || async { Ok::<_, Error>(go_on.notified().await) }).await?;
+    if waits { cx.signal::<()>("word").await } else { Ok(()) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_claim_is_changed_under_its_end_or_its_park_is_not_lost() {
+    for waits in [true, false] {
+        let db = database().await;
+        let go_on = Arc::new(Notify::new());
+        let builder = Worker::builder(&db.client).workflow_fn("dawdle", dawdle).state(go_on.clone());
+        let _worker = builder.park_after(Duration::from_millis(50)).start().await.unwrap();
+        let run = enqueue(&db, "dawdle", waits).await;
+        db.until("select count(*) = 1 from ambo.claim").await;
+        let mut beat = connect(&db.url).await;
+        let tx = beat.transaction().await.unwrap();
+        // As a heartbeat does of a run that has come to do nothing but wait.
+        tx.execute("select ambo.begin_runs(c.worker_id, array[c.run_id], false) from ambo.claim c", &[])
+            .await
+            .unwrap();
+        go_on.notify_one();
+        db.until(
+            "select count(*) = 1 from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock' and query like '%ambo.flush%'",
+        )
+        .await;
+        tx.commit().await.unwrap();
+        let place = if waits { "timer" } else { "outcome" };
+        db.until(&format!("select count(*) = 1 from ambo.{place} where run_id = '{run}'")).await;
+        let attempt = db.number(&format!("select attempt::int8 from ambo.{place}")).await;
+        assert_eq!(attempt, 1, "it was taken for another worker's, until a look at all claims gave it back");
+    }
 }
 
 /// Works until it is told to stop: it is never parked and never leaves room for another.
