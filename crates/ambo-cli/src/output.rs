@@ -67,6 +67,11 @@ impl Output {
         Ok(())
     }
 
+    /// A message in lines that leave so many columns free on a terminal; whole for whoever reads on.
+    pub(crate) fn message(self, text: &str, indent: usize) -> Vec<String> {
+        if self.is_terminal { wrap(text, self.width.saturating_sub(indent)) } else { vec![text.to_owned()] }
+    }
+
     /// A word to the person at the terminal. Nothing if there is nobody to hear it.
     pub(crate) fn say(self, line: &str) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");

@@ -29,10 +29,10 @@ pub(crate) mod under_way;
 pub(crate) mod wait;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::waiter::Waiter;
@@ -74,10 +74,7 @@ pub(crate) struct Engine {
     pub(crate) vault: Vault,
     /// The present life, once registered.
     pub(crate) life: watch::Sender<Option<Arc<Life>>>,
-    /// No more claims: finish or hand back.
-    pub(crate) draining: AtomicBool,
-    pub(crate) drain_begun: Notify,
-    /// When a drain is over at the latest.
+    /// No more claims, once it is set: finish or hand back, by then at the latest.
     pub(crate) drain_end: watch::Sender<Option<Instant>>,
     /// The end: whatever still runs is handed back.
     pub(crate) stop: CancellationToken,

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, Collector};
@@ -328,8 +328,6 @@ impl WorkerBuilder {
             clock: Arc::new(engine::clock::DatabaseClock::new()),
             // The default, until the first heartbeat says what it is.
             lease_ms: Arc::new(AtomicI32::new(15_000)),
-            draining: AtomicBool::new(false),
-            drain_begun: Notify::new(),
             drain_end: watch::channel(None).0,
             stop: CancellationToken::new(),
         };

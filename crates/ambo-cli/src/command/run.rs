@@ -82,7 +82,10 @@ async fn why(run: RunId, client: &Client, output: Output) -> Result<()> {
             _ => String::new(),
         };
         let until = reason.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
-        output.line(&clean(&format!("{}: {}{in_the_way}{until}", reason.reason, reason.explanation)))?;
+        let text = format!("{}: {}{in_the_way}{until}", reason.reason, reason.explanation);
+        for (n, line) in output.message(&clean(&text), 2).iter().enumerate() {
+            output.line(&format!("{}{line}", if n == 0 { "" } else { "  " }))?;
+        }
     }
     Ok(())
 }

@@ -158,7 +158,7 @@ impl Claimer {
                 }
                 self.suspected.map(|since| since + SUSPENSE)
             };
-            let drain = self.engine.drain_begun.notified();
+            let drain = self.engine.drain_begun();
             tokio::select! {
                 () = self.life.room.notified() => {}
                 () = drain => {}
@@ -421,7 +421,7 @@ impl Claimer {
 
     /// Waits a little; the drain ends it, and room for what there was none.
     async fn pause(&self, span: Duration) {
-        let drain = self.engine.drain_begun.notified();
+        let drain = self.engine.drain_begun();
         let blocked = self.life.slots.blocked.load(Ordering::Acquire);
         tokio::select! {
             () = tokio::time::sleep(span) => {}
@@ -453,7 +453,7 @@ impl Claimer {
         };
         let patience = self.dispatchers.iter().filter_map(Dispatcher::patience).min();
         let nap = patience.map_or(nap, |patience| patience.min(nap));
-        let drain = self.engine.drain_begun.notified();
+        let drain = self.engine.drain_begun();
         tokio::select! {
             () = self.life.hint.notified() => {}
             () = tokio::time::sleep(nap.mul_f64(0.75 + 0.5 * clock::jitter())) => {}

@@ -2,7 +2,6 @@
 //! ask for it, are on the engine's thread: code that blocks the user's runtime holds up neither.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Engine;
@@ -19,13 +18,18 @@ impl Engine {
     /// loops notice at once.
     pub(crate) fn drain(&self, limit: Duration) {
         let end = Instant::now() + limit.min(NEVER);
-        self.draining.store(true, Ordering::Release);
-        self.drain_begun.notify_waiters();
         self.drain_end.send_modify(|known| *known = Some(known.map_or(end, |known| known.min(end))));
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.drain_end.borrow().is_some()
+    }
+
+    /// Returns as soon as a drain has begun.
+    pub(crate) async fn drain_begun(&self) {
+        let mut ends = self.drain_end.subscribe();
+        // The sender is a field of this.
+        let _ = ends.wait_for(Option::is_some).await;
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -35,12 +39,9 @@ impl Engine {
 
 /// Waits for a drain, and stops the engine at its end.
 pub(super) async fn end_in_time(engine: Arc<Engine>) {
-    let mut ends = engine.drain_end.subscribe();
-    if ends.wait_for(Option::is_some).await.is_err() {
-        return;
-    }
+    engine.drain_begun().await;
     // The end may be moved to an earlier time meanwhile.
-    while engine.in_flight() > 0 && ends.borrow().is_some_and(|end| Instant::now() < end) {
+    while engine.in_flight() > 0 && engine.drain_end.borrow().is_some_and(|end| Instant::now() < end) {
         tokio::time::sleep(GLANCE).await;
     }
     engine.stop.cancel();

@@ -162,7 +162,9 @@ fn header(run: &RunDetail, now: jiff::Timestamp, output: Output) -> Result<()> {
     }
     if let Some(error) = &summary.error {
         // Not cut: it is what one came for.
-        plain("error", &message(error), BAD)?;
+        for (n, line) in output.message(&message(error), NAME + 2).iter().enumerate() {
+            plain(if n == 0 { "error" } else { "" }, line, BAD)?;
+        }
         let code = serde_json::from_str::<ambo::Error>(error.get()).map(|error| error.code());
         if let Ok(code) = code.as_ref().copied() {
             plain("", &format!("docs/errors/{code}.md"), FAINT)?;
