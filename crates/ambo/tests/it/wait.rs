@@ -179,7 +179,11 @@ async fn a_signal_outlasts_a_rewind_that_is_rolled_back() {
 /// Does a step that ends when it is told to, and then ends or waits for a signal.
 async fn dawdle(mut cx: Ctx<'_>, waits: bool) -> Result<()> {
     let go_on = cx.state::<Arc<Notify>>()?;
-    cx.step("dawdle", || async { Ok::<_, Error>(go_on.notified().await) }).await?;
+    let dawdle = cx.step("dawdle", || async {
+        go_on.notified().await;
+        Ok::<_, Error>(())
+    });
+    dawdle.await?;
     if waits { cx.signal::<()>("word").await } else { Ok(()) }
 }
 
