@@ -54,11 +54,14 @@ begin
     end if;
 end $$;
 
--- Last statement before its commit.
+-- Last statement before its commit, which waits for the disk though the user's session does without: the run goes on after it.
 create or replace function ambo_witness.close_step(p_run uuid, p_position text, p_output json) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if current_setting('synchronous_commit') in ('off', 'local') then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
     update ambo_witness.witness w
     set state = 'done', output = p_output, recorded_at = clock_timestamp()
     where w.run_id = p_run and w.position = p_position and w.state = 'open' and w.xid = pg_current_xact_id();
@@ -77,6 +80,9 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
+    if current_setting('synchronous_commit') in ('off', 'local') then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
     insert into ambo_witness.witness as w (run_id, position, attempt, state, xid)
     values (p_run, p_position, p_attempt, 'void', pg_current_xact_id())
     on conflict (run_id, position) do update

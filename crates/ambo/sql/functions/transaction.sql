@@ -28,6 +28,8 @@ end $$;
 -- Last statement before its commit: locks the claim, so that nobody can take the run before the commit is
 -- decided, removes the marker and records the checkpoint. In a snapshot older than the loss of the claim the
 -- lock fails with 40001: the step is tried again and finds itself fenced in the new snapshot.
+-- The run goes on when this has committed, and its next step is recorded by another session: the commit waits for the disk though
+-- the user's session does without.
 create or replace function ambo.finish_step(
     p_worker bigint, p_run uuid, p_attempt integer, p_position text, p_name text, p_output json,
     p_error json, p_elapsed_ms integer)
@@ -35,7 +37,12 @@ returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
+declare
+    v_set text;
 begin
+    if current_setting('synchronous_commit') in ('off', 'local') then
+        v_set := set_config('synchronous_commit', 'on', true);
+    end if;
     with held as materialized (
         select from ambo.claim c
         where c.run_id = p_run and c.worker_id = p_worker and c.attempt = p_attempt
@@ -60,7 +67,12 @@ returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
+declare
+    v_set text;
 begin
+    if current_setting('synchronous_commit') in ('off', 'local') then
+        v_set := set_config('synchronous_commit', 'on', true);
+    end if;
     with unmarked as (
         delete from ambo.transaction_marker m
         where m.run_id = p_run and m.position = p_position and m.xid = pg_current_xact_id()

@@ -9,6 +9,7 @@ mod dead;
 mod dead_rows;
 mod docs;
 mod drain;
+mod durable;
 #[cfg(feature = "testing")]
 mod examples;
 mod expiry;
