@@ -255,6 +255,7 @@ partitioned table run
     attributes jsonb
     parent_id uuid
     start_by timestamp with time zone
+    dedup boolean
     UNIQUE index run_pkey btree (id)
     index run_rare brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200'), group_key text_bloom_ops (n_distinct_per_range='1000')) WITH (pages_per_range='32')
 
@@ -272,6 +273,7 @@ table run_carried
     attributes jsonb
     parent_id uuid
     start_by timestamp with time zone
+    dedup boolean
     UNIQUE index run_carried_pkey btree (id)
     index run_carried_workflow_queue_group_key_idx brin (workflow text_bloom_ops (n_distinct_per_range='200'), queue text_bloom_ops (n_distinct_per_range='200'), group_key text_bloom_ops (n_distinct_per_range='1000')) WITH (pages_per_range='32')
 
@@ -935,6 +937,10 @@ function schema_version(OUT version integer, OUT tables_version integer, OUT ser
     returns record
     stable, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function send_hint(p_channel text, p_payload text)
+    returns void
+    volatile
+
 function send_signal(run_id uuid, topic text, payload json DEFAULT 'null'::json, key text DEFAULT NULL::text)
     returns boolean
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
@@ -1018,6 +1024,10 @@ function tags(p_runs uuid[])
 function take_changed(p_worker bigint, p_runs uuid[], p_attempts integer[])
     returns TABLE(run_id uuid, attempt integer, deadline timestamp with time zone)
     volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+
+function take_key_again(p_run uuid)
+    returns void
+    volatile, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off
 
 function take_key_by(p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid, OUT run_id uuid, OUT is_new boolean)
     returns record

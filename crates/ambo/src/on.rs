@@ -140,17 +140,18 @@ fn missing(error: Error) -> Error {
     Error::new(Code::SchemaMismatch, text).with_sqlstate(&sqlstate).with_source(error)
 }
 
-/// What a server refused, as a user's driver reports it.
+/// What a server refused, as a user's driver reports it; `table`: see [`classify`](crate::store::connect::classify).
 #[cfg(any(feature = "sqlx", feature = "sea-orm", feature = "diesel-async"))]
-fn refused(sqlstate: &str, message: &str, hint: Option<&str>) -> Error {
-    let text = match (crate::store::connect::classify(sqlstate, message), hint) {
+fn refused(sqlstate: &str, message: &str, hint: Option<&str>, table: Option<&str>) -> Error {
+    let code = crate::store::connect::classify(sqlstate, message, table);
+    let text = match (code, hint) {
         (Code::SchemaMismatch, _) => {
             "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned()
         }
         (_, Some(hint)) => format!("{message} ({hint})"),
         (_, None) => message.to_owned(),
     };
-    Error::new(crate::store::connect::classify(sqlstate, message), text).with_sqlstate(sqlstate)
+    Error::new(code, text).with_sqlstate(sqlstate)
 }
 
 pub(crate) mod sealed {

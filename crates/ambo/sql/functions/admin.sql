@@ -115,7 +115,7 @@ begin
         return 'cancelled';
     end if;
     perform ambo.send_wakes(array[p_run]);
-    perform pg_notify('ambo.cancel', ambo.tags(array[p_run]));
+    perform ambo.send_hint('ambo.cancel', ambo.tags(array[p_run]));
     return 'requested';
 end $$;
 
@@ -186,33 +186,18 @@ create or replace function ambo.readmit_run(p_run uuid, p_attempt integer, p_due
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
-declare
-    v_holder record;
 begin
     perform ambo.refuse_draining(array[r.queue], array[r.group_key])
     from ambo.run r join ambo.queue q on q.name = r.queue
     where r.id = p_run and not (q.ordered is not distinct from 'block'
                                 and exists (select from ambo.head h where h.run_id = p_run));
-    -- One run at a time by a key that says so: another that was enqueued since may live.
-    select k.run_id, o.run_id is null as lives into v_holder
-    from ambo.run r join ambo.run_key k on k.workflow = r.workflow and k.key = r.key and k.rule = 'd'
-    left join ambo.outcome o on o.run_id = k.run_id
-    where r.id = p_run and k.run_id <> p_run
-      and not exists (select from ambo.run_key n where n.workflow = r.workflow and n.key = r.key and n.run_id = p_run)
-    for update of k;
-    if v_holder.lives then
-        raise exception 'AMBO034: run % cannot live again now: run % has its key, and only one of them lives at a time', p_run,
-            v_holder.run_id using errcode = 'AM034', hint = 'Ask again when that one has ended.';
-    elsif found then
-        update ambo.run_key k set run_id = p_run from ambo.run r
-        where r.id = p_run and k.workflow = r.workflow and k.key = r.key and k.rule = 'd';
-    end if;
+    perform ambo.take_key_again(p_run);
     if p_attempt = 0 and ambo.wait_for_members(p_run) then
         return;
     elsif p_due > clock_timestamp() then
         insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, p_attempt, 0);
     else
-        perform ambo.make_ready(array[p_run], array[p_attempt], '{0}', '{null}', '{null}');
+        perform ambo.make_ready(array[p_run], array[p_attempt], '{0}', array[null::timestamptz], array[null::text]);
     end if;
 end $$;
 

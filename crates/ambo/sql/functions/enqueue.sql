@@ -237,9 +237,9 @@ begin
             end if;
         end if;
         insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
-                              start_by)
+                              start_by, dedup)
         values (run_id, p_attempts, p_priority, p_weight, p_workflow, p_queue, p_input, p_key, p_group, p_timeout,
-                p_attributes, p_start_by);
+                p_attributes, p_start_by, case when p_dedup then true end);
         if p_attributes is not null then
             perform ambo.give_attributes(array[run_id], array[p_attributes], '{true}');
         end if;

@@ -160,7 +160,7 @@ language plpgsql volatile
 as $$
 begin
     if ambo.is_awaited(hashtext('ambo.wait')) then
-        perform pg_notify('ambo.outcome', ambo.tags(p_runs));
+        perform ambo.send_hint('ambo.outcome', ambo.tags(p_runs));
     end if;
 end $$;
 

@@ -104,7 +104,7 @@ begin
     perform ambo.restore_attributes(v_fork);
     -- One that takes nothing over has not begun.
     perform ambo.make_ready(
-        array[v_fork], array[(exists (select from ambo.checkpoint c where c.run_id = v_fork))::integer], '{0}', '{null}', '{null}');
+        array[v_fork], array[(exists (select from ambo.checkpoint c where c.run_id = v_fork))::integer], '{0}', array[null::timestamptz], array[null::text]);
     return v_fork;
 end $$;
 
@@ -153,7 +153,7 @@ begin
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
     if v_is_parked then
-        perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', '{null}', '{null}');
+        perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', array[null::timestamptz], array[null::text]);
     else
         perform ambo.readmit_run(p_run, v_attempt);
     end if;

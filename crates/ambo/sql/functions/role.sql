@@ -65,8 +65,8 @@ as $$
         ('drop_requests', ''), ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
         ('read_position', ''), ('refuse_enqueue', ''), ('refuse_position', ''), ('refuse_schedule', ''), ('refuse_step', ''),
-        ('restore_attributes', ''), ('run_id_floor', ''), ('run_time', ''), ('send_wakes', ''), ('set_attributes', ''),
-        ('start_children', ''), ('tags', ''), ('take_changed', ''), ('take_key', ''), ('tell_waiters', ''), ('wake', ''), ('wake_parents', ''), ('wake_up', '')
+        ('restore_attributes', ''), ('run_id_floor', ''), ('run_time', ''), ('send_hint', ''), ('send_wakes', ''), ('set_attributes', ''),
+        ('start_children', ''), ('tags', ''), ('take_changed', ''), ('take_key', ''), ('take_key_again', ''), ('tell_waiters', ''), ('wake', ''), ('wake_parents', ''), ('wake_up', '')
     ) as p (function_name, roles)
 $$;
 

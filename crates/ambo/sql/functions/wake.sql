@@ -8,15 +8,24 @@ return case when pg_try_advisory_lock(p_lock, pg_backend_pid() & 15)
             then not pg_advisory_unlock(p_lock, pg_backend_pid() & 15)
             else true end;
 
+-- Sends one. Not where the server's queue of notifications is half full, since somebody who listens does not read: the commit that finds
+-- it full fails, and that is the user's, or one of the journal.
+create or replace function ambo.send_hint(p_channel text, p_payload text) returns void
+language plpgsql volatile
+as $$
+begin
+    if current_setting('ambo.notify', true) is distinct from 'off' and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify(p_channel, p_payload);
+    end if;
+end $$;
+
 -- Tells sleeping claimers that something may be claimed.
 create or replace function ambo.wake() returns void
 language plpgsql volatile
 as $$
 begin
-    if ambo.is_awaited(hashtext('ambo.sleep'))
-       and current_setting('ambo.notify', true) is distinct from 'off'
-    then
-        perform pg_notify('ambo.wake', '');
+    if ambo.is_awaited(hashtext('ambo.sleep')) then
+        perform ambo.send_hint('ambo.wake', '');
     end if;
 end $$;
 
@@ -119,7 +128,7 @@ begin
             cross join lateral (select c.* from ambo.claim c where c.run_id = g.id offset 0) c
             where c.worker_id <> p_worker);
         if cardinality(v_others) > 0 then
-            perform pg_notify('ambo.signal', ambo.tags(v_others));
+            perform ambo.send_hint('ambo.signal', ambo.tags(v_others));
         end if;
     end if;
     v_moving := array(

@@ -46,6 +46,8 @@ create table ambo.run (
     parent_id uuid,
     -- It is claimed for the first time by then, or not at all.
     start_by timestamptz,
+    -- True: its key names one run at a time that lives, also when it lives again.
+    dedup boolean,
     primary key (id)
 ) partition by range (id);
 

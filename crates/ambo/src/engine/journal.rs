@@ -368,10 +368,14 @@ fn is_past(entry: &Entry) -> bool {
     }
 }
 
-/// Whether the same batch may succeed later: the database away or full, a lock not to be had, a deadlock.
+/// Whether the same batch may succeed later: the database away or full, a lock not to be had, a deadlock, a session that was ended for
+/// its age, a privilege that was taken away.
 fn is_passing(error: &Error) -> bool {
     error.is_unavailable()
-        || matches!(error.sqlstate(), Some("55P03" | "40001" | "40P01" | "57014"))
+        || matches!(
+            error.sqlstate(),
+            Some("55P03" | "40001" | "40P01" | "57014" | "25P03" | "25P04" | "42501")
+        )
         || error.sqlstate().is_some_and(|s| s.starts_with("53") || s.starts_with("58"))
         || matches!(error.code(), Code::NoPartition)
 }

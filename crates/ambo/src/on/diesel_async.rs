@@ -134,7 +134,10 @@ impl From<DieselError> for Error {
                 info,
             ) => Error::new(Code::Unavailable, info.message()),
             DieselError::DatabaseError(kind, info) => match sqlstate(kind, info.message()) {
-                Some(sqlstate) => refused(sqlstate, info.message(), info.hint()),
+                Some(sqlstate) => {
+                    let table = info.table_name().filter(|_| info.constraint_name().is_none());
+                    refused(sqlstate, info.message(), info.hint(), table)
+                }
                 None => Error::new(Code::Database, info.message()),
             },
             // The connection was lost, or its transaction, while it had one.

@@ -81,7 +81,7 @@ pub(super) fn convert(error: &sqlx::Error) -> Error {
         sqlx::Error::Database(db) => {
             let sqlstate = db.code().unwrap_or_default();
             let hint = db.try_downcast_ref::<PgDatabaseError>().and_then(|db| db.hint());
-            refused(&sqlstate, db.message(), hint)
+            refused(&sqlstate, db.message(), hint, db.table().filter(|_| db.constraint().is_none()))
         }
         sqlx::Error::Io(_)
         | sqlx::Error::PoolTimedOut

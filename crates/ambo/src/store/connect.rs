@@ -127,9 +127,11 @@ impl Target {
 const SETTINGS: &str = "set statement_timeout = '60s'; set lock_timeout = '2s';
     set idle_in_transaction_session_timeout = '10s'; set default_transaction_isolation = 'read committed';
     set default_transaction_read_only = off; set jit = off;
-    set standard_conforming_strings = on;
+    set standard_conforming_strings = on; set array_nulls = on; set intervalstyle = 'postgres';
     select set_config('synchronous_commit', 'on', false)
-    where current_setting('synchronous_commit') in ('off', 'local')";
+    where current_setting('synchronous_commit') in ('off', 'local');
+    select set_config('transaction_timeout', '0', false)
+    where current_setting('server_version_num')::integer >= 170000";
 
 /// Defaults under which nothing that is acknowledged is safe, or nothing works.
 const UNFIT_DEFAULTS: &str =
@@ -357,7 +359,7 @@ pub(crate) fn from_driver(error: tokio_postgres::Error) -> Error {
         return Error::new(code, text).with_source(error);
     };
     let sqlstate = db.code().code().to_owned();
-    let code = classify(&sqlstate, db.message());
+    let code = classify(&sqlstate, db.message(), db.table().filter(|_| db.constraint().is_none()));
     let text = match (code, db.hint()) {
         (Code::SchemaMismatch, _) => {
             "the database holds no schema of Ambo that fits; run: ambo migrate".to_owned()
@@ -399,8 +401,9 @@ fn no_text(message: &str, detail: &str) -> String {
     }
 }
 
-/// The code for a SQLSTATE of the server.
-pub(crate) fn classify(sqlstate: &str, message: &str) -> Code {
+/// The code for a SQLSTATE of the server. Its words may be of another language. `table`: that of which the error is, where it is of none
+/// of its constraints.
+pub(crate) fn classify(sqlstate: &str, message: &str, table: Option<&str>) -> Code {
     if let Some(code) = Code::parse(sqlstate) {
         return code;
     }
@@ -409,7 +412,8 @@ pub(crate) fn classify(sqlstate: &str, message: &str) -> Code {
         "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "53300" => Code::Unavailable,
         s if s.starts_with("08") => Code::Unavailable,
         "3F000" | "42883" | "42P01" | "42703" if message.contains("ambo") => Code::SchemaMismatch,
-        "23514" if message.contains("no partition of relation") => Code::NoPartition,
+        // A row that no partition takes breaks no constraint that has a name.
+        "23514" if table.is_some() => Code::NoPartition,
         _ => Code::Database,
     }
 }

@@ -1,10 +1,11 @@
 //! Keys that mean something else than one run for good: dedup, throttle, debounce.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use ambo::{Code, Ctx, Enqueue, Result, Untyped, Worker};
+use ambo::{Code, Ctx, Enqueue, Result, RunId, Untyped, Worker};
 
-use crate::harness::{connect, database};
+use crate::harness::{Database, connect, database};
 
 fn report(n: i64) -> Enqueue<Untyped> {
     Enqueue::named("report", &n).key("customer-7")
@@ -60,6 +61,52 @@ async fn a_run_is_not_retried_or_rewound_beside_another_that_has_its_dedup_key()
     let plain = Enqueue::<Untyped>::named("w", &1).key("k").on(&db.client).await.unwrap().run;
     db.client.cancel(plain, "x").await.unwrap();
     db.client.retry(plain).await.unwrap();
+}
+
+/// A run with a dedup key that has ended.
+async fn ended(db: &Database) -> RunId {
+    let run = report(1).dedup().on(&db.client).await.unwrap().run;
+    db.client.cancel(run, "").await.unwrap();
+    run
+}
+
+const WAITS: &str = "select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+
+#[tokio::test]
+async fn a_run_that_lives_again_and_an_enqueue_of_its_dedup_key_make_one_run() {
+    let db = database().await;
+    let (mut left, right) = (connect(&db.url).await, Arc::new(connect(&db.url).await));
+    for act in ["select ambo.retry_run($1)", "select ambo.rewind_run($1, '1')"] {
+        let run = ended(&db).await;
+        let tx = left.transaction().await.unwrap();
+        tx.execute(act, &[&run.as_uuid()]).await.unwrap();
+        let asks = right.clone();
+        let waits = tokio::spawn(async move { report(2).dedup().on(&*asks).await });
+        db.until(WAITS).await;
+        tx.commit().await.unwrap();
+        let found = waits.await.unwrap().unwrap();
+        assert_eq!((found.run, found.is_new), (run, false), "{act}");
+        db.client.cancel(run, "").await.unwrap();
+    }
+
+    let run = ended(&db).await;
+    let tx = left.transaction().await.unwrap();
+    let next = report(2).dedup().on(&tx).await.unwrap();
+    assert!(next.is_new);
+    let client = db.client.clone();
+    let waits = tokio::spawn(async move { client.retry(run).await });
+    db.until(WAITS).await;
+    tx.commit().await.unwrap();
+    assert_eq!(waits.await.unwrap().unwrap_err().code(), Code::WrongState);
+    db.client.cancel(next.run, "").await.unwrap();
+
+    // Also long after its end, when nothing but itself knows that it had the key.
+    let expire = "update ambo.run_key set expires_at = '-infinity'; select ambo.expire_keys(10)";
+    db.sql.batch_execute(expire).await.unwrap();
+    assert_eq!(db.number("select count(*) from ambo.run_key").await, 0);
+    db.client.retry(run).await.unwrap();
+    let found = report(3).dedup().on(&db.client).await.unwrap();
+    assert_eq!((found.run, found.is_new), (run, false));
 }
 
 #[tokio::test]
