@@ -513,6 +513,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_missing_partition_is_told_in_every_language() {
+        let german = "keine Partition von Relation »run« für die Zeile gefunden";
+        assert_eq!(classify("23514", german, Some("run")), Code::NoPartition);
+        assert_eq!(
+            classify("23514", "no partition of relation", None),
+            Code::Database,
+            "a check that has a name"
+        );
+    }
+
+    #[test]
     fn what_is_no_text_is_said_to_hold_a_nul_only_where_it_does() {
         for (message, detail) in [
             ("invalid byte sequence for encoding \"UTF8\": 0x00", ""),

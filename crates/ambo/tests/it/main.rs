@@ -43,6 +43,7 @@ mod on_sqlx;
 mod on_tokio_postgres;
 mod outage;
 mod partition;
+mod passing;
 #[cfg(all(feature = "encryption", feature = "object-store"))]
 mod payload;
 mod poison;

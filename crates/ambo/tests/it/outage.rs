@@ -91,11 +91,11 @@ async fn assert_exact(db: &Database, tally: &Tally, runs: i64) {
     assert!(repeated.is_empty(), "steps were executed more than once: {repeated:?}");
 }
 
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(act).await.expect("the act")
 }
 
-async fn own_server() -> Arc<Cluster> {
+pub(crate) async fn own_server() -> Arc<Cluster> {
     blocking(|| {
         Arc::new(Cluster::builder().temporary(Place::Memory).durable(false).start().expect("a server"))
     })

@@ -12,7 +12,7 @@ use crate::harness::{Database, connect, database, empty_database};
 const ROLES: [&str; 4] = ["producer", "worker", "observer", "operator"];
 
 /// The URL of the database for a user of its own who has one role only. Users belong to the server: named after the database.
-async fn user(db: &Database, schema: &str, role: &str) -> String {
+pub(crate) async fn user(db: &Database, schema: &str, role: &str) -> String {
     let (server, name) = db.url.rsplit_once('/').unwrap();
     let user = format!("{name}_{schema}_{role}");
     db.sql.batch_execute(&format!("create role {user} login in role {schema}_{role}")).await.unwrap();
@@ -20,7 +20,7 @@ async fn user(db: &Database, schema: &str, role: &str) -> String {
 }
 
 /// Removes the users of a test: nothing else would.
-async fn remove_users(db: &Database) {
+pub(crate) async fn remove_users(db: &Database) {
     let mine = "select rolname::text from pg_roles where rolname like current_database() || '\\_%'";
     for row in db.sql.query(mine, &[]).await.unwrap() {
         // One that is still connected stays until its server goes.
