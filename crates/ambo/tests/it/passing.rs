@@ -82,17 +82,16 @@ async fn a_limit_of_transactions_that_the_database_has_is_not_ambos() {
     }
     let limit = "do $$ begin execute format('alter database %I set transaction_timeout = 200', current_database()); end $$";
     db.sql.batch_execute(limit).await.unwrap();
+    let holder = connect(&db.url).await;
+    holder.batch_execute("set transaction_timeout = 0").await.unwrap();
     let (_worker, deed) = start(&db.client).await;
     let run = begun(&db).await;
-    db.sql
-        .batch_execute("set transaction_timeout = 0; begin; lock table ambo.checkpoint in exclusive mode")
-        .await
-        .unwrap();
+    holder.batch_execute("begin; lock table ambo.checkpoint in exclusive mode").await.unwrap();
     deed.go_on.notify_one();
     let waits = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
         and query like '%ambo.flush%' and query_start < clock_timestamp() - interval '600 ms')";
     db.until(waits).await;
-    db.sql.batch_execute("commit").await.unwrap();
+    holder.batch_execute("commit").await.unwrap();
     ended(&db, run, &deed).await;
 }
 
@@ -110,7 +109,8 @@ async fn a_queue_of_notifications_that_nobody_reads_fails_no_commit() {
     db.sql = connect(&db.url).await;
     // It listens, and is in the midst of a transaction.
     let deaf = connect(&db.url).await;
-    deaf.batch_execute("listen elsewhere; begin; select 1").await.unwrap();
+    deaf.batch_execute("listen elsewhere").await.unwrap();
+    deaf.batch_execute("begin; select 1").await.unwrap();
     let fill = "select pg_notify('elsewhere', g || repeat('x', 7000)) from generate_series(1, 8) g";
     while db.sql.execute(fill, &[]).await.is_ok() {}
     let (_worker, deed) = start(&db.client).await;
