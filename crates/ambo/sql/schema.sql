@@ -749,6 +749,10 @@ function living_member(p_run uuid, p_from uuid)
     returns uuid
     volatile
 
+function lock_holders()
+    returns TABLE(holder text, ending text, seconds bigint, tables text[])
+    stable
+
 function make_partitions()
     returns integer
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp, lock_timeout=50ms

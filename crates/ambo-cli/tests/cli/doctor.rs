@@ -167,6 +167,35 @@ fn who_holds_what_ambo_waits_for_is_named() {
     assert!(!faults(&db.ambo(&["doctor", "--json"])).contains("locks"));
 }
 
+/// Ambo passes over locked rows: nothing of its own waits, and nothing but this check tells.
+#[test]
+fn who_has_long_had_rows_locked_is_named() {
+    let db = Database::migrated();
+    let pid = db.sql.text("select pg_backend_pid()");
+    db.sql.run("set application_name = 'report'; begin; select from ambo.keeper for update");
+    let began = std::time::Instant::now();
+    let found = loop {
+        // It fails by the fsync of the tests' server.
+        let doctor = db.ambo(&["doctor", "--json"]).stdout;
+        let report: Value = serde_json::from_str(&doctor).expect("a report");
+        let checks = report["checks"].as_array().expect("checks");
+        let check = checks.iter().find(|check| check["name"] == "open_transactions").expect("the check");
+        if check["status"] == "warn" {
+            break check.clone();
+        }
+        assert!(began.elapsed().as_secs() < 30, "{doctor}");
+    };
+    let message = found["message"].as_str().expect("text");
+    let start =
+        "1 transaction has been open for more than 5s with rows of Ambo's tables written or locked: session ";
+    assert!(message.starts_with(&format!("{start}{pid} (")), "{message}");
+    assert!(message.contains(", report), ") && message.ends_with("s old, tables keeper"), "{message}");
+    let ending = format!("`select pg_terminate_backend({pid})`");
+    assert!(found["advice"].as_str().expect("text").ends_with(&ending), "{found}");
+    db.sql.run("rollback");
+    assert!(!faults(&db.ambo(&["doctor", "--json"])).contains("open_transactions"));
+}
+
 /// A parent that lives and its children, which ended long ago: more than are carried over when their history is dropped.
 #[test]
 fn what_keeps_old_history_is_named() {

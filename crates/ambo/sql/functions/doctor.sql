@@ -1,8 +1,48 @@
+-- Transactions that are not Ambo's own, older than 5 s, and have rows of Ambo's tables locked or written, the oldest first: who it
+-- is, the statement that ends it, how old it is, and the tables. Ambo passes over rows that are locked, or waits for a moment only, so that nothing
+-- else shows what it stands still for. One of a user's that has enqueued is among them. `seconds` is null, whatever the age, of a session
+-- whose user's activity the owner of the schema may not see: he is not of pg_read_all_stats.
+create or replace function ambo.lock_holders() returns table (holder text, ending text, seconds bigint, tables text[])
+language sql stable
+as $$
+    with lock as materialized (
+        select * from pg_locks l where l.granted and l.locktype in ('relation', 'transactionid')
+    ), held as materialized (
+        select l.pid, l.virtualtransaction, array_agg(distinct t.relname::text order by t.relname::text) as tables
+        from lock l
+        join pg_class c on c.oid = l.relation and c.relnamespace = 'ambo'::regnamespace and c.relkind in ('r', 'p')
+        join pg_class t on t.oid = coalesce(pg_partition_root(c.oid), c.oid)
+        where l.locktype = 'relation' and l.database = (select d.oid from pg_database d where d.datname = current_database())
+          -- Not ShareUpdateExclusiveLock: a vacuum has it, and holds up no row.
+          and l.mode in ('RowShareLock', 'RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+        group by l.pid, l.virtualtransaction
+    ), holder as (
+        select format('session %s (%s)', a.pid, concat_ws(', ', a.usename, nullif(a.application_name, ''))) as holder,
+               format('select pg_terminate_backend(%s)', a.pid) as ending, a.xact_start as since, h.tables
+        from held h join pg_stat_activity a on a.pid = h.pid
+        where a.usename is not null and coalesce(a.application_name, '') not like 'ambo %'
+          and coalesce(a.backend_type, '') not in ('autovacuum worker', 'parallel worker')
+          -- What may be seen and has no age any more has ended since its locks were read.
+          and (a.xact_start is not null or a.backend_type is null)
+        union all
+        -- The locks of one that is prepared name no process. What they have in common with it is the lock on its xid.
+        select format('prepared transaction %L (%s)', p.gid, p.owner), format('rollback prepared %L', p.gid), p.prepared, h.tables
+        from held h
+        join lock x on x.locktype = 'transactionid' and x.pid is null and x.virtualtransaction = h.virtualtransaction
+        join pg_prepared_xacts p on p.transaction = x.transactionid
+        where h.pid is null
+    )
+    select h.holder, h.ending, floor(extract(epoch from pg_catalog.clock_timestamp() - h.since))::bigint, h.tables
+    from holder h where h.since is null or h.since < pg_catalog.clock_timestamp() - interval '5 seconds'
+    order by h.since
+$$;
+
 -- What `ambo doctor` looks at, as name and figure. A name may come several times, once for each thing that it is
 -- true of: missing_role, paused_queue, draining_queue, and of groups (as JSON: queue, group) paused_group, draining_group, blocked_group; unserved_lane (as JSON: queue, workflow), and unserved_pin (as JSON: queue, workflow, version), of runs that are
 -- pinned to a version of which no worker lives. standing_partition is of one that is older than the retention (as JSON: name, runs
 -- alive, runs awaited, the parent of most of these, how many are its). blocked is of a session of Ambo's that waits for a lock (as JSON:
--- what it is for, who holds the lock): everybody who may connect may take such locks.
+-- what it is for, who holds the lock): everybody who may connect may take such locks. lock_holder is what lock_holders() says of one (as JSON: who,
+-- the statement that ends it, seconds or null, tables).
 create or replace function ambo.vital_signs() returns table (name text, value text)
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -59,6 +99,8 @@ as $$
     union all select 'oldest_snapshot_seconds', coalesce((select o.seconds from oldest o), 0)::text
     union all select 'oldest_snapshot_holder', o.holder from oldest o
     union all select 'blocked', json_build_array(b.waits, b.holder)::text from blocked b
+    union all select 'lock_holder', json_build_array(h.holder, h.ending, h.seconds, h.tables)::text
+        from (select * from ambo.lock_holders() limit 20) h
     union all select 'dead_rows_' || s.relname, s.n_dead_tup::text
         from pg_stat_user_tables s
         where s.schemaname = 'ambo' and s.relname in ('ready', 'claim', 'timer', 'heartbeat', 'keeper')

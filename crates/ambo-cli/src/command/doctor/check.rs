@@ -143,6 +143,7 @@ pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
         held::draining,
         held::dead_letters,
         held::locks,
+        held::open_transactions,
         oldest_snapshot,
     ];
     let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
@@ -250,8 +251,8 @@ fn keeper(figures: &Figures<'_>) -> Check {
             bad(
                 "keeper",
                 message,
-                "nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and \
-                 for a lock on the table `keeper`",
+                "nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and for a \
+                 lock on the table `keeper` (open_transactions)",
             )
         }
     }
@@ -354,7 +355,7 @@ pub(super) fn listed(names: &[String]) -> String {
 }
 
 /// A length of time that the database gave.
-fn span(seconds: i64) -> String {
+pub(super) fn span(seconds: i64) -> String {
     length(u64::try_from(seconds).unwrap_or(0))
 }
 

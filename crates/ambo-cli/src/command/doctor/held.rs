@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::check::{Check, listed, ok, warn};
+use super::check::{Check, listed, ok, span, warn};
 use super::figures::Figures;
 
 /// How far the dead are counted: see `doctor.sql`.
 const DEAD_RUNS_COUNTED: i64 = 10_000;
+/// How many transactions are told that have rows locked: see `doctor.sql`.
+const LOCK_HOLDERS_TOLD: usize = 20;
 
 /// What `ambo migrate` says of roles that it could not make.
 pub(crate) fn missing_roles(figures: &Figures<'_>) -> Option<(String, String)> {
@@ -114,5 +116,36 @@ pub(super) fn locks(figures: &Figures<'_>) -> Check {
         "locks",
         format!("sessions of Ambo's wait for locks of others: {}", listed(&held)),
         "end that session, or pg_terminate_backend(its process); whoever may connect to a database may take advisory locks in it",
+    )
+}
+
+/// Whether a transaction of somebody else's has long had rows of Ambo's tables locked: Ambo passes over these, and waits for none.
+pub(super) fn open_transactions(figures: &Figures<'_>) -> Check {
+    type Holder = (String, String, Option<i64>, Vec<String>);
+    let holders: Vec<Holder> =
+        figures.all("lock_holder").filter_map(|holder| serde_json::from_str(holder).ok()).collect();
+    let old: Vec<(&Holder, i64)> = holders.iter().filter_map(|holder| Some((holder, holder.2?))).collect();
+    let Some(((holder, ending, _, tables), seconds)) = old.iter().max_by_key(|(_, seconds)| *seconds) else {
+        let none = "none has long had rows of Ambo's tables locked";
+        if holders.is_empty() {
+            return ok("open_transactions", none);
+        }
+        let advice = "grant pg_read_all_stats to the owner of Ambo's schema".to_owned();
+        let message = format!("{none}, as far as may be seen: of {} the age is not known", holders.len());
+        return Check { advice: Some(advice), ..ok("open_transactions", message) };
+    };
+    let (count, oldest) = match old.len() {
+        1 => ("1 transaction has".to_owned(), ""),
+        count if count < LOCK_HOLDERS_TOLD => (format!("{count} transactions have"), "the oldest is "),
+        count => (format!("{count} or more transactions have"), "the oldest is "),
+    };
+    warn(
+        "open_transactions",
+        format!(
+            "{count} been open for more than 5s with rows of Ambo's tables written or locked: {oldest}{holder}, {} old, tables {}",
+            span(*seconds),
+            tables.join(", ")
+        ),
+        format!("what it has locked waits for it: commit or roll back there, or, from elsewhere, `{ending}`"),
     )
 }

@@ -54,6 +54,7 @@ fn a_healthy_installation_is_well() {
             ok draining: none
             ok dead_letters: none
             ok locks: Ambo waits for none
+            ok open_transactions: none has long had rows of Ambo's tables locked
             ok oldest_snapshot: 0s
             ok dead_rows: 12 on the hot tables
             ok fsync: on
@@ -138,7 +139,7 @@ fn workers_that_died_are_told_apart_from_none() {
         &[("keeper_silent_ms", "600000")],
         expect![[r#"
         bad keeper: silent for 10m, though workers are alive
-          nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and for a lock on the table `keeper`"#]],
+          nobody recovers dead workers or fires timers: look for `ambo` warnings in the workers' logs, and for a lock on the table `keeper` (open_transactions)"#]],
     );
 }
 
@@ -186,6 +187,27 @@ fn who_holds_a_lock_that_ambo_waits_for_is_named() {
             warn locks: sessions of Ambo's wait for locks of others: ambo worker claims and ambo worker journal for process 7, user ann, psql, idle in transaction
               end that session, or pg_terminate_backend(its process); whoever may connect to a database may take advisory locks in it"#]],
     );
+}
+
+#[test]
+fn the_oldest_transaction_that_has_rows_locked_is_named() {
+    let younger = r#"["prepared transaction 'x' (bob)","rollback prepared 'x'",6,["timer"]]"#;
+    let older = r#"["session 7 (ann, psql)","select pg_terminate_backend(7)",90,["queue","ready"]]"#;
+    let unknown = r#"["session 9 (eve)","select pg_terminate_backend(9)",null,["keeper"]]"#;
+    check(
+        &[("lock_holder", younger), ("lock_holder", older), ("lock_holder", unknown)],
+        expect![[r#"
+        warn open_transactions: 2 transactions have been open for more than 5s with rows of Ambo's tables written or locked: the oldest is session 7 (ann, psql), 90s old, tables queue, ready
+          what it has locked waits for it: commit or roll back there, or, from elsewhere, `select pg_terminate_backend(7)`"#]],
+    );
+    check(
+        &[("lock_holder", younger)],
+        expect![[r#"
+        warn open_transactions: 1 transaction has been open for more than 5s with rows of Ambo's tables written or locked: prepared transaction 'x' (bob), 6s old, tables timer
+          what it has locked waits for it: commit or roll back there, or, from elsewhere, `rollback prepared 'x'`"#]],
+    );
+    // Not to be warned of: it may be as young as any that enqueues.
+    check(&[("lock_holder", unknown)], expect![""]);
 }
 
 #[test]
