@@ -633,6 +633,10 @@ function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_t
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 
+function held_by(p_tables text[])
+    returns text
+    stable
+
 function history(p_runs uuid[])
     returns TABLE(run_id uuid, "position" text, name text, output json, error json)
     stable, runs as its owner, set search_path=pg_catalog, pg_temp, enable_seqscan=off, jit=off, plan_cache_mode=force_generic_plan
@@ -684,6 +688,10 @@ function lane(p_workflow text, p_pin text, p_group text DEFAULT NULL::text, p_go
 function lanes()
     returns TABLE(queue text, workflow text)
     stable, set jit=off, enable_seqscan=off
+
+function lateness(p_due timestamp with time zone)
+    returns text
+    stable
 
 function lead_groups(p_runs uuid[], p_ended boolean)
     returns void

@@ -61,7 +61,7 @@ as $$
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('living_member', ''), ('wait_for_members', ''), ('cancel_children', ''), ('cancel_one', ''), ('refuse_draining', ''),
         ('readmit_run', ''), ('refuse_living', ''), ('revoke_defaults', ''), ('roles', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),
-        ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_limited', ''), ('is_rare', ''), ('is_request', ''), ('lane', ''), ('lanes', ''), ('has_no_room', ''), ('runs_counted', ''), ('limit_reached', ''), ('lock_holders', ''), ('unseen_xids', ''),
+        ('cron_fault', ''), ('input_digest', ''), ('is_awaited', ''), ('is_cron_field', ''), ('is_forged', ''), ('is_limited', ''), ('is_rare', ''), ('is_request', ''), ('lane', ''), ('lanes', ''), ('has_no_room', ''), ('runs_counted', ''), ('limit_reached', ''), ('lock_holders', ''), ('held_by', ''), ('lateness', ''), ('unseen_xids', ''),
         ('drop_requests', ''), ('leave_wakes', ''), ('list_query', ''),
         ('live_runs', ''), ('live_state', ''), ('new_run_id', ''), ('park', ''), ('pin_of', ''), ('publish', ''),
         ('read_position', ''), ('refuse_enqueue', ''), ('refuse_position', ''), ('refuse_schedule', ''), ('refuse_step', ''),

@@ -13,6 +13,35 @@ create or replace function ambo.runs_counted(p_count bigint) returns text
 language sql immutable
 return case when p_count = 1 then '1 run' when p_count < 10000 then p_count || ' runs' else '10000 or more runs' end;
 
+-- Who has long had rows of these tables locked, as the end of a sentence: of the first of these tables that somebody has, the
+-- oldest. Ambo passes over what is locked, so that the run itself shows nothing of it. Empty where there is nobody.
+create or replace function ambo.held_by(p_tables text[]) returns text
+language sql stable
+as $$
+    select coalesce((
+        select format('; %s has %s that has locked or written rows of %s', h.holder,
+                      coalesce('had a transaction open for ' || h.seconds || ' s', 'a transaction open'), of.tables)
+        from ambo.lock_holders() h
+        cross join lateral (
+            select min(p.n) as first, string_agg('ambo.' || p.name, ' and ' order by p.n) as tables
+            from unnest(p_tables) with ordinality p (name, n) where p.name = any (h.tables)) of
+        where of.first is not null
+        order by of.first, h.seconds desc nulls last limit 1), '')
+$$;
+
+-- That a timer should have been fired some seconds ago, as the end of a sentence; null where that is not so.
+create or replace function ambo.lateness(p_due timestamptz) returns text
+language sql stable
+as $$
+    select format('; its time came %s s ago, and %s', floor(extract(epoch from clock_timestamp() - p_due)),
+                  case when k.worker_id is null or k.renewed_at = '-infinity' then 'there is no keeper to make it ready'
+                       when k.renewed_at < pg_catalog.clock_timestamp() - interval '5 seconds'
+                           then format('the keeper, silent for %s s, has not made it ready',
+                                       floor(extract(epoch from pg_catalog.clock_timestamp() - k.renewed_at)))
+                       else 'the keeper has not made it ready' end)
+    from ambo.keeper k where isfinite(p_due) and p_due < clock_timestamp() - interval '5 seconds'
+$$;
+
 -- Why is it not running? Every reason that holds, the first one first. `run_id`: the run that stands in the way; `until`: when
 -- it will be over, as far as that is known.
 create or replace function ambo.why_run(p_run uuid)
@@ -33,6 +62,8 @@ declare
     v_before text;
     v_first uuid;
     v_told boolean := false;
+    v_late text;
+    v_more text;
     v_full record;
 begin
     select * into r from ambo.run k where k.id = p_run;
@@ -48,8 +79,19 @@ begin
     end if;
     select * into v_claim from ambo.claim c where c.run_id = p_run;
     if found then
+        -- Not heard of for as long as the doctor takes it for silent.
+        select '; the worker has been silent for ' || s.seconds || ' s' || case
+                   when s.seconds < s.lease then format(', and loses its runs to others after %s s', s.lease)
+                   else format(', longer than its lease of %s s, and the keeper has not given its runs to others', s.lease)
+                        || ambo.held_by('{keeper,claim,heartbeat}') end
+        into v_more
+        from (select floor(extract(epoch from pg_catalog.clock_timestamp() - h.at)) as seconds,
+                     floor(extract(epoch from i.lease)) as lease
+              from ambo.heartbeat h cross join ambo.installation i
+              where h.worker_id = v_claim.worker_id and isfinite(h.at)) s
+        where s.seconds >= 5;
         return query select 'running', format('it is running, in worker %s since %s', v_claim.worker_id,
-                                              date_trunc('second', v_claim.claimed_at)), null::uuid, v_claim.deadline;
+                                              date_trunc('second', v_claim.claimed_at)) || coalesce(v_more, ''), null::uuid, v_claim.deadline;
         return;
     end if;
     select * into v_timer from ambo.timer t where t.run_id = p_run;
@@ -60,19 +102,33 @@ begin
                                                 'its members have ended; it begins when a worker of its queue has seen that'),
                             v_first, null::timestamptz;
     elsif v_told then
+        v_late := ambo.lateness(v_timer.due_at);
+        -- What came for it goes back while its own row is locked.
+        v_more := case when exists (
+            select from (values ('+'), ('~')) l (mark) cross join lateral (
+                select from ambo.ready y
+                where y.queue = r.queue and y.workflow = r.workflow || repeat(chr(31), 3) || l.mark
+                  and y.priority = r.priority and y.run_id = p_run and y.wakes limit 1) w)
+            then '; something has come for it that no worker has taken yet' end;
+        if v_late is not null or v_more is not null then
+            v_more := concat(v_more, v_late, ambo.held_by(case when v_late is null then '{timer,queue,ready}'
+                                                               else '{keeper,timer}' end::text[]));
+        end if;
         return query select
             case when v_timer.attempt = 0 then 'delayed' else 'parked' end,
-            case when v_timer.attempt = 0 then 'it is delayed'
-                 when json_array_length(v_timer.awaits) > 0 then
-                     (select 'it is parked and waits for '
-                             || string_agg(format('%s at position %s', e.value ->> 'for', e.value ->> 'position'), ', ' order by e.n)
-                      from json_array_elements(v_timer.awaits) with ordinality e (value, n))
-                 when v_timer.due_at = 'infinity' then 'it is parked until something comes for it: a signal, an event, a child''s end'
-                 when v_timer.awaits is null then 'it was retried, or tries again by itself, and goes on at a time'
-                 else 'it is parked until its time comes, or something comes for it' end,
+            concat(
+                case when v_timer.attempt = 0 then 'it is delayed'
+                     when json_array_length(v_timer.awaits) > 0 then
+                         (select 'it is parked and waits for '
+                                 || string_agg(format('%s at position %s', e.value ->> 'for', e.value ->> 'position'), ', ' order by e.n)
+                          from json_array_elements(v_timer.awaits) with ordinality e (value, n))
+                     when v_timer.due_at = 'infinity' then 'it is parked until something comes for it: a signal, an event, a child''s end'
+                     when v_timer.awaits is null then 'it was retried, or tries again by itself, and goes on at a time'
+                     else 'it is parked until its time comes, or something comes for it' end,
+                v_more),
             (select (e.value ->> 'run')::uuid from json_array_elements(v_timer.awaits) with ordinality e (value, n)
              where e.value ->> 'run' is not null order by e.n limit 1),
-            nullif(v_timer.due_at, 'infinity');
+            case when v_late is null then nullif(v_timer.due_at, 'infinity') end;
     end if;
     if v_told then
         v_pin := v_timer.pin;
@@ -207,7 +263,8 @@ begin
     if v_count > 0 then
         return query
         select 'behind others', format('%s of its lane %s before it', ambo.runs_counted(v_count),
-                                       case when v_count = 1 then 'comes' else 'come' end), v_first, null::timestamptz;
+                                       case when v_count = 1 then 'comes' else 'come' end) || ambo.held_by('{queue}'),
+               v_first, null::timestamptz;
         v_told := v_told or found;
     end if;
     with urgent as materialized (
@@ -228,7 +285,8 @@ begin
         v_told := v_told or found;
     end if;
     return query
-    select 'ready', 'it waits for its turn: a worker claims it when it has room (how many runs each holds is known to the second)',
+    select 'ready', 'it waits for its turn: a worker claims it when it has room (how many runs each holds is known to the second)'
+                    || ambo.held_by('{queue,head,ready}'),
            null::uuid, null::timestamptz
     where not v_told;
 end $$;

@@ -330,6 +330,38 @@ async fn an_owner_who_may_not_end_what_a_dead_worker_left_says_so() {
 }
 
 #[tokio::test]
+async fn an_owner_who_may_not_see_the_sessions_of_others_is_told_of_them_without_their_age() {
+    let (url, name) = empty_database().await;
+    let (sql, owner) = (connect(&url).await, format!("{name}_owner"));
+    let role = format!("create role {owner} login; grant create on database {name} to {owner}");
+    sql.batch_execute(&role).await.unwrap();
+    let as_owner = url.replace("//postgres@", &format!("//{owner}@"));
+    let client = Client::connect_unchecked(&as_owner, &name).await.unwrap();
+    client.migrate().await.unwrap();
+    client.create_queue("q").await.unwrap();
+    let owning = connect(&as_owner).await;
+    let register =
+        format!("select worker_id from {name}.register_worker('w', '', 0, '{{q}}', '{{w}}', false)");
+    owning.query_one(&register, &[]).await.unwrap();
+    let run = Enqueue::<Untyped>::named("w", &1).queue("q").on(&client).await.unwrap().run;
+    let pid: i32 = sql.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let lock = format!("set application_name = 'report'; begin; select from {name}.queue for update");
+    sql.batch_execute(&lock).await.unwrap();
+    let explanation = client.why(run).await.unwrap().remove(0).explanation;
+    let holder = format!(
+        "; session {pid} (postgres, report) has a transaction open that has locked or written rows of {name}.queue"
+    );
+    assert!(explanation.ends_with(&holder), "{explanation}");
+    let signs = client.vital_signs().await.unwrap();
+    let sign = signs.iter().find(|sign| sign.name == "lock_holder").expect("the holder");
+    assert!(sign.value.ends_with(r#", null, ["queue"]]"#), "{sign:?}");
+    sql.batch_execute("rollback").await.unwrap();
+    assert!(client.vital_signs().await.unwrap().iter().all(|sign| sign.name != "lock_holder"));
+    let clean = format!("drop schema {name} cascade; drop owned by {owner}; drop role {owner}");
+    sql.batch_execute(&clean).await.unwrap();
+}
+
+#[tokio::test]
 async fn whoever_asks_for_a_key_of_another_is_not_told_its_run() {
     let db = database().await;
     let run: uuid::Uuid = db

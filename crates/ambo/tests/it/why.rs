@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use ambo::admin::Purge;
-use ambo::{Ctx, Enqueue, Ordered, QueueSettings, Rate, Result, RunId, Untyped, Worker};
+use ambo::{Ctx, Enqueue, Ordered, QueueSettings, Rate, Result, RunId, SendSignal, Untyped, Worker};
+use ambo_postgres::{Cluster, Place};
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, connect, database, database_at};
 
 async fn run(db: &Database, group: Option<&str>) -> RunId {
     let run = Enqueue::<Untyped>::named("w", &1).queue("q");
@@ -203,6 +204,163 @@ async fn a_fan_in_whose_members_are_gone_is_told_so() {
         "its members have ended; it begins when a worker of its queue has seen that"
     );
     assert_eq!((reasons[0].run, reasons[0].until), (None, None));
+}
+
+/// A session that has begun a transaction, and leaves it open.
+async fn holder(db: &Database, name: &str, sql: &str) -> tokio_postgres::Client {
+    let session = connect(&db.url).await;
+    session.batch_execute(&format!("set application_name = '{name}'; begin; {sql}")).await.unwrap();
+    session
+}
+
+/// Waits until so many of them are older than what is told.
+async fn until_old(db: &Database, count: i64) {
+    db.until(&format!(
+        "select count(*) = {count} from pg_stat_activity where datname = current_database()
+         and state = 'idle in transaction' and xact_start < clock_timestamp() - interval '5 seconds'"
+    ))
+    .await;
+}
+
+/// The first explanation, with words for seconds, processes and times, and whether a time is told.
+async fn explained(db: &Database, run: RunId) -> (String, bool) {
+    let reason = db.client.why(run).await.unwrap().remove(0);
+    let user: String = db.sql.query_one("select current_user::text", &[]).await.unwrap().get(0);
+    let words: Vec<&str> = reason.explanation.split(' ').collect();
+    let shown = (words.iter().enumerate()).map(|(n, word)| {
+        let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
+        let is_seconds = words.get(n + 1).is_some_and(|next| next.trim_end_matches([',', ';', ':']) == "s");
+        match n.checked_sub(1).map(|before| words[before]) {
+            Some("session") if is_number => "PID",
+            _ if is_number && is_seconds => "N",
+            _ => word,
+        }
+    });
+    let shown = shown.collect::<Vec<_>>().join(" ").replace(&format!("({user}"), "(USER");
+    (shown, reason.until.is_some())
+}
+
+#[tokio::test]
+async fn who_has_long_held_what_a_run_waits_for_is_named() {
+    let db = database().await;
+    db.client.set_queue("q", &QueueSettings::default().groups()).await.unwrap();
+    worker(&db).await;
+    let first = run(&db, None).await;
+    let second = run(&db, None).await;
+    let later = async |minutes: u64| {
+        let later = Enqueue::<Untyped>::named("w", &1).queue("q").delay(Duration::from_secs(60 * minutes));
+        later.on(&db.client).await.unwrap().run
+    };
+    let [delayed, parked, other] = [later(1).await, later(2).await, later(3).await];
+    let make = format!(
+        "update ambo.timer set attempt = 1, due_at = 'infinity', awaits = '[{{\"position\": \"1\", \"for\": \"the signal go\"}}]'
+         where run_id in ('{parked}', '{other}');
+         update ambo.keeper set worker_id = 1, renewed_at = clock_timestamp()"
+    );
+    db.sql.batch_execute(&make).await.unwrap();
+    let ready = "it waits for its turn: a worker claims it when it has room (how many runs each holds is known to the second)";
+    let of_signal = "it is parked and waits for the signal go at position 1";
+
+    // One of Ambo's own, and one that only reads, hold up nothing.
+    let own = holder(&db, "ambo client", "lock table ambo.queue in row share mode").await;
+    let reader =
+        holder(&db, "reader", "select count(*) from ambo.queue, ambo.ready, ambo.timer, ambo.keeper").await;
+    let setter = holder(&db, "setter", "select ambo.set_queue('q', '{\"concurrency\": 5}')").await;
+    let looker = holder(&db, "looker", "select from ambo.keeper for update").await;
+    let mender = holder(&db, "mender", &format!("select ambo.rewind_run('{parked}', '1')")).await;
+    SendSignal::new(parked, "go", &1).on(&db.client).await.unwrap();
+    // If one is told it is old.
+    let fair = "select (select count(*) from ambo.lock_holders()) = 0
+                or min(xact_start) < clock_timestamp() - interval '5 seconds'
+                from pg_stat_activity where datname = current_database() and state = 'idle in transaction'";
+    assert!(db.sql.query_one(fair, &[]).await.unwrap().get::<_, bool>(0));
+    until_old(&db, 5).await;
+    let late =
+        format!("update ambo.timer set due_at = now() - interval '20 seconds' where run_id = '{delayed}'");
+    db.sql.batch_execute(&late).await.unwrap();
+
+    let has = |who: &str, tables: &str| {
+        format!(
+            "; session PID (USER, {who}) has had a transaction open for N s that has locked or written rows of {tables}"
+        )
+    };
+    let by_setter = has("setter", "ambo.queue");
+    assert_eq!(explained(&db, first).await, (format!("{ready}{by_setter}"), false));
+    let behind = "1 run of its lane comes before it";
+    assert_eq!(explained(&db, second).await, (format!("{behind}{by_setter}"), false));
+    let overdue =
+        "it is delayed; its time came N s ago, and the keeper, silent for N s, has not made it ready";
+    let by_looker = has("looker", "ambo.keeper");
+    assert_eq!(explained(&db, delayed).await, (format!("{overdue}{by_looker}"), false));
+    let came = "; something has come for it that no worker has taken yet";
+    let by_mender = has("mender", "ambo.timer and ambo.ready");
+    assert_eq!(explained(&db, parked).await, (format!("{of_signal}{came}{by_mender}"), false));
+    assert_eq!(explained(&db, other).await, (of_signal.to_owned(), false), "nothing came for this one");
+
+    for held in [setter, looker, mender] {
+        held.batch_execute("rollback").await.unwrap();
+    }
+    db.sql.batch_execute("update ambo.keeper set renewed_at = clock_timestamp()").await.unwrap();
+    assert_eq!(explained(&db, first).await, (ready.to_owned(), false));
+    let overdue = "it is delayed; its time came N s ago, and the keeper has not made it ready";
+    assert_eq!(explained(&db, delayed).await, (overdue.to_owned(), false));
+    assert_eq!(explained(&db, parked).await, (format!("{of_signal}{came}"), false));
+    db.sql.batch_execute("update ambo.timer set due_at = now() + interval '1 minute'").await.unwrap();
+    assert_eq!(explained(&db, delayed).await, ("it is delayed".to_owned(), true));
+    drop((own, reader));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_and_an_old_enqueue_are_told_as_what_holds_rows() {
+    let server = || {
+        let server = Cluster::builder().temporary(Place::Memory).durable(false);
+        server.setting("max_prepared_transactions", "5").start().expect("a server")
+    };
+    let server = tokio::task::spawn_blocking(server).await.unwrap();
+    let db = database_at(&server.url("postgres")).await;
+    db.client.create_queue("q").await.unwrap();
+    worker(&db).await;
+    let waits = run(&db, None).await;
+    let enqueue = holder(&db, "shop", "select ambo.enqueue_workflow('w')").await;
+    let prepare =
+        "set ambo.notify = off; begin; select ambo.pause_queue('q', true); prepare transaction 'it''s'";
+    db.sql.batch_execute(prepare).await.unwrap();
+    until_old(&db, 1).await;
+    db.until("select prepared < clock_timestamp() - interval '5 seconds' from pg_prepared_xacts").await;
+    let explanation = explained(&db, waits).await.0;
+    let holder = "; prepared transaction 'it''s' (USER) has had a transaction open for N s that has locked or written rows of ambo.queue";
+    assert!(explanation.ends_with(holder), "{explanation}");
+    let signs = "select value::json ->> 1, array(select json_array_elements_text(value::json -> 3)) from ambo.vital_signs()
+                 where name = 'lock_holder'";
+    let signs = db.sql.query(signs, &[]).await.unwrap();
+    let signs: Vec<(String, Vec<String>)> = signs.iter().map(|row| (row.get(0), row.get(1))).collect();
+    // The oldest first; a partition counts as its table.
+    assert!(signs[0].0.starts_with("select pg_terminate_backend("), "{signs:?}");
+    assert_eq!(signs[0].1, ["ready", "run"]);
+    assert_eq!(signs[1..], [("rollback prepared 'it''s'".to_owned(), vec!["queue".to_owned()])]);
+    db.sql.batch_execute("rollback prepared 'it''s'").await.unwrap();
+    enqueue.batch_execute("rollback").await.unwrap();
+    assert_eq!(db.number("select count(*) from ambo.lock_holders()").await, 0);
+}
+
+#[tokio::test]
+async fn the_silence_of_the_worker_that_has_a_run_is_told() {
+    let db = database().await;
+    db.client.set_queue("q", &QueueSettings::default().groups()).await.unwrap();
+    worker(&db).await;
+    let run = run(&db, Some("a")).await;
+    claim(&db, &["a"]).await;
+    let after = async |seconds: i32| {
+        let silence = "update ambo.heartbeat set at = clock_timestamp() - $1::integer * interval '1 second'";
+        db.sql.execute(silence, &[&seconds]).await.unwrap();
+        let (text, _) = explained(&db, run).await;
+        text.split_once("; ").map(|(_, silence)| silence.to_owned())
+    };
+    assert_eq!(after(0).await, None);
+    let soon = "the worker has been silent for N s, and loses its runs to others after N s";
+    assert_eq!(after(6).await.as_deref(), Some(soon));
+    let late = "the worker has been silent for N s, longer than its lease of N s, and the keeper has not given its runs to others";
+    assert_eq!(after(60).await.as_deref(), Some(late));
 }
 
 #[tokio::test]
