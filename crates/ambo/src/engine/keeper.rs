@@ -30,6 +30,9 @@ pub(crate) const TIMER_PAUSE: Duration = Duration::from_millis(5);
 const TICK_ROUNDS: u32 = 20;
 /// Between looks at the versions that runs are pinned to.
 const PINS: Duration = Duration::from_secs(5);
+/// Between looks at runs that were to start by a time, in microseconds of the database's clock, where the last one found none: who claims such a
+/// run finds it out too.
+const EXPIRY_US: i64 = 5_000_000;
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
 /// The same where something was left to do. Where a lock was not to be had it is doubled each time, up to the most, since each try
@@ -51,6 +54,8 @@ pub(crate) struct Duties {
     next_timer: Option<Duration>,
     /// Where the looks for runs that were to start by a time go on.
     expiry_mark: Option<String>,
+    /// When the last one was that found none.
+    none_expired_us: Option<i64>,
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
@@ -80,7 +85,7 @@ impl Duties {
         }
         self.timer_mark.clone_from(&pulse.timer_mark);
         made_ready |= self.fire_timers(session, schema).await?;
-        self.expire_runs(session, schema).await?;
+        self.expire_runs(session, schema, pulse.now_us).await?;
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
         }
@@ -101,11 +106,18 @@ impl Duties {
     }
 
     /// Ends runs whose time to start is over.
-    async fn expire_runs(&mut self, session: &Session, schema: &Schema) -> Result<()> {
+    async fn expire_runs(&mut self, session: &Session, schema: &Schema, now_us: i64) -> Result<()> {
+        if self.none_expired_us.is_some_and(|at| (0..EXPIRY_US).contains(&(now_us - at))) {
+            return Ok(());
+        }
+        self.none_expired_us = Some(now_us);
         loop {
-            let (mark, more) =
+            let (expired, mark, more) =
                 worker::expire_runs(session, schema, TIMER_BATCH, self.expiry_mark.as_deref()).await?;
             self.expiry_mark = Some(mark);
+            if expired > 0 {
+                self.none_expired_us = None;
+            }
             if !more {
                 return Ok(());
             }
@@ -185,6 +197,7 @@ impl Duties {
     pub(crate) fn retire(&mut self) {
         self.burials.clear();
         self.expiry_mark = None;
+        self.none_expired_us = None;
         self.timer_mark = None;
         self.next_timer = None;
     }

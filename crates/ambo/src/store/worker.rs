@@ -227,10 +227,10 @@ pub(crate) async fn expire_runs(
     schema: &Schema,
     limit: i32,
     mark: Option<&str>,
-) -> Result<(String, bool)> {
-    let sql = schema.sql("select mark::text, more from ambo.expire_runs($1, $2::text::json)");
+) -> Result<(i32, String, bool)> {
+    let sql = schema.sql("select expired, mark::text, more from ambo.expire_runs($1, $2::text::json)");
     let row = session.query_one(&sql, &[(&limit, Type::INT4), (&mark, Type::TEXT)]).await?;
-    let read = || Ok((row.try_get(0)?, row.try_get(1)?));
+    let read = || Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
     read().map_err(from_driver)
 }
 
