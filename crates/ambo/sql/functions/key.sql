@@ -83,35 +83,22 @@ language plpgsql volatile
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off
 as $$
 declare
-    v_workflow text;
-    v_key text;
+    v_run record;
     v_holder uuid;
-    v_expires timestamptz := clock_timestamp() + interval '10 minutes';
 begin
-    select r.workflow, r.key into v_workflow, v_key from ambo.run r where r.id = p_run and r.dedup;
+    select r.workflow, r.key into v_run from ambo.run r where r.id = p_run and r.dedup;
     if not found then
         return;
     end if;
-    for v_round in 1..10 loop
-        insert into ambo.run_key (workflow, key, rule, run_id, input_digest, expires_at)
-        values (v_workflow, v_key, 'd', p_run, '', v_expires) on conflict do nothing;
-        if found then
-            return;
-        end if;
-        select k.run_id into v_holder from ambo.run_key k
-        where k.workflow = v_workflow and k.key = v_key and k.rule = 'd' for update;
-        -- It was released meanwhile; in an old snapshot it stays out of sight.
-        continue when not found;
-        if v_holder <> p_run and exists (select from ambo.run r where r.id = v_holder)
-           and not exists (select from ambo.outcome o where o.run_id = v_holder)
-        then
+    loop
+        v_holder := (ambo.take_key_by('d', v_run.workflow, v_run.key, null, null, null, p_run)).run_id;
+        if v_holder <> p_run then
             raise exception 'AMBO034: run % cannot live again now: run % has its key, and only one of them lives at a time', p_run,
                 v_holder using errcode = 'AM034', hint = 'Ask again when that one has ended.';
         end if;
-        update ambo.run_key k set run_id = p_run, expires_at = v_expires
-        where k.workflow = v_workflow and k.key = v_key and k.rule = 'd';
-        return;
+        -- Not found: it has changed hands since.
+        update ambo.run_key k set expires_at = clock_timestamp() + interval '10 minutes'
+        where k.workflow = v_run.workflow and k.key = v_run.key and k.rule = 'd' and k.run_id = p_run;
+        exit when found;
     end loop;
-    raise exception 'AMBO003: the key of run % was taken or released while it was looked up; ask again', p_run
-        using errcode = '40001';
 end $$;

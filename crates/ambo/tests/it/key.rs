@@ -118,8 +118,7 @@ async fn two_transactions_with_a_dedup_key_make_one_run() {
         let first = report(1).dedup().on(&tx).await.unwrap();
         assert!(first.is_new, "in the second round the key is taken over from a run that has ended");
         let waits = tokio::spawn(async move { report(2).dedup().on(&right).await });
-        db.until("select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
-            .await;
+        db.until(WAITS).await;
         tx.commit().await.unwrap();
         let second = waits.await.unwrap().unwrap();
         assert!(!second.is_new && second.run == first.run, "round {round}");
@@ -130,8 +129,7 @@ async fn two_transactions_with_a_dedup_key_make_one_run() {
     let tx = left.transaction().await.unwrap();
     let first = report(1).dedup().on(&tx).await.unwrap();
     let waits = tokio::spawn(async move { report(2).dedup().on(&right).await });
-    db.until("select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
-        .await;
+    db.until(WAITS).await;
     tx.rollback().await.unwrap();
     let second = waits.await.unwrap().unwrap();
     assert!(second.is_new && second.run != first.run);
@@ -206,8 +204,7 @@ async fn a_debounced_run_is_not_started_while_its_next_input_is_uncommitted() {
     firing.execute("select ambo.fire_timers(10)", &[]).await.unwrap();
     let late = connect(&db.url).await;
     let waits = tokio::spawn(async move { report(4).debounce(quiet).on(&late).await });
-    db.until("select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
-        .await;
+    db.until(WAITS).await;
     firing.commit().await.unwrap();
     let third = waits.await.unwrap().unwrap();
     assert!(third.is_new && third.run != second.run);
