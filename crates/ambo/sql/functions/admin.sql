@@ -194,7 +194,8 @@ begin
     perform ambo.take_key_again(p_run);
     if p_attempt = 0 and ambo.wait_for_members(p_run) then
         return;
-    elsif p_due > clock_timestamp() then
+    elsif p_due > now() then
+        -- By the clock of the transaction, which stands still: of those that take turns none is let in before one that waits.
         insert into ambo.timer (run_id, due_at, attempt, losses) values (p_run, p_due, p_attempt, 0);
     else
         perform ambo.make_ready(array[p_run], array[p_attempt], '{0}', array[null::timestamptz], array[null::text]);

@@ -10,7 +10,7 @@ use ambo::{
     Worker,
 };
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, connect, database};
 use crate::limits::{Bench, Job, job};
 
 /// Fails until it is mended; what it did before stays done.
@@ -157,6 +157,33 @@ async fn what_is_redriven_or_retried_in_bulk_keeps_the_order_of_its_group() {
     }
     let begun: Vec<u32> = bench.gauge.begun.lock().unwrap().iter().map(|(_, number)| *number).collect();
     assert_eq!(begun, (0..7).flat_map(|_| 0..8).collect::<Vec<u32>>());
+}
+
+/// The redrive is held up in its midst until the times of those behind have come: they wait for their turn all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_that_is_held_up_keeps_the_order_of_its_group() {
+    let bench = Bench::new(QueueSettings::default().ordered(Ordered::Dead), 1, 1).await;
+    let runs = bench.enqueue((0..4).map(|n| Job { fails: true, ..job("g", n) })).await;
+    bench.all_ended(4).await;
+    let mut holder = connect(&bench.db.url).await;
+    let held = holder.transaction().await.unwrap();
+    let hold = "select from ambo.outcome where run_id = $1 for update";
+    held.execute(hold, &[&runs[2].as_uuid()]).await.unwrap();
+    let client = bench.db.client.clone();
+    let asked = runs.clone();
+    let slowly = Act::Redrive { queue: None, per_second: Some(5.0) };
+    let acted = tokio::spawn(async move { client.act(&slowly, &asked).await });
+    // The second is due 200 ms after its beginning, the third 400.
+    let waits = "select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+        and clock_timestamp() > xact_start + interval '410 ms'";
+    bench.db.until(waits).await;
+    held.rollback().await.unwrap();
+    let answers = acted.await.unwrap().unwrap();
+    let answers: Vec<_> = answers.iter().map(|one| one.answer.as_str()).collect();
+    assert_eq!(answers, ["ready", "delayed", "delayed", "delayed"]);
+    bench.begun(8).await;
+    let begun: Vec<u32> = bench.gauge.begun.lock().unwrap().iter().map(|(_, number)| *number).collect();
+    assert_eq!(begun, [0, 1, 2, 3, 0, 1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
