@@ -1,5 +1,6 @@
 //! A database of its own for each test, and what tests ask of it.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -45,29 +46,71 @@ pub(crate) async fn empty_database() -> (String, String) {
 }
 
 async fn empty_database_at(server: &str) -> (String, String) {
+    copy_of("template1", server).await
+}
+
+async fn copy_of(template: &str, server: &str) -> (String, String) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if std::env::var_os("AMBO_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_env_filter("ambo=debug").with_test_writer().try_init();
     }
     let name = format!("t_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let admin = connect(server).await;
-    admin.batch_execute(&format!("create database {name}")).await.expect("create database");
-    let base = server.rsplit_once('/').expect("a URL with a database").0.to_owned();
-    (format!("{base}/{name}"), name)
+    let create = format!("create database {name} template {template}");
+    admin.batch_execute(&create).await.expect("create database");
+    (at(server, &name), name)
 }
 
-/// A database with Ambo installed.
+/// The URL of another database of a server.
+fn at(server: &str, database: &str) -> String {
+    format!("{}/{database}", server.rsplit_once('/').expect("a URL with a database").0)
+}
+
+/// A database with Ambo installed: a copy of one, for to migrate each takes half a second.
 pub(crate) async fn database() -> Database {
-    database_at(server()).await
+    let (url, name) = copy_of(&installed(server()).await, server()).await;
+    let client = Client::connect_unchecked(&url, "ambo").await.expect("connect");
+    client.adopt().await.expect("adopt");
+    opened(url, name, client, server()).await
 }
 
 /// A database with Ambo installed, on a server of the test's own.
 pub(crate) async fn database_at(server: &str) -> Database {
     let (url, name) = empty_database_at(server).await;
-    let client = Client::connect_unchecked(&url, "ambo").await.expect("connect");
+    let client = migrated(&url).await;
+    opened(url, name, client, server).await
+}
+
+async fn migrated(url: &str) -> Client {
+    let client = Client::connect_unchecked(url, "ambo").await.expect("connect");
     client.migrate().await.expect("migrate");
+    client
+}
+
+async fn opened(url: String, name: String, client: Client, server: &str) -> Database {
     let sql = connect(&url).await;
     Database { url, client, sql, name, server: server.to_owned() }
+}
+
+/// The database that others are copied from, named by what is installed in it: the first test that wants it makes it.
+async fn installed(server: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    Client::migration_script("ambo").expect("a script").hash(&mut hasher);
+    let name = format!("installed_{:016x}", hasher.finish());
+    let admin = connect(server).await;
+    let lock = format!("select pg_advisory_lock(hashtext('{name}'))");
+    admin.batch_execute(&lock).await.expect("lock");
+    let exists = "select exists (select from pg_database where datname = $1)";
+    if !admin.query_one(exists, &[&name]).await.expect(exists).get::<_, bool>(0) {
+        let (url, unfinished) = empty_database_at(server).await;
+        drop(migrated(&url).await);
+        // Cuts off what the client has left behind; its new name says that it is whole.
+        let close = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1";
+        admin.execute(close, &[&unfinished]).await.expect(close);
+        let done = format!("alter database {unfinished} rename to {name}");
+        admin.batch_execute(&done).await.expect("rename");
+    }
+    name
 }
 
 impl Database {
