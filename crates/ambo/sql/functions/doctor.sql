@@ -104,6 +104,7 @@ as $$
     union all select 'dead_rows_' || s.relname, s.n_dead_tup::text
         from pg_stat_user_tables s
         where s.schemaname = 'ambo' and s.relname in ('ready', 'claim', 'timer', 'heartbeat', 'keeper')
+    union all select 'notification_queue_percent', floor(pg_notification_queue_usage() * 100)::text
     union all select 'partitions_ahead', count(*)::text from ambo.history_partition p where p.starts_at > now()
     union all select 'partition_now', (count(*) > 0)::text
         from ambo.history_partition p where now() >= p.starts_at and now() < p.ends_at

@@ -113,6 +113,8 @@ async fn a_queue_of_notifications_that_nobody_reads_fails_no_commit() {
     deaf.batch_execute("begin; select 1").await.unwrap();
     let fill = "select pg_notify('elsewhere', g || repeat('x', 7000)) from generate_series(1, 8) g";
     while db.sql.execute(fill, &[]).await.is_ok() {}
+    let told = "select value::integer from ambo.vital_signs() where name = 'notification_queue_percent'";
+    assert!(db.number(&format!("select ({told})::int8")).await > 90);
     let (_worker, deed) = start(&db.client).await;
     // It sleeps, and would be told.
     db.until("select ambo.is_awaited(hashtext('ambo.sleep'))").await;

@@ -17,6 +17,8 @@ const DEAD_ROWS_OF_FEW_MAX: i64 = 20_000;
 const KEEPER_SILENT_MS_MAX: i64 = 10_000;
 /// The fewest partitions that should lie in the future.
 const PARTITIONS_AHEAD_MIN: i64 = 2;
+/// How full the server's queue of notifications may be: from then on Ambo sends none.
+const NOTIFICATIONS_PERCENT_MAX: i64 = 50;
 /// How far the runs are counted that keep a partition: see `partition.sql`.
 const KEPT_RUNS_COUNTED: i64 = 100_000;
 
@@ -144,6 +146,7 @@ pub(super) fn all(figures: &Figures<'_>) -> Vec<Check> {
         held::dead_letters,
         held::locks,
         held::open_transactions,
+        notifications,
         oldest_snapshot,
     ];
     let mut checks: Vec<Check> = checks.iter().map(|check| check(figures)).collect();
@@ -297,6 +300,20 @@ fn oldest_snapshot(figures: &Figures<'_>) -> Check {
         "oldest_snapshot",
         format!("{} old, held by {holder}", span(seconds)),
         "nothing that died since can be vacuumed: end that transaction, or pg_terminate_backend(its process)",
+    )
+}
+
+/// Whether hints are still sent: see `send_hint` in `wake.sql`.
+fn notifications(figures: &Figures<'_>) -> Check {
+    let percent = figures.number("notification_queue_percent").unwrap_or(0);
+    if percent < NOTIFICATIONS_PERCENT_MAX {
+        return ok("notifications", format!("the server's queue is {percent}% full"));
+    }
+    warn(
+        "notifications",
+        format!("the server's queue is {percent}% full: workers are not notified any more, they poll"),
+        "some session of the server, of any database, has sent LISTEN and stays in a transaction: end that (the server's log \
+         names its process)",
     )
 }
 

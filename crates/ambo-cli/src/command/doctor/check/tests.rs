@@ -15,6 +15,7 @@ fn check(changed: &[(&str, &str)], expected: Expect) {
         ("workers_alive", "2"),
         ("workers_registered", "2"),
         ("keeper_silent_ms", "300"),
+        ("notification_queue_percent", "0"),
         ("oldest_snapshot_seconds", "0"),
         ("dead_rows_ready", "12"),
         ("fsync", "on"),
@@ -55,6 +56,7 @@ fn a_healthy_installation_is_well() {
             ok dead_letters: none
             ok locks: Ambo waits for none
             ok open_transactions: none has long had rows of Ambo's tables locked
+            ok notifications: the server's queue is 0% full
             ok oldest_snapshot: 0s
             ok dead_rows: 12 on the hot tables
             ok fsync: on
@@ -237,5 +239,16 @@ fn settings_that_break_a_promise_are_named() {
           set fsync = on, except where all data may be lost, as in tests
         warn synchronous_commit: off by default: a crash can lose the last of your own commits, with what they enqueued
           set synchronous_commit = on for the roles that enqueue; Ambo's own commits are safe"#]],
+    );
+}
+
+#[test]
+fn a_queue_of_notifications_that_fills_is_told() {
+    check(&[("notification_queue_percent", "49")], expect![[r#""#]]);
+    check(
+        &[("notification_queue_percent", "50")],
+        expect![[r#"
+        warn notifications: the server's queue is 50% full: workers are not notified any more, they poll
+          some session of the server, of any database, has sent LISTEN and stays in a transaction: end that (the server's log names its process)"#]],
     );
 }
