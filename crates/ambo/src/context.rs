@@ -76,11 +76,13 @@ pub struct Ctx<'run> {
     branch: Arc<str>,
     /// The index of the last call built here.
     index: u32,
+    /// How many compensations were registered behind that call.
+    behind: u32,
 }
 
 impl<'run> Ctx<'run> {
     pub(crate) fn new(run: &'run Arc<Run>) -> Self {
-        Ctx { run, branch: "".into(), index: run.history.from() }
+        Ctx { run, branch: "".into(), index: run.history.from(), behind: 0 }
     }
 
     /// To be called when this branch has ended well: its failures were gone on after, and a retry of the run forgets none of them.
@@ -97,12 +99,26 @@ impl<'run> Ctx<'run> {
     /// The next position: an index within the branch, behind the path of the branch.
     fn position(&mut self) -> Arc<str> {
         self.index += 1;
+        self.behind = 0;
         self.run.history.built(&self.branch, self.index);
+        self.place().into()
+    }
+
+    /// The position of the last call built here, 0 before the first.
+    fn place(&self) -> String {
         if self.branch.is_empty() {
-            self.index.to_string().into()
+            self.index.to_string()
         } else {
-            format!("{}.{}", self.branch, self.index).into()
+            format!("{}.{}", self.branch, self.index)
         }
+    }
+
+    /// The position of a compensation: none among the calls, for nothing is recorded there before it is run, and calls behind it
+    /// would stand at the places of others in code that has one more or one less.
+    fn position_behind(&mut self) -> Arc<str> {
+        self.behind += 1;
+        self.run.history.built(&self.branch, self.index);
+        format!("{}.0.0.{}", self.place(), self.behind).into()
     }
 
     /// A step: a unit of side effect that is recorded once. A step whose checkpoint is durable is replayed and
@@ -372,7 +388,8 @@ impl<'run> Ctx<'run> {
 
     /// Registers what undoes the step before: should the run fail, be cancelled or run out of time, all that was registered is run
     /// in reverse order, each as a step of its own, tried ten times with growing pauses. One that fails for good leaves the run dead
-    /// (`AMBO029`), with what it could not undo as the reason.
+    /// (`AMBO029`), with what it could not undo as the reason. It takes no position among the calls: code that goes on with a run may
+    /// register one more or less.
     ///
     /// The name has 1 to 200 bytes and no NUL, and does not begin with `ambo:`; under another one the run is dead here (`AMBO001`), as
     /// by code that does not fit: nothing is undone, and once the name is corrected a retry goes on.
@@ -392,7 +409,7 @@ impl<'run> Ctx<'run> {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: ApplicationError,
     {
-        let (position, name) = (self.position(), name.into());
+        let (position, name) = (self.position_behind(), name.into());
         if let Err(error) = check_name(&name) {
             // Not when it is to undo, which is too late: what was done would stay.
             self.run.stop(Stop::Dead(error));
@@ -506,7 +523,11 @@ impl<'run> Ctx<'run> {
 
     /// A context of its own for a sequence of calls that runs beside others.
     pub fn branch(&mut self) -> Ctx<'run> {
-        Ctx { run: self.run, branch: self.position(), index: 0 }
+        let branch = self.position();
+        if let Err(error) = self.run.history.enter(self.run.id, &branch) {
+            self.run.stop(Stop::Dead(error));
+        }
+        Ctx { run: self.run, branch, index: 0, behind: 0 }
     }
 
     /// What the worker was given with [`WorkerBuilder::state`](crate::WorkerBuilder::state): a pool, a client, settings.

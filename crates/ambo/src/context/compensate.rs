@@ -12,7 +12,7 @@ use crate::engine::run::Run;
 use crate::error::{ApplicationError, Code, Error, Failure, Result, to_error};
 use crate::retry::Retry;
 
-/// What undoes a step: itself a step, at the position of its registration.
+/// What undoes a step: itself a step, at a position behind the call after which it was registered.
 pub(crate) struct Compensation {
     pub(crate) position: Arc<str>,
     name: Cow<'static, str>,

@@ -25,7 +25,7 @@ use crate::store::signal::Sent;
 use crate::vault::place::Place;
 
 /// What the names of consumed signals begin with.
-const NAME: &str = "ambo:signal ";
+pub(crate) const NAME: &str = "ambo:signal ";
 
 /// Between two looks of a run that is busy besides, and so is not parked: where all workers are full, no claim comes by
 /// the rows that wake.

@@ -1,6 +1,6 @@
 //! What a run has recorded, as its body asks for it when it is replayed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::context::{attribute, race};
+use crate::context::{attribute, race, signal};
 use crate::error::{Code, Error};
 use crate::payload;
 use crate::store::claim::Checkpoint;
@@ -51,6 +51,8 @@ impl Continued {
 pub(crate) struct History {
     /// Recorded calls by position, taken out as the body comes by. A std mutex: never held across an await.
     calls: Mutex<HashMap<String, Checkpoint>>,
+    /// Positions below which calls are recorded: of branches.
+    branches: HashSet<String>,
     /// The patches that were taken, by the position of the call before which they were asked for.
     patches: Mutex<HashMap<String, Vec<String>>>,
     /// The bytes of the attributes that the run has set, by key.
@@ -86,6 +88,7 @@ impl History {
             would_complete: AtomicBool::new(false),
             raced: recorded.iter().any(|checkpoint| checkpoint.name == race::NAME),
             calls: Mutex::default(),
+            branches: HashSet::new(),
             patches: Mutex::default(),
             attributes: Mutex::new(recorded.iter().filter_map(attribute::was_set).collect()),
             failures: Mutex::default(),
@@ -99,6 +102,7 @@ impl History {
         let mut calls = HashMap::with_capacity(recorded.len());
         for checkpoint in recorded {
             if let Some(checkpoint) = history.sort_out(checkpoint) {
+                history.branches.extend(branches_around(&checkpoint.position));
                 calls.insert(checkpoint.position.clone(), checkpoint);
             }
         }
@@ -209,14 +213,13 @@ impl History {
     pub(crate) fn replay(&self, run: Uuid, position: &str, name: &str) -> Result<Option<Checkpoint>, Error> {
         let recorded = self.calls().remove(position);
         match recorded {
-            Some(recorded) if recorded.name != name => Err(Error::new(
-                Code::NonDeterminism,
-                format!(
-                    "position {position} of run {run} holds {:?}, but the code now calls {name:?} there; \
-                     deploy code that makes the same calls, then retry the run",
-                    recorded.name
-                ),
-            )),
+            Some(recorded) if recorded.name != name => {
+                Err(misfit(run, position, &format!("{:?}", recorded.name), &format!("calls {name:?}")))
+            }
+            // What a signal has refused stands below it.
+            None if self.branches.contains(position) && !name.starts_with(signal::NAME) => {
+                Err(misfit(run, position, "a branch with calls of its own", &format!("calls {name:?}")))
+            }
             other => {
                 if let (None, Some(beyond)) = (&other, &self.beyond) {
                     let call = (position.to_owned(), name.to_owned());
@@ -230,6 +233,14 @@ impl History {
                 }
                 Ok(other)
             }
+        }
+    }
+
+    /// A branch begins at a position: no call was recorded there.
+    pub(crate) fn enter(&self, run: Uuid, position: &str) -> Result<(), Error> {
+        match self.calls().get(position) {
+            Some(call) => Err(misfit(run, position, &format!("{:?}", call.name), "begins a branch")),
+            None => Ok(()),
         }
     }
 
@@ -331,6 +342,20 @@ pub(crate) enum Patch {
     /// The run had gone on from here before the patch was in the code.
     Passed,
     New(Arc<str>, String),
+}
+
+/// The positions of the branches that a call lies in. What belongs to a call itself lies at an index 0 below it.
+fn branches_around(position: &str) -> impl Iterator<Item = String> {
+    let dots = position.match_indices('.').map(|(at, _)| at);
+    dots.filter(|at| !position[at + 1..].starts_with('0')).map(|at| position[..at].to_owned())
+}
+
+fn misfit(run: Uuid, position: &str, recorded: &str, found: &str) -> Error {
+    let text = format!(
+        "position {position} of run {run} holds {recorded}, but the code now {found} there; \
+         deploy code that makes the same calls, then retry the run"
+    );
+    Error::new(Code::NonDeterminism, text)
 }
 
 /// Whether a position lies in a branch or below it.

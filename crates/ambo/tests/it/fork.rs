@@ -296,13 +296,13 @@ async fn what_a_parked_run_waits_for_is_told_and_its_position_is_one_to_fork_and
     db.until("select count(*) = 2 from ambo.timer where attempt > 0").await;
     let why = async |run| db.client.why(run).await.unwrap().remove(0);
     let (signal, event) = (why(of).await, why(run).await);
-    assert_eq!(signal.explanation, "it is parked and waits for the signal \"go\" at position 3");
-    let awaited = format!("it is parked and waits for the event \"status\" of run {of} at position 3");
+    assert_eq!(signal.explanation, "it is parked and waits for the signal \"go\" at position 2");
+    let awaited = format!("it is parked and waits for the event \"status\" of run {of} at position 2");
     assert_eq!((event.explanation, event.run), (awaited, Some(of)));
-    let refused = db.client.fork(of, Some("4")).await.unwrap_err();
-    assert!(refused.to_string().contains("its positions are 1 to 3"), "{refused}");
-    let fork = db.client.fork(of, Some("3")).await.unwrap();
-    db.client.rewind(of, "3").await.unwrap();
+    let refused = db.client.fork(of, Some("3")).await.unwrap_err();
+    assert!(refused.to_string().contains("its positions are 1 to 2"), "{refused}");
+    let fork = db.client.fork(of, Some("2")).await.unwrap();
+    db.client.rewind(of, "2").await.unwrap();
     for run in [fork, of] {
         ambo::SendSignal::new(run, "go", &()).on(&db.client).await.unwrap();
         db.client.handle::<waiter>(run).result().await.unwrap();

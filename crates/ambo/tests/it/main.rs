@@ -33,6 +33,7 @@ mod key;
 mod limits;
 mod lowered;
 mod marks;
+mod misfit;
 #[cfg(feature = "diesel-async")]
 mod on_diesel_async;
 mod on_driver;
