@@ -67,7 +67,7 @@ pub(crate) async fn replay_check(
         output.say(&format!("not checked: {runs} of {workflow:?}, which this program does not register"));
     }
     if report.checked == 0 && !report.unknown.is_empty() {
-        let hint = "name the program whose worker runs them";
+        let hint = "name the program whose worker runs them, or with --workflow one that this program has";
         return Err(Failure::failed("nothing was checked: the program has no such workflow", hint).into());
     }
     if report.checked == 0 {

@@ -61,7 +61,7 @@ fn what_a_program_finds_is_shown() {
         stderr: asked: {"limit":7,"state":null,"workflow":"fulfil"}
         stderr: not checked: 1 run of "gone", which this program does not register
         stderr: error: nothing was checked: the program has no such workflow
-        stderr:   name the program whose worker runs them
+        stderr:   name the program whose worker runs them, or with --workflow one that this program has
         exit status: 1
     "#]]
     .assert_eq(&answering(&db, none));

@@ -57,7 +57,12 @@ begin
     on conflict (name) do update
     set workflow = p_workflow, input = p_input, queue = p_queue, priority = p_priority, attributes = p_attributes,
         timeout = p_timeout, attempts = p_attempts, cron = p_cron, timezone = v_timezone, every = p_every,
-        overlap = p_overlap, jitter = p_jitter, catch_up = p_catch_up, error = null,
+        overlap = p_overlap, jitter = p_jitter, catch_up = p_catch_up,
+        -- One that was stopped for having no next time goes on when it is given other times, and only then.
+        error = case when s.paused and (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)
+                     then s.error end,
+        paused = s.paused and (s.error is null
+                               or (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)),
         next_at = case when (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)
                        then s.next_at else v_next end
     returning s.xmax = 0 into v_new;

@@ -271,6 +271,15 @@ async fn sql_sets_a_schedule_and_leaves_its_first_time_to_the_keeper() {
     assert_eq!(db.number(early).await, 0);
     assert!(one("never").paused);
     assert_eq!(one("never").error.as_deref(), Some("it never comes again"));
+    // Set again as it is, it stays so; with times that come, it goes on; and who was paused by hand does not.
+    set("'never', 'report', p_cron => '0 0 31 2 *'").await;
+    let stopped = "select count(*) from ambo.schedule where paused and error is not null";
+    assert_eq!(db.number(stopped).await, 1);
+    set("'never', 'report', p_cron => '* * * * * *'").await;
+    db.until("select last_at is not null and error is null from ambo.schedule where name = 'never'").await;
+    db.client.pause_schedule("never", true).await.unwrap();
+    set("'never', 'report', p_cron => '0 0 * * *'").await;
+    assert_eq!(db.number("select count(*) from ambo.schedule where paused").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -377,7 +386,7 @@ async fn a_schedule_that_cannot_go_on_says_why() {
 }
 
 #[tokio::test]
-async fn what_stopped_a_schedule_is_kept_until_it_goes_on_or_is_set_anew() {
+async fn what_stopped_a_schedule_is_kept_until_it_goes_on_or_has_other_times() {
     let db = database().await;
     let named = |name: &str, pattern: &str| Schedule::cron(name, pattern, report());
     for name in ["other", "s"] {
@@ -405,7 +414,7 @@ async fn what_stopped_a_schedule_is_kept_until_it_goes_on_or_is_set_anew() {
     let ready = "select count(*) from ambo.due_schedules()";
     assert_eq!((db.number(ready).await, tick(&db, "s").await.as_str()), (1, "gone"), "it is paused");
     named("s", "* * * * *").set(&db.client).await.unwrap();
-    assert_eq!(listed().await, (true, None, first), "its times are what they were");
+    assert_eq!(listed().await, (true, Some("why".to_owned()), first), "its times are what they were");
     stop("next_at").await;
     db.client.pause_schedule("s", false).await.unwrap();
     assert_eq!(listed().await, (false, None, first));

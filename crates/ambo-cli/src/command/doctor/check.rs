@@ -125,7 +125,7 @@ pub(super) fn schedules(schedules: &[ScheduleSummary]) -> Check {
     warn(
         "schedules",
         listed(&failing),
-        "set the schedule again with what is right, then `ambo schedule resume NAME`",
+        "set the schedule again with what is right; one that is paused then: `ambo schedule resume NAME`",
     )
 }
 
