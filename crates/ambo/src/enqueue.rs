@@ -196,7 +196,8 @@ impl<W> Enqueue<W> {
 
     /// The run is delayed by this quiet period, up to a year. Until that is over another enqueue with the
     /// [key](Enqueue::key) gets the same run, gives it its own input (nothing else) and delays it anew. After it, the next
-    /// one is a new run.
+    /// one is a new run. By when it has to start moves with it: give it [`start_within`](Enqueue::start_within), for a fixed
+    /// [`start_by`](Enqueue::start_by) is refused.
     pub fn debounce(self, quiet: Duration) -> Self {
         self.set(|run| run.terms.debounce = Some(quiet))
     }
@@ -208,12 +209,13 @@ impl<W> Enqueue<W> {
     }
 
     /// The run is claimed for the first time before this time, of the database's clock, or not at all: it is dead then
-    /// (`AMBO032`).
+    /// (`AMBO032`). Not beside [`debounce`](Enqueue::debounce).
     pub fn start_by(self, time: Timestamp) -> Self {
         self.set(|run| run.terms.start_by = Some(time))
     }
 
-    /// [`start_by`](Enqueue::start_by), so long after the enqueue, or after the time until which the run is delayed.
+    /// [`start_by`](Enqueue::start_by), so long after the enqueue, or after the time until which the run is delayed or
+    /// [debounced](Enqueue::debounce).
     pub fn start_within(self, span: Duration) -> Self {
         self.set(|run| run.terms.start_within = Some(span))
     }

@@ -79,8 +79,7 @@ returns void
 language plpgsql stable
 as $$
 declare
-    v_due timestamptz := coalesce(p_at, now() + p_delay,
-                                    now() + case when p_debounce between interval '0' and interval '1 year' then p_debounce end, now());
+    v_due timestamptz := coalesce(p_at, now() + p_delay, now());
     v_rules integer := coalesce(p_dedup, false)::integer + num_nonnulls(p_throttle, p_debounce);
 begin
     if v_rules > 1 then
@@ -98,6 +97,9 @@ begin
         raise exception 'AMBO005: debounce_max goes with debounce, is not below it and 100 years at most' using errcode = 'AM005';
     elsif p_start_by is not null and p_start_within is not null then
         raise exception 'AMBO005: give start_by or start_within, not both' using errcode = 'AM005';
+    elsif p_start_by is not null and p_debounce is not null then
+        raise exception 'AMBO005: a run that is debounced may be put off again, so that it has no start_by' using errcode = 'AM005',
+            hint = 'Give start_within: it counts from the end of the debounce.';
     elsif p_start_within <= interval '0' or p_start_within > interval '10 years' then
         raise exception 'AMBO005: start_within is above zero and 10 years at most, not %', p_start_within
             using errcode = 'AM005';
@@ -228,7 +230,10 @@ begin
             if not is_new then
                 return;
             end if;
-            v_due := coalesce(v_due, clock_timestamp() + p_debounce);
+            if p_debounce is not null then
+                v_due := clock_timestamp() + p_debounce;
+                p_start_by := v_due + p_start_within;
+            end if;
         elsif p_key is not null then
             select t.run_id, t.is_new into run_id, is_new
             from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;

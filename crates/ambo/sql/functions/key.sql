@@ -6,6 +6,7 @@
 --   throttle  the key names its run for a period from its enqueue on, whatever became of it.
 --   debounce  the run is delayed by a quiet period. Until that is over another enqueue gets that run, gives it its own input
 --             and delays it anew, by `debounce_max` from its first enqueue at most. After it, the next enqueue is a new run.
+--             By when it has to start moves with the delay.
 create or replace function ambo.take_key_by(
     p_rule "char", p_workflow text, p_key text, p_input json, p_period interval, p_max interval, p_run_id uuid,
     out run_id uuid, out is_new boolean)
@@ -18,6 +19,8 @@ declare
     v_losses smallint;
     v_deadline timestamptz;
     v_pin text;
+    v_due timestamptz;
+    v_before timestamptz;
     v_round integer := 0;
 begin
     loop
@@ -51,17 +54,22 @@ begin
             -- the latest, this enqueue starts it: the keeper passes over what is locked, and by a key that is busy it always is.
             delete from ambo.timer t
             where t.run_id = v_known and t.attempt = 0 and ambo.run_time(v_known) + p_max <= clock_timestamp()
-            returning t.losses, t.deadline, t.pin into v_losses, v_deadline, v_pin;
+            returning t.losses, t.deadline, t.pin, t.due_at into v_losses, v_deadline, v_pin, v_before;
             if found then
-                update ambo.run r set input = p_input where r.id = v_known;
+                update ambo.run r set input = p_input, start_by = r.start_by + make_interval(secs => extract(epoch from clock_timestamp() - v_before))
+                where r.id = v_known;
                 perform ambo.make_ready(array[v_known], array[0], array[v_losses], array[v_deadline], array[v_pin]);
                 exit;
             end if;
+            -- Locked first: what it was before is what nobody else changes any more.
+            select t.due_at into v_before from ambo.timer t where t.run_id = v_known and t.attempt = 0 for update;
             update ambo.timer t
             set due_at = least(clock_timestamp() + p_period, ambo.run_time(v_known) + p_max), xid = pg_current_xact_id()
-            where t.run_id = v_known and t.attempt = 0;
+            where t.run_id = v_known and t.attempt = 0
+            returning t.due_at into v_due;
             if found then
-                update ambo.run r set input = p_input where r.id = v_known;
+                update ambo.run r set input = p_input, start_by = r.start_by + make_interval(secs => extract(epoch from v_due - v_before))
+                where r.id = v_known;
                 exit;
             end if;
         end if;

@@ -235,6 +235,38 @@ async fn a_debounced_run_whose_time_is_up_at_the_latest_is_started_by_the_next_e
     assert!(soon(5).on(&db.client).await.unwrap().is_new, "it has started: this is another run");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_to_start_of_a_debounced_run_counts_from_the_end_of_the_quiet_period() {
+    let db = database().await;
+    let (within, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+    let counts = "select count(*) from ambo.run r join ambo.timer t on t.run_id = r.id
+        where r.start_by = t.due_at + interval '1 minute' and t.due_at > now() + $1::text::interval";
+    let count = async |after: &str| -> i64 { db.sql.query_one(counts, &[&after]).await.unwrap().get(0) };
+    let first = report(1).debounce(hour).start_within(within).on(&db.client).await.unwrap();
+    assert_eq!(count("59 min").await, 1);
+    // It moves along, whatever the others say of it, in bulk and from SQL too.
+    report(2).debounce(hour * 2).on(&db.client).await.unwrap();
+    assert_eq!(count("119 min").await, 1);
+    ambo::enqueue_all(&db.client, [report(3).debounce(hour * 3).start_within(hour)]).await.unwrap();
+    assert_eq!(count("179 min").await, 1);
+    let other =
+        "select ambo.enqueue_workflow('report', '1', key => 'q', debounce => '4 h', start_within => '1 min')";
+    db.sql.batch_execute(other).await.unwrap();
+    assert_eq!((count("179 min").await, count("239 min").await), (2, 1));
+    // Started by an enqueue, for it may not be put off any more, it has its minute from then on.
+    report(4)
+        .debounce(Duration::from_millis(1))
+        .debounce_max(Duration::from_millis(1))
+        .on(&db.client)
+        .await
+        .unwrap();
+    let started = "select count(*) from ambo.ready where start_by between now() + interval '30 s' and now() + interval '1 min'";
+    assert_eq!(db.number(started).await, 1);
+    let _worker = Worker::builder(&db.client).workflow_fn("report", echo).start().await.unwrap();
+    let result = db.client.handle::<Untyped>(first.run).result_as::<i64, ambo::Error>().await;
+    assert_eq!(result.unwrap(), 4);
+}
+
 #[tokio::test]
 async fn rules_in_bulk_and_from_sql_are_the_same_rules() {
     let db = database().await;
@@ -266,6 +298,7 @@ async fn rules_that_cannot_be_are_refused() {
         report(1).debounce(minute).delay(minute),
         report(1).debounce(minute).debounce_max(Duration::from_secs(1)),
         report(1).debounce_max(minute),
+        report(1).debounce(minute).start_by(jiff::Timestamp::now() + minute * 60),
     ];
     for enqueue in refused {
         assert_eq!(enqueue.on(&db.client).await.unwrap_err().code(), Code::InvalidOption);
