@@ -104,7 +104,7 @@ begin
     end loop;
 end $$;
 
--- Throws the dead away, with all that they recorded. Says of each that it is gone, or why it was refused.
+-- Throws the dead away, with all that they recorded and the keys that name them. Says of each that it is gone, or why it was refused.
 create or replace function ambo.purge_dead(p_runs uuid[]) returns table (run_id uuid, answer text, code text)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set plan_cache_mode = force_generic_plan
@@ -129,6 +129,13 @@ begin
     delete from ambo.signal s where s.run_id = any (v_gone);
     delete from ambo.event e where e.run_id = any (v_gone);
     delete from ambo.transaction_marker m where m.run_id = any (v_gone);
+    -- Or an enqueue would be answered with what is not there. A key that somebody has locked is about to name another run.
+    delete from ambo.run_key d where d.ctid = any (array(
+        select k.ctid from unnest(v_gone) g (id)
+        cross join lateral (select r.workflow, r.key from ambo.run r where r.id = g.id and r.key is not null offset 0) r
+        cross join lateral (
+            select k.ctid from ambo.run_key k
+            where k.workflow = r.workflow and k.key = r.key and k.run_id = g.id offset 0 for update skip locked) k));
     delete from ambo.run r where r.id = any (v_gone);
     return query
     select g.id, case when g.id = any (v_gone) then 'purged'

@@ -285,3 +285,38 @@ async fn an_error_with_a_nul_hides_no_dead_and_can_be_retried() {
     db.client.retry(run).await.unwrap();
     end(&db, run).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn the_keys_of_what_is_purged_are_free() {
+    let db = database().await;
+    let asked = async |key: &str, dedup: bool| {
+        let run = Enqueue::<Untyped>::named("w", &1).key(key).start_within(Duration::from_micros(1));
+        let run = match key {
+            "throttle" => run.throttle(Duration::from_secs(3600)),
+            _ if dedup => run.dedup(),
+            _ => run,
+        };
+        run.on(&db.client).await.unwrap()
+    };
+    for act in [
+        "select count(*) from ambo.purge_dead(array(select id from ambo.run order by id limit 4))",
+        "select ambo.expire_dead(10)::int8",
+    ] {
+        let first = [asked("plain", false).await, asked("throttle", false).await, asked("once", true).await];
+        let other = asked("moved", true).await;
+        assert_eq!(db.number("select expired::int8 from ambo.expire_runs(10)").await, 4);
+        // Another one has this key since: that goes on naming it.
+        let moved = Enqueue::<Untyped>::named("w", &1).key("moved").dedup().on(&db.client).await.unwrap();
+        assert!(moved.is_new && moved.run != other.run);
+        db.client.set_retention(&Retention::default().dead(Duration::from_micros(1))).await.unwrap();
+        assert_eq!(db.number(act).await, 4, "{act}");
+        assert_eq!(db.number("select count(*) from ambo.run_key").await, 1);
+        let again = [asked("plain", false).await, asked("throttle", false).await, asked("once", true).await];
+        for (first, again) in first.iter().zip(&again) {
+            assert!(again.is_new && again.run != first.run, "{act}");
+        }
+        let found = asked("moved", true).await;
+        assert_eq!((found.is_new, found.run), (false, moved.run));
+        db.sql.batch_execute("truncate ambo.run, ambo.ready, ambo.run_key").await.unwrap();
+    }
+}
