@@ -47,11 +47,13 @@ table checkpoint_carried
 partitioned table child
     run_id uuid not null
     child_id uuid not null
+    member boolean
     UNIQUE index child_pkey btree (run_id, child_id)
 
 table child_carried
     run_id uuid not null
     child_id uuid not null
+    member boolean
     UNIQUE index child_carried_pkey btree (run_id, child_id)
 
 table claim with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=20000, autovacuum_vacuum_cost_delay=2, autovacuum_vacuum_cost_limit=200, vacuum_truncate=off)
@@ -616,6 +618,10 @@ function gather_members(p_runs uuid[])
 function give_attributes(p_runs uuid[], p_attributes jsonb[], p_new boolean[])
     returns void
     volatile
+
+function given_input(p_input json, p_nul text)
+    returns json
+    immutable
 
 function grant_privileges()
     returns text[]

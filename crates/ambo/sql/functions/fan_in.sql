@@ -17,15 +17,31 @@ declare
     v_ids uuid[];
     v_old uuid;
     v_differs boolean;
+    v_nul text;
+    v_slashes text;
 begin
+    -- PostgreSQL keeps JSON as text, but takes no object apart in which U+0000 is written: meanwhile something else stands for it.
+    if strpos(concat(members, then_run), '\u0000') > 0 then
+        v_nul := gen_random_uuid();
+        v_slashes := gen_random_uuid();
+        members := replace(replace(replace(members::text, '\\', v_slashes), '\u0000', v_nul), v_slashes, '\\');
+        then_run := replace(replace(replace(then_run::text, '\\', v_slashes), '\u0000', v_nul), v_slashes, '\\');
+    end if;
     perform ambo.check_terms(members, '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,delay,at,start_by,start_within,group_key,weight}');
     perform ambo.check_terms(json_build_array(then_run), '{workflow,input,queue,key,priority,attributes,timeout,attempts,key_lifetime,group_key,weight}');
+    if v_nul is not null and exists (
+        select from (select e from json_array_elements(members) e union all select then_run) r (run)
+        cross join lateral json_each(r.run) f where f.key <> 'input' and strpos(f.value::text, v_nul) > 0)
+    then
+        raise exception 'AMBO001: a text holds a NUL character' using errcode = 'AM001';
+    end if;
     select * into v_asked
     from json_to_record(then_run) as t (workflow text, input json, queue text, key text, priority integer,
                                         attributes jsonb, timeout interval, attempts integer, key_lifetime interval,
                                         group_key text, weight integer);
+    v_asked.input := ambo.given_input(v_asked.input, v_nul);
     select e.run_id, e.is_new into v_then
-    from ambo.enqueue(v_asked.workflow, coalesce(v_asked.input, 'null'), coalesce(v_asked.queue, 'default'), v_asked.key,
+    from ambo.enqueue(v_asked.workflow, v_asked.input, coalesce(v_asked.queue, 'default'), v_asked.key,
                       coalesce(v_asked.priority, 0), null, now() + interval '1 year', v_asked.attributes, v_asked.timeout,
                       coalesce(v_asked.attempts, 5), v_asked.key_lifetime, v_asked.group_key, coalesce(v_asked.weight, 1)) e;
     if v_then.is_new then
@@ -38,7 +54,7 @@ begin
                       start_within interval, group_key text, weight integer)
         ), made as (
             select m.run_id, m.is_new
-            from (select array_agg(a.workflow order by n) as workflows, array_agg(coalesce(a.input, 'null') order by n) as inputs,
+            from (select array_agg(a.workflow order by n) as workflows, array_agg(ambo.given_input(a.input, v_nul) order by n) as inputs,
                          array_agg(a.queue order by n) filter (where q) as queues,
                          array_agg(a.key order by n) filter (where k) as keys,
                          array_agg(a.priority order by n) filter (where p) as priorities,
@@ -74,16 +90,17 @@ begin
         -- Without members it may start now.
         update ambo.timer t set due_at = case when v_ids is null then now() else 'infinity' end, xid = pg_current_xact_id()
         where t.run_id = v_then.run_id;
-        insert into ambo.child (run_id, child_id) select v_then.run_id, i from unnest(v_ids) i;
+        insert into ambo.child (run_id, child_id, member) select v_then.run_id, i, true from unnest(v_ids) i;
         insert into ambo.fan_in (run_id, upto, looked_at)
         select v_then.run_id, '00000000-0000-0000-0000-000000000000', now() where v_ids is not null;
     else
-        -- Those that were enqueued with it, before it could start any other; and only to who knows them: an id lets its holder read.
-        select array_agg(c.child_id order by c.child_id), count(*) filter (where r.workflow is distinct from e.member ->> 'workflow'
-            or ambo.is_same_payload(r.input, coalesce(e.member -> 'input', 'null')) is not true) > 0 into v_ids, v_differs
-        from json_array_elements(members) with ordinality e (member, n)
-        left join (select c.child_id, row_number() over (order by c.child_id) as n
-                   from ambo.child c where c.run_id = v_then.run_id) c on c.n = e.n
+        -- Only to who knows all of them, for an id lets its holder read. What it started itself is none of them.
+        select array_agg(c.child_id order by c.child_id), count(*) filter (where r.workflow is distinct from e.workflow
+            or ambo.is_same_payload(r.input, ambo.given_input(e.input, v_nul)) is not true) > 0 into v_ids, v_differs
+        from (select m.workflow, m.input, n from json_array_elements(members) with ordinality e (member, n)
+              cross join lateral json_to_record(e.member) as m (workflow text, input json)) e
+        full join (select c.child_id, row_number() over (order by c.child_id) as n
+                   from ambo.child c where c.run_id = v_then.run_id and c.member) c on c.n = e.n
         left join ambo.run r on r.id = c.child_id;
         if v_differs then
             raise exception 'AMBO003: key % of workflow % names a run that comes after other members',
@@ -97,6 +114,11 @@ begin
                              from unnest(v_ids) with ordinality u (i, n)), '[]'));
 end $$;
 
+-- The input of a run in a fan-in, with U+0000 where p_nul stands for it.
+create or replace function ambo.given_input(p_input json, p_nul text) returns json
+language sql immutable
+return case when p_input is null then 'null' when p_nul is null then p_input else replace(p_input::text, p_nul, '\u0000')::json end;
+
 -- Refuses what is not an array of objects with these names: one that is misspelt would be passed over.
 create or replace function ambo.check_terms(p_runs json, p_names text[]) returns void
 language plpgsql stable
@@ -109,13 +131,13 @@ begin
     then
         raise exception 'AMBO005: runs are JSON objects, members an array of them' using errcode = 'AM005';
     end if;
-    select k into v_name from json_array_elements(p_runs) e cross join lateral json_object_keys(e) k
-    where k <> all (p_names) limit 1;
-    if found then
-        raise exception 'AMBO005: a run in a fan-in has no %', quote_literal(left(v_name, 100)) using errcode = 'AM005',
-            hint = 'There are: ' || array_to_string(p_names, ', ') || '.';
-    end if;
     begin
+        select k into v_name from json_array_elements(p_runs) e cross join lateral json_object_keys(e) k
+        where k <> all (p_names) limit 1;
+        if found then
+            raise exception 'AMBO005: a run in a fan-in has no %', quote_literal(left(v_name, 100)) using errcode = 'AM005',
+                hint = 'There are: ' || array_to_string(p_names, ', ') || '.';
+        end if;
         perform from json_array_elements(p_runs) e cross join lateral json_to_record(e)
             as r (priority integer, delay interval, at timestamptz, timeout interval, attempts integer, key_lifetime interval,
                   start_by timestamptz, start_within interval, weight integer);

@@ -57,7 +57,7 @@ as $$
         ('set_schedule', 'operator'), ('pause_schedule', 'operator'), ('delete_schedule', 'operator'),
         ('trigger_schedule', 'operator'), ('backfill_schedule', 'operator'),
         -- Parts of the others.
-        ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
+        ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('given_input', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('living_member', ''), ('wait_for_members', ''), ('cancel_children', ''), ('cancel_one', ''), ('refuse_draining', ''),
         ('readmit_run', ''), ('refuse_living', ''), ('revoke_defaults', ''), ('roles', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),

@@ -75,6 +75,8 @@ create index outcome_status on ambo.outcome (status, run_id) where status <> 'su
 create table ambo.child (
     run_id uuid not null,
     child_id uuid not null,
+    -- True: a member of the fan-in after which the run comes; the run did not start it.
+    member boolean,
     primary key (run_id, child_id)
 ) partition by range (run_id);
 
