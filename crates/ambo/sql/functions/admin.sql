@@ -212,6 +212,9 @@ as $$
 declare
     v_outcome record;
 begin
+    if p_due > now() + interval '10 years' then
+        raise exception 'AMBO005: a run may be delayed for 10 years at most' using errcode = 'AM005';
+    end if;
     delete from ambo.outcome o where o.run_id = p_run and o.status <> 'succeeded'
     returning o.attempt, o.error -> 'at' as failed_at,
               o.status = 'dead' and (o.error -> 'undone') is null as is_half into v_outcome;

@@ -154,6 +154,8 @@ begin
     delete from ambo.cancel_request q where q.run_id = p_run;
     if v_is_parked then
         perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', array[null::timestamptz], array[null::text]);
+    -- As with a retry: whoever asks for it now wants it now.
+    update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
     else
         perform ambo.readmit_run(p_run, v_attempt);
     end if;

@@ -102,3 +102,25 @@ async fn the_sweep_reads_runs_with_a_time_to_start_only() {
     let size = "select pg_relation_size('ambo.ready_start_by')::int8";
     assert_eq!(db.number(size).await, 16384, "one page besides the first: nothing for the others");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_started_in_time_is_not_late_any_more_when_it_is_let_in_again() {
+    let db = database().await;
+    let began = Arc::new(AtomicU32::new(0));
+    let late = || Enqueue::named("count", &1).start_within(Duration::from_micros(1));
+    let (rewound, retried) = (late().on(&db.client).await.unwrap(), late().on(&db.client).await.unwrap());
+    assert_eq!(db.number("select expired::int8 from ambo.expire_runs(10)").await, 2);
+    db.client.rewind(rewound.run, "1").await.unwrap();
+    for never in ["'infinity'", "now() + interval '11 years'"] {
+        let retry = format!("select ambo.retry_run($1, {never})");
+        let refused = db.sql.execute(&retry, &[&retried.run.as_uuid()]).await.unwrap_err();
+        assert_eq!(refused.code().map(|state| state.code()), Some("AM005"), "{never}");
+    }
+    db.client.retry(retried.run).await.unwrap();
+    let _worker =
+        Worker::builder(&db.client).workflow_fn("count", count).state(began.clone()).start().await.unwrap();
+    for run in [rewound.run, retried.run] {
+        db.client.handle::<Untyped>(run).result_as::<(), ambo::Error>().await.unwrap();
+    }
+    assert_eq!(began.load(Ordering::SeqCst), 2);
+}
