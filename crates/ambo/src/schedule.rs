@@ -348,8 +348,15 @@ impl Client {
     /// their ticks: those that there were already are not enqueued again.
     ///
     /// # Errors
-    /// `AMBO005` for more than 10,000 ticks, `AMBO035` if there is no such schedule.
+    /// `AMBO005` for more than 10,000 ticks, or where the times end before they begin; `AMBO035` if there is no such schedule.
     pub async fn backfill_schedule(&self, name: &str, times: Range<Timestamp>) -> Result<Vec<RunId>> {
+        if times.end < times.start {
+            let text = format!(
+                "a backfill is from a time to a later one, not from {} to {}",
+                times.start, times.end
+            );
+            return Err(Error::new(Code::InvalidOption, text));
+        }
         let session = self.session().await?;
         let Some((timing, tick)) = store::schedule::timing(&session, self.schema(), name).await? else {
             return Err(Error::new(Code::UnknownSchedule, format!("there is no schedule {name:?}")));
