@@ -45,6 +45,14 @@ impl Sql {
         }
     }
 
+    /// What the server says to statements that it refuses.
+    #[track_caller]
+    pub(crate) fn refused(&self, sql: &str) -> String {
+        let error = self.runtime.block_on(self.client.batch_execute(sql)).expect_err(sql);
+        self.run("rollback");
+        error.as_db_error().expect("an error of the server").message().to_owned()
+    }
+
     /// The first column of all rows, a line each.
     #[track_caller]
     pub(crate) fn text(&self, sql: &str) -> String {

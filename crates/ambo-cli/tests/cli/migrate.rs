@@ -59,6 +59,8 @@ fn the_printed_script_installs_the_same() {
     let everything = scripted.sql.text(EVERYTHING);
     assert!(everything.lines().count() > 500, "{everything}");
     assert_same(&migrated.sql.text(EVERYTHING), &everything);
+    let twice = scripted.sql.refused(&script);
+    assert!(twice.contains("AMBO041: the schema ambo holds Ambo already"), "{twice}");
     let again = scripted.ambo(&["migrate"]);
     assert!(again.stderr.contains("version 1 already"), "{again:?}");
 }

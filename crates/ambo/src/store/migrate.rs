@@ -78,6 +78,10 @@ const REFUSE_OTHERS: &str = "do $$ begin
         raise exception 'AMBO041: the database has the encoding %; Ambo needs UTF8', current_setting('server_encoding')
             using errcode = 'AM041', hint = 'Make one: create database NAME encoding ''UTF8'' template template0.';
     end if;
+    if to_regprocedure('ambo.schema_version()') is not null then
+        raise exception 'AMBO041: the schema % holds Ambo already, and this script is to install it', 'ambo' using errcode = 'AM041',
+            hint = format('To bring it up to date: ambo --schema %s migrate.', 'ambo');
+    end if;
     if exists (select from pg_namespace n where n.nspname = 'ambo'
                and (exists (select from pg_class c where c.relnamespace = n.oid)
                     or exists (select from pg_proc p where p.pronamespace = n.oid)))
