@@ -19,7 +19,7 @@ async fn code(db: &Database, run: RunId) -> Code {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_claims_in_time_is_dead_within_a_second_or_so() {
+async fn what_nobody_claims_in_time_is_dead_within_seconds() {
     let db = database().await;
     let began = Arc::new(AtomicU32::new(0));
     let worker =
