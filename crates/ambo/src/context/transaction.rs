@@ -61,6 +61,8 @@ pub struct TransactionStep<'a> {
     retry: Retry,
     timeout: Option<Duration>,
     record: Record,
+    /// It is to complete the run in a database other than the one that the run lives in.
+    is_torn: bool,
     cancel_at_once: bool,
 }
 
@@ -75,6 +77,7 @@ impl<'a> TransactionStep<'a> {
             retry: Retry::none(),
             timeout: None,
             record: Record::Checkpoint,
+            is_torn: false,
             cancel_at_once: false,
         }
     }
@@ -109,8 +112,10 @@ impl<'a> TransactionStep<'a> {
     /// Runs the step in a database other than the one that Ambo lives in, exactly once there too: the body's writes and
     /// a row that witnesses them commit together, and the checkpoint follows. Install its table first, with
     /// [`install_witness`](crate::install_witness). A run that fails or is cancelled may have to wait for that
-    /// database before it goes on, to make sure that no worker thought dead can still commit there.
+    /// database before it goes on, to make sure that no worker thought dead can still commit there. Not beside
+    /// [`completing`](TransactionStep::completing).
     pub fn witnessed(mut self) -> Self {
+        self.is_torn |= self.record == Record::Outcome;
         self.record = Record::Witness;
         self
     }
@@ -118,8 +123,9 @@ impl<'a> TransactionStep<'a> {
     /// The run ends with this transaction: what the body returns is the result of the run, and its effect and the end of the
     /// run commit together, exactly once. There is no checkpoint. When it has committed [`run`](TransactionStep::run) does not
     /// return, and calls of other branches that are under way are dropped. Where the body fails, the step fails, as any does,
-    /// and the run goes on.
+    /// and the run goes on. Not beside [`witnessed`](TransactionStep::witnessed): a run ends in its own database only.
     pub fn completing(mut self) -> Self {
+        self.is_torn |= self.record == Record::Witness;
         self.record = Record::Outcome;
         self
     }
@@ -134,7 +140,7 @@ impl<'a> TransactionStep<'a> {
     ///
     /// # Errors
     /// [`Failure::Application`] with the body's error, after a rollback. `Failure::Ambo` for a time limit (`AMBO023`), a
-    /// panic (`AMBO022`), a result that cannot be recorded (`AMBO004`, `AMBO007`), a database without Ambo or
+    /// panic (`AMBO022`), a step that is witnessed and completing (`AMBO005`), a result that cannot be recorded (`AMBO004`, `AMBO007`), a database without Ambo or
     /// witnesses (`AMBO010`) or with another run's Ambo (`AMBO041`), a transaction that the database refused to commit or
     /// that the body left aborted (`AMBO050`), a connection that is lost whenever the body runs (`AMBO040`), or a
     /// cancelled run (`AMBO025`). A body that commits by hand stops the run for good (`AMBO031`).
@@ -151,6 +157,13 @@ impl<'a> TransactionStep<'a> {
         Fut: Future<Output = Result<T, E>>,
     {
         super::check_name(&self.name).map_err(Failure::Ambo)?;
+        if self.is_torn {
+            return Err(Failure::Ambo(Error::new(
+                Code::InvalidOption,
+                "a transaction step is witnessed or completing, not both: a run is ended in its own database only; \
+                 return the result of a witnessed step from the workflow",
+            )));
+        }
         let at_work = self.run.waits.work();
         let span =
             tracing::info_span!("transaction", position = &*self.position, name = %self.name, attempt = 1);

@@ -312,3 +312,30 @@ async fn witnesses_are_pruned_by_their_age() {
     assert_eq!(prune("0 days").await, 2);
     assert_eq!(two.witness().await, None);
 }
+
+#[ambo::workflow]
+async fn torn(cx: Ctx, witnessed_first: bool) -> Result<()> {
+    let (other, gate) = (cx.state::<Elsewhere>()?, cx.state::<Arc<Gate>>()?);
+    let step = cx.transaction("torn");
+    let step = if witnessed_first { step.witnessed().completing() } else { step.completing().witnessed() };
+    let step = step.run(&other.0, async |_| {
+        gate.count();
+        Ok::<_, Error>(())
+    });
+    Ok(step.await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_not_completed_in_another_database() {
+    let two = Two::set().await;
+    let builder = two.stage.worker().state(Elsewhere(pool(&two.url).await));
+    let _worker = builder.workflow::<torn>().start().await.unwrap();
+    for witnessed_first in [true, false] {
+        let run = torn::enqueue(witnessed_first).on(&two.stage.db.client).await.unwrap().run;
+        let failure = two.stage.db.client.handle::<torn>(run).result().await.unwrap_err();
+        let error = Error::from(failure);
+        assert_eq!(error.code(), Code::InvalidOption, "{error}");
+        assert!(error.to_string().contains("witnessed or completing"), "{error}");
+    }
+    assert_eq!(two.stage.gate.bodies(), 0);
+}
