@@ -567,13 +567,14 @@ impl<'run> Ctx<'run> {
         &self.run.queue
     }
 
-    /// The idempotency key of the run, if it was given one.
+    /// The idempotency key of the run, if it was given one; of the run of a schedule's tick, and of its forks, the schedule and the
+    /// time.
     pub fn key(&self) -> Option<&str> {
         self.run.key.as_deref()
     }
 
-    /// The time of the tick that a [`Schedule`](crate::Schedule) enqueued this run for, however late it runs. `None` for
-    /// other runs.
+    /// The time of the tick that a [`Schedule`](crate::Schedule) enqueued this run for, however late it runs, or that it was
+    /// forked from. `None` for other runs.
     pub fn scheduled_at(&self) -> Option<jiff::Timestamp> {
         self.key().and_then(crate::schedule::tick_of)
     }

@@ -64,8 +64,10 @@ declare
     v_fork uuid := ambo.new_run_id();
     v_is_half boolean;
 begin
-    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, group_key, timeout, attributes)
-    select v_fork, r.attempts_max, r.priority, r.weight, r.workflow, r.queue, r.input, r.group_key, r.timeout,
+    -- A key names one run. That of a tick goes along all the same, for the time of the tick is read from it; it goes on naming the other one.
+    insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes)
+    select v_fork, r.attempts_max, r.priority, r.weight, r.workflow, r.queue, r.input,
+           case when starts_with(r.key, (r.attributes ->> 'schedule') || '@') then r.key end, r.group_key, r.timeout,
            coalesce(r.attributes, '{}') || jsonb_build_object('forked_from', p_run)
     from ambo.run r where r.id = p_run;
     if not found then
@@ -152,10 +154,10 @@ begin
     perform ambo.restore_attributes(p_run);
     delete from ambo.transaction_marker m where m.run_id = p_run;
     delete from ambo.cancel_request q where q.run_id = p_run;
-    if v_is_parked then
-        perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', array[null::timestamptz], array[null::text]);
     -- As with a retry: whoever asks for it now wants it now.
     update ambo.run r set start_by = null where r.id = p_run and r.start_by is not null;
+    if v_is_parked then
+        perform ambo.make_ready(array[p_run], array[v_attempt], '{0}', array[null::timestamptz], array[null::text]);
     else
         perform ambo.readmit_run(p_run, v_attempt);
     end if;

@@ -174,7 +174,7 @@ async fn ticks_are_made_up_for_once_and_know_their_time() {
     let other = Schedule::cron("nightly", "30 3 * * *", Enqueue::named("report", &"weekly"));
     assert!(!other.timezone("Europe/Berlin").set(&db.client).await.unwrap());
     let widest = "2026-03-27T00:00:00Z".parse().unwrap().."2026-03-31T00:00:00Z".parse().unwrap();
-    let changed = db.client.backfill_schedule("nightly", widest).await.unwrap();
+    let changed = db.client.backfill_schedule("nightly", widest.clone()).await.unwrap();
     assert_eq!((changed.len(), &changed[1..]), (4, &again[..]));
     let weekly = "select count(*) from ambo.run where workflow = 'report' and input::text = '\"weekly\"'";
     assert_eq!(db.number(weekly).await, 1);
@@ -182,6 +182,11 @@ async fn ticks_are_made_up_for_once_and_know_their_time() {
         db.client.handle::<Untyped>(run).result_as::<Option<String>, Error>().await.unwrap()
     };
     assert_eq!(told(made[0]).await.as_deref(), Some("2026-03-29T01:30:00Z"), "half past three in summer");
+    // A fork is for the same tick, which has its run all the same; and so is a fork of that.
+    let fork = db.client.fork(made[0], Some("1")).await.unwrap();
+    let fork = db.client.fork(fork, Some("1")).await.unwrap();
+    assert_eq!(told(fork).await, told(made[0]).await);
+    assert_eq!(db.client.backfill_schedule("nightly", widest).await.unwrap()[2], made[0]);
     let triggered = db.client.trigger_schedule("nightly").await.unwrap();
     assert!(told(triggered).await.is_some());
     db.client.pause_schedule("nightly", true).await.unwrap();
