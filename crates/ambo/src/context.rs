@@ -567,8 +567,7 @@ impl<'run> Ctx<'run> {
         &self.run.queue
     }
 
-    /// The idempotency key of the run, if it was given one; of the run of a schedule's tick, and of its forks, the schedule and the
-    /// time.
+    /// The idempotency key of the run, if it was given one; of a schedule's tick, and of its forks, the schedule and the time.
     pub fn key(&self) -> Option<&str> {
         self.run.key.as_deref()
     }
