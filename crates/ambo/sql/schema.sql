@@ -21,6 +21,7 @@ table cancel_request
     reason text
     undo_by timestamp with time zone
     UNIQUE index cancel_request_pkey btree (run_id)
+    index cancel_request_undo_by btree (undo_by) WHERE (undo_by IS NOT NULL)
 
 partitioned table checkpoint
     run_id uuid not null
@@ -235,6 +236,7 @@ table ready with (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=
     deadline timestamp with time zone
     wakes boolean not null default false
     start_by timestamp with time zone
+    index ready_begun btree (run_id) WHERE (attempt > 0)
     index ready_pin btree (split_part(workflow, chr(31), 2)) WHERE (split_part(workflow, chr(31), 2) <> ''::text)
     UNIQUE index ready_pkey btree (queue, workflow, priority, seq)
     index ready_start_by btree (start_by, seq) WHERE (start_by IS NOT NULL)
@@ -535,9 +537,9 @@ function end_holders(p_worker bigint)
     returns boolean
     volatile, set search_path=pg_catalog, pg_temp
 
-function end_pinned(p_versions text[], p_limit integer)
-    returns integer
-    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, jit=off, enable_seqscan=off, enable_hashjoin=off, enable_mergejoin=off
+function end_unclaimed(p_limit integer, p_after timestamp with time zone DEFAULT NULL::timestamp with time zone, p_since pg_snapshot DEFAULT NULL::pg_snapshot, OUT ended integer, OUT after timestamp with time zone, OUT since pg_snapshot, OUT more boolean)
+    returns record
+    volatile, runs as its owner, set search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off, enable_hashjoin=off, enable_mergejoin=off
 
 function enqueue_fan_in(members json, then_run json)
     returns json
@@ -623,6 +625,10 @@ function given_input(p_input json, p_nul text)
     returns json
     immutable
 
+function graces_over(p_after timestamp with time zone, p_now timestamp with time zone)
+    returns boolean
+    stable, set plan_cache_mode=force_generic_plan, jit=off, enable_seqscan=off, enable_bitmapscan=off
+
 function grant_privileges()
     returns text[]
     volatile, set search_path=pg_catalog, pg_temp
@@ -635,7 +641,7 @@ function has_no_room(p_weight integer, p_used bigint, p_limit integer)
     returns boolean
     immutable
 
-function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_beat_ms bigint, OUT managed text[])
+function heartbeat(p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json DEFAULT NULL::json, p_graces_after timestamp with time zone DEFAULT NULL::timestamp with time zone, OUT alive boolean, OUT look boolean, OUT is_keeper boolean, OUT dead bigint[], OUT timer_mark json, OUT lease_ms integer, OUT now_us bigint, OUT schedules_due boolean, OUT next_beat_ms bigint, OUT managed text[], OUT graces_over boolean)
     returns record
     volatile, runs as its owner, set search_path=pg_catalog, pg_temp
 

@@ -190,54 +190,106 @@ begin
     end loop;
 end $$;
 
--- Ends runs that are pinned to versions of which no worker is there, where the grace of their cancel is over, up to p_limit: only the
--- code of its version is sure to undo a run, but nobody is to wait for that longer than was asked for. That it only undoes from
--- here on is recorded, as by a worker: a retry goes on with that. Returns how many.
-create or replace function ambo.end_pinned(p_versions text[], p_limit integer) returns integer
+-- Whether there is a cancel whose grace came to be over after p_after and by p_now, and whose run may not have ended. Apart, for the
+-- index that it goes by, above the mark, whatever the planner last saw of the table.
+create or replace function ambo.graces_over(p_after timestamptz, p_now timestamptz) returns boolean
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
+begin
+    return pg_relation_size('ambo.cancel_request') > 0 and exists (
+        select from ambo.cancel_request q
+        where q.undo_by > coalesce(p_after, '-infinity') and q.undo_by <= p_now order by q.undo_by limit 1);
+end $$;
+
+-- Ends runs whose cancel's grace is over and that nobody has in execution, parked or ready as they are, whatever the reason: their
+-- queue is paused or full, nobody serves it, or no worker is there of the version that they are pinned to, whose code alone is sure to undo
+-- them. Nobody is to wait for any of that longer than was asked for. That such a run only undoes from here on is recorded, as
+-- by a worker: a retry goes on with that. Up to p_limit at a time, in the order of the ends of their graces.
+-- A run is ended where it stood already at the last look, whose snapshot is p_since: whoever was about to claim it has
+-- done so meanwhile, and says what is left to undo. `since` is for the next look, which comes a moment later, or at once where there
+-- is `more` of what has stood for long enough.
+-- `after`: there is no grace that was over by then, above p_after, and whose run had not ended. A cancel that committed after its own grace
+-- is below that: it is found by a look from the beginning (p_after null).
+create or replace function ambo.end_unclaimed(
+    p_limit integer, p_after timestamptz default null, p_since pg_snapshot default null,
+    out ended integer, out after timestamptz, out since pg_snapshot, out more boolean)
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
+    v_now timestamptz := clock_timestamp();
+    v_limit integer := greatest(p_limit, 1);
+    v_after timestamptz := coalesce(p_after, '-infinity');
+    v_upto pg_snapshot := pg_current_snapshot();
     v_ended uuid[];
+    v_seen bigint;
+    v_last timestamptz;
+    v_left timestamptz;
 begin
-    if pg_relation_size('ambo.cancel_request') = 0 then
-        return 0;
-    end if;
-    with gone as (
+    with over as materialized (
+        select q.run_id, q.undo_by from ambo.cancel_request q
+        where q.undo_by > v_after and q.undo_by <= v_now
+        order by q.undo_by limit v_limit
+    ), waiting as (
         delete from ambo.ready r where r.ctid = any (array(
-            select p.place from unnest(p_versions) v cross join lateral (
+            select s.place from over o cross join lateral (
                 select r.ctid as place from ambo.ready r
-                where split_part(r.workflow, chr(31), 2) <> '' and split_part(r.workflow, chr(31), 2) = v and r.attempt > 0
-                  and exists (select from ambo.cancel_request q
-                              where q.run_id = r.run_id and q.undo_by <= clock_timestamp())
-                limit p_limit for update skip locked) p
-            limit p_limit))
-        returning r.run_id, r.attempt, split_part(r.workflow, chr(31), 2) as version
+                where r.run_id = o.run_id and r.attempt > 0 and pg_visible_in_snapshot(r.xid, p_since)
+                offset 0 for update skip locked) s))
+        returning r.run_id, r.attempt, nullif(split_part(r.workflow, chr(31), 2), '') as pin
+    ), parked as (
+        delete from ambo.timer t where t.ctid = any (array(
+            select s.place from over o cross join lateral (
+                select t.ctid as place from ambo.timer t
+                where t.run_id = o.run_id and t.attempt > 0 and pg_visible_in_snapshot(t.xid, p_since)
+                offset 0 for update skip locked) s))
+        returning t.run_id, t.attempt, t.pin
+    ), gone as materialized (
+        select * from waiting union all select * from parked
     ), begun as (
         insert into ambo.checkpoint (run_id, attempt, elapsed_ms, position, name, error)
         select g.run_id, g.attempt, 0, '0', 'ambo:undo', json_build_object(
             'code', 'AMBO025', 'permanent', true,
             'message', 'the run was cancelled' || coalesce(': ' || ambo.cancel_reason(g.run_id), ''))
         from gone g
-        where not exists (select from ambo.checkpoint c where c.run_id = g.run_id and c.position = '0')
-    ), ended as (
+        where not exists (select from ambo.checkpoint c where c.run_id = g.run_id and c.position = '0' offset 0)
+    ), dead as (
         insert into ambo.outcome (run_id, attempt, status, error)
         select g.run_id, g.attempt, 'dead', json_build_object(
             'code', 'AMBO039', 'at', json_build_array(),
-            'message', format('the grace of the cancel was over before a worker of version %s, to which the run is pinned, was there '
-                              'to undo it', quote_literal(g.version)))
+            'message', case
+                when g.pin is not null and not exists (
+                    select from ambo.worker w where w.pinned and w.dead_at is null and w.version = g.pin)
+                then format('the grace of the cancel was over before a worker of version %s, to which the run is pinned, was there '
+                            'to undo it', quote_literal(g.pin))
+                else 'the grace of the cancel was over while the run was not in execution: its queue is paused or full, or no '
+                     'worker serves it; nothing more was undone, and a retry goes on with that once the run has a place' end)
         from gone g
         returning run_id
+    ), left_behind as materialized (
+        select o.run_id from over o except select g.run_id from gone g
     )
-    select array_agg(e.run_id) into v_ended from ended e;
-    if v_ended is null then
-        return 0;
+    select (select array_agg(d.run_id) from dead d), (select count(*) from over), (select max(o.undo_by) from over o),
+           -- In execution, locked, or there for no longer than a moment; not one whose request outlived it.
+           (select min(q.undo_by) from left_behind l cross join lateral (
+                select q.undo_by from ambo.cancel_request q where q.run_id = l.run_id offset 0) q
+            where exists (select from ambo.run r where r.id = l.run_id offset 0)
+              and not exists (select from ambo.outcome o where o.run_id = l.run_id offset 0))
+    into v_ended, v_seen, v_last, v_left;
+    ended := coalesce(cardinality(v_ended), 0);
+    if ended > 0 then
+        perform ambo.drop_requests(v_ended);
+        perform ambo.lead_groups(v_ended, true);
+        perform ambo.tell_waiters(v_ended);
+        perform ambo.wake_parents(v_ended);
     end if;
-    perform ambo.drop_requests(v_ended);
-    perform ambo.lead_groups(v_ended, true);
-    perform ambo.tell_waiters(v_ended);
-    perform ambo.wake_parents(v_ended);
-    return cardinality(v_ended);
+    more := ended > 0 and v_seen = v_limit;
+    since := case when more then p_since else v_upto end;
+    -- Others may have the same time as the last one that was seen.
+    after := least(v_left - interval '1 microsecond',
+                   case when v_seen = v_limit then v_last - interval '1 microsecond' else v_now end);
 end $$;
 
 -- Gives runs that are pinned to versions of which no worker is left to any worker, up to p_limit. Returns how many.

@@ -39,7 +39,7 @@ as $$
         ('bury_worker', 'worker'), ('fire_timers', 'worker'), ('expire_keys', 'worker'),
         ('expire_runs', 'worker'), ('expire_dead', 'worker'), ('expire_heads', 'worker'), ('begin_runs', 'worker'),
         ('object_horizon', 'worker'), ('kept_objects', 'worker'),
-        ('pins', 'worker'), ('release_pins', 'worker'), ('end_pinned', 'worker'), ('end_children', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
+        ('pins', 'worker'), ('release_pins', 'worker'), ('end_unclaimed', 'worker'), ('end_children', 'worker'), ('make_partitions', 'worker'), ('drop_partition', 'worker'),
         ('due_schedules', 'worker'), ('tick_schedule', 'worker'), ('stop_schedule', 'worker'),
         -- What there is.
         ('list_runs', 'observer operator'), ('show_run', 'observer operator'), ('show_steps', 'observer operator'),
@@ -57,7 +57,7 @@ as $$
         ('set_schedule', 'operator'), ('pause_schedule', 'operator'), ('delete_schedule', 'operator'),
         ('trigger_schedule', 'operator'), ('backfill_schedule', 'operator'),
         -- Parts of the others.
-        ('check_installation', ''), ('end_holders', ''), ('check_terms', ''), ('given_input', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
+        ('check_installation', ''), ('end_holders', ''), ('graces_over', ''), ('check_terms', ''), ('given_input', ''), ('enqueue_one_by_one', ''), ('envelope_digests', ''), ('lead_groups', ''), ('is_same_payload', ''),
         ('make_ready', ''), ('payload_digests', ''), ('read_setting', ''), ('read_span', ''), ('refuse_queue', ''), ('spend', ''), ('tokens', ''),
         ('gather_members', ''), ('living_member', ''), ('wait_for_members', ''), ('cancel_children', ''), ('cancel_one', ''), ('refuse_draining', ''),
         ('readmit_run', ''), ('refuse_living', ''), ('revoke_defaults', ''), ('roles', ''), ('refuse_terms', ''), ('claim_piece', ''), ('refuse_undone', ''), ('refuse_unknown', ''), ('take_key_by', ''), ('awaited_runs', ''), ('standing_partition', ''), ('enqueue_tick', ''), ('forget', ''), ('give_attributes', ''), ('grant_privileges', ''),

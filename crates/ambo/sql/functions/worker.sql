@@ -47,12 +47,14 @@ as $$ select pg_try_advisory_lock(hashtext('ambo.worker'), p_worker::integer) $$
 -- `managed`: of the queues that it serves, those that are claimed by claim_queue.
 -- To the keeper it also says which workers are dead, when to call again if that is sooner (`next_beat_ms`: a tick is due then, or one
 -- that is silent may be dead), and where the looks for due timers go on (`timer_mark`, see fire_timers): where
--- it is itself, or where the keeper before it was.
+-- it is itself, or where the keeper before it was; and whether the grace of a cancel is over that was not by p_graces_after (`graces_over`,
+-- see end_unclaimed).
 create or replace function ambo.heartbeat(
     p_worker bigint, p_in_flight integer, p_draining boolean, p_timer_mark json default null,
+    p_graces_after timestamptz default null,
     out alive boolean, out look boolean, out is_keeper boolean, out dead bigint[],
     out timer_mark json, out lease_ms integer, out now_us bigint, out schedules_due boolean,
-    out next_beat_ms bigint, out managed text[])
+    out next_beat_ms bigint, out managed text[], out graces_over boolean)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -97,6 +99,7 @@ begin
     where h.worker_id = any (array(
         select f.worker_id from ambo.heartbeat f where f.at > v_alive + v_skew for update skip locked));
     v_keeper.grace_until := least(v_keeper.grace_until, v_alive + v_lease);
+    graces_over := ambo.graces_over(p_graces_after, v_now);
     schedules_due := exists (select from ambo.schedule s where s.next_at <= v_now and not s.paused);
     -- A restarted or promoted server has lost all session locks: nobody is dead for one lease.
     v_server := pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);

@@ -138,6 +138,8 @@ create index ready_xid on ambo.ready (xid);
 create index ready_start_by on ambo.ready (start_by, seq) where start_by is not null;
 -- For what came to be too late below the mark of the looks.
 create index ready_start_by_xid on ambo.ready (xid) where start_by is not null;
+-- Where a run that has begun stands, if here, for who wants it by its id; one that begins, and what only wakes, costs nothing here.
+create index ready_begun on ambo.ready (run_id) where attempt > 0;
 -- By the version that a run is pinned to; a run that is not costs nothing here.
 create index ready_pin on ambo.ready (split_part(workflow, chr(31), 2)) where split_part(workflow, chr(31), 2) <> '';
 
@@ -242,6 +244,7 @@ create table ambo.cancel_request (
     -- By then the run has ended, undone or not; null: however long that takes.
     undo_by timestamptz
 );
+create index cancel_request_undo_by on ambo.cancel_request (undo_by) where undo_by is not null;
 
 -- Written before the body of a transaction step and deleted after it, in the same transaction: a row that
 -- anyone can see proves that a body committed by hand.

@@ -124,8 +124,10 @@ impl<'a> Control<'a> {
         let schema = self.engine.target.schema.clone();
         let in_flight = i32::try_from(self.life.in_flight()).unwrap_or(i32::MAX);
         let draining = self.engine.is_draining();
+        let graces = self.keeper.graces_after();
         let mark = self.keeper.timer_mark();
-        let pulse = worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining, mark).await?;
+        let pulse =
+            worker::heartbeat(&session, &schema, self.life.worker, in_flight, draining, mark, graces).await?;
         self.link.recovered();
         telemetry::in_flight(self.life.in_flight());
         self.life.report_blockers(&self.engine, BLOCKS);

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,7 +16,7 @@ use crate::store::connect::{Session, Target};
 use crate::store::schedule::{self, Due};
 use crate::store::schema::Schema;
 use crate::store::timer;
-use crate::store::worker::{self, House, Pin, Pulse, Walk};
+use crate::store::worker::{self, Graces, House, Pin, Pulse, Walk};
 use crate::telemetry;
 
 /// Claims moved in one transaction: some milliseconds under a dead worker's fence lock.
@@ -33,6 +34,13 @@ const PINS: Duration = Duration::from_secs(5);
 /// Between looks at runs that were to start by a time, in microseconds of the database's clock, where the last one found none: who claims such a
 /// run finds it out too.
 const EXPIRY_US: i64 = 5_000_000;
+/// Between two looks at cancelled runs that nobody has in execution when their grace is over. One is ended that stands where it stood at
+/// the look before: who is about to claim it, as when its worker has just been buried, takes less.
+const GRACES: Duration = Duration::from_secs(2);
+/// For what they end between two heartbeats.
+const GRACES_TIME: Duration = Duration::from_millis(300);
+/// Between looks from the beginning, for a cancel that committed when its own grace was over.
+const GRACES_ALL: Duration = Duration::from_secs(60);
 /// Between looks at partitions and keys.
 const HOUSE: Duration = Duration::from_secs(60);
 /// The same where something was left to do. Where a lock was not to be had it is doubled each time, up to the most, since each try
@@ -56,6 +64,10 @@ pub(crate) struct Duties {
     expiry_mark: Option<String>,
     /// When the last one was that found none.
     none_expired_us: Option<i64>,
+    /// Where the looks for cancels whose grace is over go on, when the next one may be, and when one last began at the beginning.
+    graces: Graces,
+    next_graces: Option<Instant>,
+    all_graces: Option<Instant>,
     /// When the versions that runs are pinned to were last looked at, and since when those have no worker that have none.
     looked_at_pins: Option<Instant>,
     orphaned: HashMap<String, Instant>,
@@ -86,6 +98,11 @@ impl Duties {
         self.timer_mark.clone_from(&pulse.timer_mark);
         made_ready |= self.fire_timers(session, schema).await?;
         self.expire_runs(session, schema, pulse.now_us).await?;
+        if pulse.graces_over {
+            self.end_unclaimed(session, schema).await?;
+        } else {
+            self.graces.after = Timestamp::from_microsecond(pulse.now_us).ok();
+        }
         if pulse.schedules_due {
             made_ready |= tick_schedules(session, schema).await?;
         }
@@ -119,6 +136,30 @@ impl Duties {
                 self.none_expired_us = None;
             }
             if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends cancelled runs whose grace is over and that nobody has in execution.
+    async fn end_unclaimed(&mut self, session: &Session, schema: &Schema) -> Result<()> {
+        let began = Instant::now();
+        if self.next_graces.is_some_and(|at| began < at) {
+            return Ok(());
+        }
+        loop {
+            let (ended, more) = worker::end_unclaimed(session, schema, TIMER_BATCH, &mut self.graces).await?;
+            if ended > 0 {
+                tracing::warn!(
+                    runs = ended,
+                    "nobody had cancelled runs in execution when their grace was over; they are dead"
+                );
+            }
+            if !more {
+                self.next_graces = Some(Instant::now() + GRACES);
+                return Ok(());
+            }
+            if began.elapsed() > GRACES_TIME {
                 return Ok(());
             }
         }
@@ -200,6 +241,7 @@ impl Duties {
         self.none_expired_us = None;
         self.timer_mark = None;
         self.next_timer = None;
+        self.graces = Graces::default();
     }
 
     /// The worker leaves, and with it the chores: their locks are gone when this answers, or the server does not.
@@ -210,25 +252,17 @@ impl Duties {
         }
     }
 
-    /// Gives runs to any worker whose version has had none for long enough, and ends those that are not to wait for that.
+    /// Gives runs to any worker whose version has had none for long enough.
     async fn release_pins(&mut self, session: &Session, schema: &Schema) -> Result<bool> {
         let (alive, waited_for): (Vec<Pin>, Vec<Pin>) =
             worker::pins(session, schema).await?.into_iter().partition(|pin| pin.is_alive);
         let lives = |version: &String| alive.iter().any(|pin| pin.version == *version);
         self.orphaned.retain(|version, _| !lives(version));
-        let (mut gone, mut missed) = (Vec::new(), Vec::new());
+        let mut gone = Vec::new();
         for Pin { version, grace, .. } in waited_for.into_iter().filter(|pin| !lives(&pin.version)) {
             let since = *self.orphaned.entry(version.clone()).or_insert_with(Instant::now);
-            if since.elapsed() >= grace { gone.push(version) } else { missed.push(version) }
-        }
-        while !missed.is_empty() {
-            let ended = worker::end_pinned(session, schema, &missed, TIMER_BATCH).await?;
-            if ended > 0 {
-                tracing::warn!(versions = ?missed, runs = ended,
-                    "no worker of these versions was there to undo runs within the grace of their cancel; they are dead");
-            }
-            if ended < TIMER_BATCH {
-                break;
+            if since.elapsed() >= grace {
+                gone.push(version);
             }
         }
         let mut released = 0;
@@ -248,6 +282,15 @@ impl Duties {
     /// For the heartbeat, with which the next keeper gets it.
     pub(crate) fn timer_mark(&self) -> Option<&str> {
         self.timer_mark.as_deref()
+    }
+
+    /// For the heartbeat: from when on it looks for the ends of graces.
+    pub(crate) fn graces_after(&mut self) -> Option<Timestamp> {
+        if self.all_graces.is_none_or(|at| at.elapsed() > GRACES_ALL) {
+            self.all_graces = Some(Instant::now());
+            self.graces.after = None;
+        }
+        self.graces.after
     }
 
     /// How long until the next look at timers, where one is due soon.

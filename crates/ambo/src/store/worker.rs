@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -93,6 +94,8 @@ pub(crate) struct Pulse {
     pub(crate) now_us: i64,
     /// To the keeper: ticks of schedules are due.
     pub(crate) schedules_due: bool,
+    /// To the keeper: the grace of a cancel is over.
+    pub(crate) graces_over: bool,
     /// How long until the next heartbeat has something to do: a tick after those, or the end of one that is silent.
     pub(crate) next_beat: Option<Duration>,
     /// Of the queues that it serves, those that are managed.
@@ -111,19 +114,21 @@ pub(crate) async fn heartbeat(
     in_flight: i32,
     draining: bool,
     timer_mark: Option<&str>,
+    graces_after: Option<Timestamp>,
 ) -> Result<Pulse> {
     let row = session
         .query_one(
             &schema.sql(
                 "select alive, look, is_keeper, dead, timer_mark::text, lease_ms, now_us, schedules_due, next_beat_ms,
-                        managed
-                 from ambo.heartbeat($1, $2, $3, $4::text::json)",
+                        managed, graces_over
+                 from ambo.heartbeat($1, $2, $3, $4::text::json, $5)",
             ),
             &[
                 (&worker, Type::INT8),
                 (&in_flight, Type::INT4),
                 (&draining, Type::BOOL),
                 (&timer_mark, Type::TEXT),
+                (&graces_after, Type::TIMESTAMPTZ),
             ],
         )
         .await?;
@@ -139,13 +144,14 @@ pub(crate) async fn heartbeat(
             schedules_due: row.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
             next_beat: row.try_get::<_, Option<i64>>(8)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             managed: row.try_get::<_, Option<_>>(9)?.unwrap_or_default(),
+            graces_over: row.try_get::<_, Option<_>>(10)?.unwrap_or_default(),
         })
     };
     pulse().map_err(from_driver)
 }
 
 /// A run that somebody asked to cancel, and by when it has ended then.
-pub(crate) type CancelledRun = (Uuid, Option<jiff::Timestamp>);
+pub(crate) type CancelledRun = (Uuid, Option<Timestamp>);
 
 /// Of these runs, in a worker's memory, those that somebody asked to cancel, and those for which something has come.
 pub(crate) async fn came_for(
@@ -157,7 +163,7 @@ pub(crate) async fn came_for(
     let row = session.query_one(&sql, &[(&runs, Type::UUID_ARRAY)]).await?;
     let read = || -> Result<_, tokio_postgres::Error> {
         let (cancelled, by): (Vec<Uuid>, Vec<Option<i64>>) = (row.try_get(0)?, row.try_get(2)?);
-        let by = by.into_iter().map(|by| jiff::Timestamp::from_microsecond(by?).ok());
+        let by = by.into_iter().map(|by| Timestamp::from_microsecond(by?).ok());
         Ok((cancelled.into_iter().zip(by).collect(), row.try_get(1)?))
     };
     read().map_err(from_driver)
@@ -262,23 +268,39 @@ pub(crate) async fn release_pins(
     versions: &[String],
     limit: i32,
 ) -> Result<i32> {
-    of_versions(session, &schema.sql("select ambo.release_pins($1, $2)"), versions, limit).await
+    let sql = schema.sql("select ambo.release_pins($1, $2)");
+    let row = session.query_one(&sql, &[(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)]).await?;
+    row.try_get(0).map_err(from_driver)
 }
 
-/// Ends those of them whose cancel's grace is over, up to `limit`; answers how many.
-pub(crate) async fn end_pinned(
+/// Where the looks for cancels whose grace is over go on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Graces {
+    /// None was over by then whose run had not ended.
+    pub(crate) after: Option<Timestamp>,
+    /// The snapshot of the last look.
+    since: Option<String>,
+}
+
+/// Ends such runs that nobody has in execution, up to `limit`; answers how many, and whether there may be more.
+pub(crate) async fn end_unclaimed(
     session: &Session,
     schema: &Schema,
-    versions: &[String],
     limit: i32,
-) -> Result<i32> {
-    of_versions(session, &schema.sql("select ambo.end_pinned($1, $2)"), versions, limit).await
-}
-
-async fn of_versions(session: &Session, sql: &str, versions: &[String], limit: i32) -> Result<i32> {
-    let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-        [(&versions, Type::TEXT_ARRAY), (&limit, Type::INT4)];
-    session.query_one(sql, &params).await?.try_get(0).map_err(from_driver)
+    graces: &mut Graces,
+) -> Result<(i32, bool)> {
+    let sql = "select ended, after, since::text, more from ambo.end_unclaimed($1, $2, $3::text::pg_snapshot)";
+    let row = session
+        .query_one(
+            &schema.sql(sql),
+            &[(&limit, Type::INT4), (&graces.after, Type::TIMESTAMPTZ), (&graces.since, Type::TEXT)],
+        )
+        .await?;
+    let read =
+        || Ok((Graces { after: row.try_get(1)?, since: row.try_get(2)? }, row.try_get(0)?, row.try_get(3)?));
+    let (next, ended, more) = read().map_err(from_driver)?;
+    *graces = next;
+    Ok((ended, more))
 }
 
 /// What the rare duties have left.

@@ -7,9 +7,9 @@ use crate::partition::OLD_PARTITION;
 async fn blocks_of(sql: &tokio_postgres::Client, statement: &str) -> i64 {
     let count = "select sum(pg_stat_get_xact_blocks_fetched(o))::bigint from unnest(array[
         'ambo.ready'::regclass, 'ambo.ready_pkey'::regclass, 'ambo.ready_xid'::regclass, 'ambo.ready_pin'::regclass,
-        'ambo.ready_start_by'::regclass, 'ambo.ready_start_by_xid'::regclass,
+        'ambo.ready_start_by'::regclass, 'ambo.ready_start_by_xid'::regclass, 'ambo.ready_begun'::regclass,
         'ambo.wake'::regclass, 'ambo.wake_pkey'::regclass,
-        'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass,
+        'ambo.cancel_request'::regclass, 'ambo.cancel_request_pkey'::regclass, 'ambo.cancel_request_undo_by'::regclass,
         'ambo.timer'::regclass, 'ambo.timer_pkey'::regclass, 'ambo.timer_due'::regclass,
         'ambo.timer_xid'::regclass, 'ambo.claim'::regclass, 'ambo.claim_pkey'::regclass]) o";
     sql.batch_execute("begin").await.unwrap();
@@ -58,7 +58,7 @@ async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
     let worker = register(&db, "default").await;
     let dead = "insert into ambo.wake select gen_random_uuid() from generate_series(1, 50000);
         delete from ambo.wake;
-        insert into ambo.cancel_request (run_id) select gen_random_uuid() from generate_series(1, 50000);
+        insert into ambo.cancel_request (run_id, undo_by) select gen_random_uuid(), now() from generate_series(1, 50000);
         delete from ambo.cancel_request;
         insert into ambo.ready (seq, xid, run_id, attempt, losses, priority, queue, workflow)
         select n, pg_current_xact_id(), gen_random_uuid(), 0, 0, 0, 'default', ambo.lane('a', '1')
@@ -70,7 +70,8 @@ async fn what_is_done_all_the_time_does_not_walk_over_the_dead() {
     let ids = "array(select gen_random_uuid() from generate_series(1, 10))";
     let nothing = "'{}', '{}', '{}', '{}', '{}', '{}', '{}'";
     for statement in [
-        format!("select * from ambo.heartbeat({worker}, 0, false)"),
+        format!("select * from ambo.heartbeat({worker}, 0, false, null, clock_timestamp())"),
+        "select * from ambo.end_unclaimed(10, clock_timestamp(), pg_current_snapshot())".to_owned(),
         format!("select * from ambo.came_for({ids})"),
         "select * from ambo.pins()".to_owned(),
         "select ambo.release_pins('{0,2}', 10)".to_owned(),

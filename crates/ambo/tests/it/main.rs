@@ -81,6 +81,8 @@ mod transaction;
 mod transaction_trouble;
 mod turns;
 #[cfg(feature = "testing")]
+mod unclaimed;
+#[cfg(feature = "testing")]
 mod undo;
 #[cfg(feature = "testing")]
 mod undo_beside;
