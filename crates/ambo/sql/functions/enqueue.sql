@@ -221,7 +221,6 @@ begin
         if v_terms then
             perform ambo.refuse_terms(p_key, p_dedup, p_throttle, p_debounce, p_debounce_max, p_delay, p_at, p_start_by,
                                       p_start_within);
-            p_start_by := coalesce(p_start_by, greatest(v_due, now()) + p_start_within);
         end if;
         if v_terms and (p_dedup or num_nonnulls(p_throttle, p_debounce) > 0) then
             select t.run_id, t.is_new into run_id, is_new
@@ -230,16 +229,16 @@ begin
             if not is_new then
                 return;
             end if;
-            if p_debounce is not null then
-                v_due := clock_timestamp() + p_debounce;
-                p_start_by := v_due + p_start_within;
-            end if;
+            v_due := coalesce(v_due, clock_timestamp() + p_debounce);
         elsif p_key is not null then
             select t.run_id, t.is_new into run_id, is_new
             from ambo.take_key(p_workflow, p_key, p_input, p_key_lifetime, run_id) t;
             if not is_new then
                 return;
             end if;
+        end if;
+        if p_start_within is not null then
+            p_start_by := greatest(v_due, now()) + p_start_within;
         end if;
         insert into ambo.run (id, attempts_max, priority, weight, workflow, queue, input, key, group_key, timeout, attributes,
                               start_by, dedup)

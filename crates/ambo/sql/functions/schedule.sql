@@ -59,12 +59,10 @@ begin
         timeout = p_timeout, attempts = p_attempts, cron = p_cron, timezone = v_timezone, every = p_every,
         overlap = p_overlap, jitter = p_jitter, catch_up = p_catch_up,
         -- One that was stopped for having no next time goes on when it is given other times, and only then.
-        error = case when s.paused and (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)
-                     then s.error end,
-        paused = s.paused and (s.error is null
-                               or (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)),
-        next_at = case when (s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every)
-                       then s.next_at else v_next end
+        (error, paused, next_at) = (
+            select case when s.paused and t.are_same then s.error end, s.paused and (t.are_same or s.error is null),
+                   case when t.are_same then s.next_at else v_next end
+            from (values ((s.cron, s.timezone, s.every) is not distinct from (p_cron, v_timezone, p_every))) t (are_same))
     returning s.xmax = 0 into v_new;
     return v_new;
 end $$;

@@ -1,12 +1,11 @@
 //! Code that has other calls than a run has recorded: what fits still, and what is found out before anything is done twice.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ambo::{Code, Ctx, Enqueue, Error, Result, RunId, SendSignal, Untyped, Worker};
 
 use crate::harness::{Database, database};
+use crate::undo::Journal;
 
 /// What the code has that a run goes on in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,24 +18,21 @@ enum Shape {
     Map,
 }
 
-/// How often it was charged.
-type Charged = Arc<AtomicU32>;
-
-async fn charge(cx: &mut Ctx<'_>, charged: &Charged) -> Result<()> {
-    let charged = charged.clone();
+async fn charge(cx: &mut Ctx<'_>, journal: &Journal) -> Result<()> {
+    let journal = journal.clone();
     Ok(cx
         .step("charge", move || {
-            charged.fetch_add(1, Ordering::SeqCst);
+            journal.note("charge");
             async { Ok::<_, Error>(()) }
         })
         .await?)
 }
 
-fn unbook(cx: &mut Ctx<'_>, name: &'static str, undone: &Arc<std::sync::Mutex<Vec<String>>>) {
-    let undone = undone.clone();
+fn unbook(cx: &mut Ctx<'_>, name: &'static str, journal: &Journal) {
+    let journal = journal.clone();
     cx.compensate(name, move |attempt| {
         let key = attempt.idempotency_key();
-        undone.lock().unwrap().push(format!("{name} {}", key.split_once('/').unwrap().1));
+        journal.note(format!("{name} {}", key.split_once('/').unwrap().1));
         async { Ok::<_, Error>(()) }
     });
 }
@@ -50,22 +46,21 @@ impl<'run> ambo::WorkflowFn<'run, bool> for Trip {
     fn call(&self, mut cx: Ctx<'run>, fails: bool) -> Self::Future {
         let shape = self.0;
         Box::pin(async move {
-            let charged = cx.state::<Charged>()?;
-            let undone = cx.state::<Arc<std::sync::Mutex<Vec<String>>>>()?;
+            let journal = cx.state::<Journal>()?;
             cx.step("book", || async { Ok::<_, Error>(()) }).await?;
             match shape {
                 Shape::Plain => {}
-                Shape::Compensation => unbook(&mut cx, "unbook", &undone),
+                Shape::Compensation => unbook(&mut cx, "unbook", &journal),
                 Shape::TwoCompensations => {
-                    unbook(&mut cx, "unbook", &undone);
-                    unbook(&mut cx, "unbook hotel", &undone);
+                    unbook(&mut cx, "unbook", &journal);
+                    unbook(&mut cx, "unbook hotel", &journal);
                 }
                 Shape::Branch => drop(cx.branch()),
                 Shape::Map => drop(cx.map(vec![()], 1, |_, ()| async {}).await),
-                Shape::BranchAround => charge(&mut cx.branch(), &charged).await?,
+                Shape::BranchAround => charge(&mut cx.branch(), &journal).await?,
             }
             if shape != Shape::BranchAround {
-                charge(&mut cx, &charged).await?;
+                charge(&mut cx, &journal).await?;
             }
             cx.signal::<()>("go").await?;
             if fails {
@@ -82,11 +77,11 @@ async fn from_one_to_the_other(
     from: Shape,
     to: Shape,
     fails: bool,
-) -> (u32, Vec<String>, Result<()>) {
-    let (charged, undone) = (Charged::default(), Arc::new(std::sync::Mutex::new(Vec::new())));
+) -> (usize, Vec<String>, Result<()>) {
+    let journal = Journal::default();
     let worker = |shape| {
         let builder = Worker::builder(&db.client).park_after(Duration::from_millis(20));
-        builder.workflow_fn("trip", Trip(shape)).state(charged.clone()).state(undone.clone()).start()
+        builder.workflow_fn("trip", Trip(shape)).state(journal.clone()).start()
     };
     let first = worker(from).await.unwrap();
     let run: RunId = Enqueue::<Untyped>::named("trip", &fails).on(&db.client).await.unwrap().run;
@@ -95,8 +90,8 @@ async fn from_one_to_the_other(
     let _second = worker(to).await.unwrap();
     SendSignal::new(run, "go", &()).on(&db.client).await.unwrap();
     let result = db.client.handle::<Untyped>(run).result_as::<(), Error>().await.map_err(Error::from);
-    let undone = undone.lock().unwrap().clone();
-    (charged.load(Ordering::SeqCst), undone, result)
+    let (charged, undone): (Vec<_>, Vec<_>) = journal.all().into_iter().partition(|noted| noted == "charge");
+    (charged.len(), undone, result)
 }
 
 #[tokio::test(flavor = "multi_thread")]
